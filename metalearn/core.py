@@ -1,0 +1,208 @@
+"""The words of the house: examples, tasks, objectives, algorithms and the sources that tasks come from.
+
+Everything else leans on these types and imports them from here; this file imports nothing of ours.
+Shape letters: T tasks, S support rows, Q query rows, n either, W ways.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad
+
+Inputs = Tensor | dict[str, Tensor]
+Metrics = dict[str, Any]  # per-task scalars, averaged over tasks; "statistics" may hold batch-norm statistics
+Parameters = dict[str, Tensor]
+Split = Literal["train", "val", "test"]
+
+
+class Examples(NamedTuple):
+    """Rows of inputs and targets; (n, …) for one task, (T, n, …) in a batch.
+
+    mask is True for real rows and False for padding, and is always present.
+    """
+
+    x: Inputs
+    y: Tensor
+    mask: Tensor
+
+
+class Task(NamedTuple):
+    """One learning problem: adapt on the support, be judged on the query.
+
+    A batch of tasks is the same pytree with a leading task dimension T on every leaf.
+    key: int64 hash of (seed, split, index), the only source of randomness of a task.
+    draws: the random numbers that the algorithm asked for with `Algorithm.draws`.
+    """
+
+    support: Examples
+    query: Examples
+    key: Tensor
+    draws: dict[str, Tensor] = {}
+    unlabelled: Inputs | tuple[()] = ()
+
+
+TaskBatch = Task
+
+
+class InputSpec(NamedTuple):
+    """One input: the shape of a row, and the number of categories if it holds integer codes."""
+
+    shape: tuple[int, ...]
+    num_categories: int | None = None
+
+
+class Draw(NamedTuple):
+    """Random numbers wanted per task. A permutation permutes the last dimension of `shape`."""
+
+    kind: Literal["normal", "uniform", "permutation"]
+    shape: tuple[int, ...]
+
+
+class Objective(Protocol):
+    """What a prediction is judged by: a differentiable loss, and the metrics that are reported."""
+
+    primary: str
+    higher_is_better: bool
+
+    def loss(self, prediction: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+        """Mean loss over the real rows of one task; a scalar."""
+
+    def metrics(self, prediction: Tensor, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Scalars of one task, `primary` among them, as means over its real rows."""
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What a source promises about the tasks of one split; static."""
+
+    kind: Literal["classification", "regression", "rating"]
+    objective: Objective
+    num_outputs: int  # ways, or target dimensions
+    input_spec: InputSpec | dict[str, InputSpec]
+    support_size: int  # rows, padding included
+    query_size: int
+    max_way: int = 0  # 0: no classes
+    num_train_classes: int = 0  # 0: no flat minibatches of labelled examples
+    ragged: bool = False  # True: the masks are not all True
+
+
+class Source(ABC):
+    """Where tasks come from. Holds its data as tensors on one device and draws without any state.
+
+    name: as in `data=NAME`.
+    """
+
+    name: str
+
+    @abstractmethod
+    def spec(self, split: Split) -> TaskSpec:
+        """What the tasks of this split look like."""
+
+    @abstractmethod
+    def tasks(self, split: Split, *, seed: int, first: int, count: int) -> TaskBatch:
+        """Tasks number first … first+count-1 of (seed, split): a pure function of these, on the device."""
+
+    def examples(self, *, seed: int, first: int, count: int) -> Examples:
+        """Rows first … first+count-1 of an endless stream of shuffled epochs over the train split.
+
+        y: class numbers 0 … num_train_classes-1, int64 (count,).
+        """
+        raise ValueError(f"data={self.name} has no labelled classes to draw flat minibatches from; choose an algorithm that learns from tasks")
+
+    def num_tasks(self, split: Split) -> int | None:
+        """How many different tasks the split holds (users, say); None when they are drawn without end."""
+        return None
+
+    @abstractmethod
+    def protocol(self, split: Split) -> dict[str, Any]:
+        """Facts that a result must state: way, shot, query_shot, partition, augmentation, … JSON values."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """sha256 over the data that tasks are drawn from."""
+
+
+class Plan(Protocol):
+    """How the tasks of a chunk are mapped; see `metalearn.engine.execution`."""
+
+    def map(self, function: Callable[..., Any], *batches: Any) -> Any:
+        """function applied to every task of the batches (leading dimension), results stacked."""
+
+
+class Algorithm(nn.Module):
+    """A meta-learning method, written for one task as pure functions of (parameters, task).
+
+    Everything that is learned across tasks is a parameter of this module. The executor swaps the
+    parameters with `call`, maps `task_loss` over tasks, and is the only writer of `.grad`.
+    Subclasses define `adapt` and `predict`, or override what they need further up.
+    """
+
+    trains_on: Literal["tasks", "examples"] | None = "tasks"  # None: nothing to train
+    evaluates_on: Literal["tasks"] = "tasks"
+    adaptation_steps: int = 0
+    eval_adaptation_steps: int = 0  # 0: adaptation is not a number of steps
+    transductive: bool = False  # True: the query batch influences its own predictions
+
+    def __init__(self, spec: TaskSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.objective = spec.objective
+
+    def check(self, spec: TaskSpec) -> None:
+        """Raise ValueError, with the reason and the way out, if tasks like these are beyond the method."""
+
+    def draws(self, spec: TaskSpec) -> dict[str, Draw]:
+        """Random numbers wanted for each task, enough for training and for evaluation."""
+        return {}
+
+    def adapt(self, task: Task, *, steps: int) -> Any:
+        """What was learned from one task's support, as a pytree of tensors. Pure; query.y is blank."""
+        raise NotImplementedError
+
+    def predict(self, adapted: Any, x: Inputs, mask: Tensor) -> Tensor:
+        """Predictions (Q, num_outputs) for all queries of one task."""
+        raise NotImplementedError
+
+    def inductive(self, adapted: Any, task: Task) -> Any:
+        """The same adaptation, made so that no query can influence another. Identity if it is so already."""
+        return adapted
+
+    def task_loss(self, task: Task) -> tuple[Tensor, Metrics]:
+        """Outer loss and metrics of one task."""
+        adapted = self.adapt(blank_query(task), steps=self.adaptation_steps)
+        prediction = self.predict(adapted, task.query.x, task.query.mask)
+        metrics = self.objective.metrics(prediction, task.query.y, task.query.mask)
+        return self.objective.loss(prediction, task.query.y, task.query.mask), metrics
+
+    def losses(self, tasks: TaskBatch | Examples, how: Plan) -> tuple[Tensor, Metrics]:
+        """Losses (C,) and metrics {name: (C, …)} of a chunk of C tasks."""
+        return how.map(self.task_loss, tasks)
+
+    def gradient(self, params: Parameters, tasks: TaskBatch | Examples, how: Plan) -> tuple[Parameters, Tensor, Metrics]:
+        """Gradient summed over the chunk, its losses (C,) and metrics {name: (C, …)}. Pure."""
+
+        def total(params: Parameters) -> tuple[Tensor, tuple[Tensor, Metrics]]:
+            losses, metrics = self.call(params, "losses", tasks, how)
+            return losses.sum(), (losses, metrics)
+
+        grads, (losses, metrics) = grad(total, has_aux=True)(params)
+        return grads, losses, metrics
+
+    def call(self, params: Parameters, method: str, *args: Any, **kwargs: Any) -> Any:
+        """self.<method>(…) with some or all parameters replaced. Nests: the rest keep their present values."""
+        return functional_call(self, params, (method, *args), kwargs, tie_weights=False)
+
+    def forward(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """The door for `functional_call`, which can only enter a module through `forward`."""
+        return getattr(self, method)(*args, **kwargs)
+
+
+def blank_query(task: Task) -> Task:
+    """The task without the answers that it will be judged by."""
+    return task._replace(query=task.query._replace(y=torch.zeros_like(task.query.y)))

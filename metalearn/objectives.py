@@ -1,0 +1,51 @@
+"""What predictions are judged by: one loss and its metrics per kind of task. Masked rows never count."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the real rows of (n,) values; 0 when there are none."""
+    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+class Classification:
+    """Cross-entropy in nats and accuracy in 0…1. prediction: logits (n, W); y: int64 labels (n,)."""
+
+    primary = "accuracy"
+    higher_is_better = True
+
+    def loss(self, prediction: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+        return masked_mean(F.cross_entropy(prediction, y, reduction="none"), mask)
+
+    def metrics(self, prediction: Tensor, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        return {"accuracy": masked_mean((prediction.argmax(-1) == y).to(prediction.dtype), mask)}
+
+
+class Regression:
+    """Mean squared error, a true mean over rows and target dimensions. prediction and y: (n, D)."""
+
+    primary = "mse"
+    higher_is_better = False
+
+    def loss(self, prediction: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+        return masked_mean((prediction - y).square().mean(-1), mask)
+
+    def metrics(self, prediction: Tensor, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        return {"mse": self.loss(prediction, y, mask)}
+
+
+class Rating:
+    """Squared error to train on; MAE and RMSE per task, in the rating's own unit. prediction and y: (n, 1)."""
+
+    primary = "mae"
+    higher_is_better = False
+
+    def loss(self, prediction: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+        return masked_mean((prediction - y).square().mean(-1), mask)
+
+    def metrics(self, prediction: Tensor, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        return {"mae": masked_mean((prediction - y).abs().mean(-1), mask), "rmse": self.loss(prediction, y, mask).sqrt()}
