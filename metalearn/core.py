@@ -206,3 +206,13 @@ class Algorithm(nn.Module):
 def blank_query(task: Task) -> Task:
     """The task without the answers that it will be judged by."""
     return task._replace(query=task.query._replace(y=torch.zeros_like(task.query.y)))
+
+
+def members(task: Task, spec: TaskSpec) -> Tensor:
+    """Which support row belongs to which class: bool (S, W), False on padding.
+
+    W is max(S, spec.max_way), an upper bound on the way that is known without looking at the labels, so that a
+    method that takes any way can meet tasks of another way than it was trained with. Surplus classes are absent.
+    """
+    labels = torch.arange(max(task.support.y.shape[-1], spec.max_way), device=task.support.y.device)
+    return (task.support.y[:, None] == labels) & task.support.mask[:, None]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
-from torch.func import grad
+from torch.func import grad, grad_and_value
 
 from metalearn.core import Parameters
 
@@ -20,4 +21,42 @@ def gradient_descent(loss: Loss, weights: Parameters, *, lr: float | Tensor, ste
     for _ in range(steps):
         grads = grad(loss)(weights)
         weights = {name: weight - lr * (grads[name].detach() if first_order else grads[name]) for name, weight in weights.items()}
+    return weights
+
+
+def minibatch_adam(
+    loss: Callable[[Parameters, int], Tensor], weights: Parameters, *, lr: float, steps: int, beta2: float = 0.999, eps: float = 1e-8
+) -> tuple[Parameters, Tensor]:
+    """`steps` steps of Adam with beta1 = 0 (Kingma & Ba 2015, alg. 1) on loss(weights, step); no second order.
+
+    Returns the weights and the mean of the losses before each step.
+    """
+    second = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    total = torch.zeros((), dtype=next(iter(weights.values())).dtype, device=next(iter(weights.values())).device)
+    for step in range(steps):
+        grads, value = grad_and_value(loss)(weights, step)
+        correction = 1 - beta2 ** (step + 1)
+        second = {name: beta2 * s + (1 - beta2) * grads[name].detach().square() for name, s in second.items()}
+        weights = {name: w - lr * grads[name].detach() / ((second[name] / correction).sqrt() + eps) for name, w in weights.items()}
+        total = total + value.detach()
+    return weights, total / max(steps, 1)
+
+
+def momentum_sgd(
+    loss: Callable[[Parameters, int], Tensor],
+    weights: Parameters,
+    *,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    steps: int,
+) -> Parameters:
+    """`steps` steps of `torch.optim.SGD`'s update on loss(weights, step); no second order."""
+    velocity: Parameters = {}
+    for step in range(steps):
+        grads = grad(loss)(weights, step)
+        decayed = {name: grads[name].detach() + weight_decay * w for name, w in weights.items()}
+        velocity = {name: momentum * velocity[name] + (1 - dampening) * g if velocity else g for name, g in decayed.items()}
+        weights = {name: w - lr * velocity[name] for name, w in weights.items()}
     return weights

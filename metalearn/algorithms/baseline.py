@@ -1,0 +1,79 @@
+"""Baseline of "A closer look at few-shot classification" (Chen et al. 2019, arXiv:1904.04232), §3.2.
+
+Train an ordinary classifier over all base classes on flat minibatches; per test task, freeze the features and fit a
+new linear head by SGD (lr 0.01, momentum 0.9, dampening 0.9, weight decay 0.001, batches of 4, 100 epochs).
+Deviation: the new head starts at zero instead of at random.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from metalearn.core import Algorithm, Draw, Examples, Inputs, Metrics, Parameters, Plan, Task, TaskBatch, TaskSpec, members
+from metalearn.functional import momentum_sgd
+
+
+class Baseline(Algorithm):
+    """eval_adaptation_steps: epochs over the support when a task's head is fitted."""
+
+    trains_on = "examples"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: TaskSpec,
+        *,
+        inner_lr: float = 0.01,
+        momentum: float = 0.9,
+        dampening: float = 0.9,
+        weight_decay: float = 0.001,
+        inner_batch_size: int = 4,
+        eval_adaptation_steps: int = 100,
+    ) -> None:
+        super().__init__(spec)
+        self.model = model
+        self.classifier = model.head(max(spec.num_train_classes, 1))
+        self.sgd = {"lr": inner_lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
+        self.inner_batch_size, self.eval_adaptation_steps = inner_batch_size, eval_adaptation_steps
+
+    def check(self, spec: TaskSpec) -> None:
+        if spec.kind != "classification" or spec.num_train_classes == 0:
+            raise ValueError(f"algo=baseline pretrains a classifier over labelled classes, but the tasks are {spec.kind}; choose algo=maml")
+        if self.model.norm_statistics != "running":
+            raise ValueError(f"algo=baseline tests with running averages; set model.norm_statistics=running (it is {self.model.norm_statistics})")
+
+    def draws(self, spec: TaskSpec) -> dict[str, Draw]:
+        return {"order": Draw("permutation", (self.eval_adaptation_steps, spec.support_size))}
+
+    def losses(self, tasks: TaskBatch | Examples, how: Plan) -> tuple[Tensor, Metrics]:
+        assert isinstance(tasks, Examples)
+        features, statistics = self.model(tasks.x)
+        logits = self.classifier(features)
+        metrics: Metrics = dict(self.objective.metrics(logits, tasks.y, tasks.mask)) | {"statistics": statistics}
+        return self.objective.loss(logits, tasks.y, tasks.mask)[None], tree_map(lambda leaf: leaf[None], metrics)
+
+    def adapt(self, task: Task, *, steps: int) -> dict[str, Any]:
+        features_SD, _ = self.model(task.support.x, given=self.model.running())
+        num_rows, size = len(task.support.y), self.inner_batch_size
+        per_epoch = ceil(num_rows / size)
+        present = members(task, self.spec).any(0)
+        logits_of_absent = features_SD.new_zeros(()).fill_(-1e9)
+
+        def loss(head: Parameters, step: int) -> Tensor:
+            epoch, batch = divmod(step, per_epoch)
+            rows = task.draws["order"][epoch, batch * size : (batch + 1) * size]
+            logits = F.linear(features_SD[rows], head["weight"], head["bias"])
+            return F.cross_entropy(logits.where(present, logits_of_absent), task.support.y[rows])
+
+        head = {"weight": features_SD.new_zeros(len(present), features_SD.shape[-1]), "bias": features_SD.new_zeros(len(present))}
+        return {"head": momentum_sgd(loss, head, steps=steps * per_epoch, **self.sgd), "present": present}
+
+    def predict(self, adapted: dict[str, Any], x: Inputs, mask: Tensor) -> Tensor:
+        features_QD, _ = self.model(x, given=self.model.running())
+        logits = F.linear(features_QD, adapted["head"]["weight"], adapted["head"]["bias"])
+        return logits.where(adapted["present"], logits.new_zeros(()).fill_(-1e9))

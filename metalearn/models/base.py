@@ -1,0 +1,120 @@
+"""What every model is: inputs to features, batch-norm statistics as values in and out, and how weights start."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Statistics = tuple[tuple[Tensor, Tensor], ...]  # one (mean, variance) per norm layer, in order
+
+STATISTICS = ("transductive", "support", "support_and_one", "running")
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+class Norm(nn.Module):
+    """Batch normalisation over one task's rows (Ioffe & Szegedy 2015), with its statistics as values.
+
+    Nothing is written in the forward pass: the caller decides whose statistics count, which is a choice
+    of protocol. The affine is a multiply-add outside the normalisation, because `F.batch_norm` with affine
+    arguments gives wrong second-order gradients under vmap.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, num_channels: int, *, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_channels))
+        self.register_buffer("running_mean", torch.zeros(num_channels))
+        self.register_buffer("running_var", torch.ones(num_channels))
+
+    def forward(
+        self, x: Tensor, given: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None, step: int = 0
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """x: (n, C, …) → the same shape, and the (mean, variance) that were used, each (C,).
+
+        given: use these statistics; None measures those of x, where mask (n,) counts only the real rows.
+        """
+        mean, var = self.measure(x, mask) if given is None else given
+        scale = self.weight * torch.rsqrt(var + self.eps)
+        shift = self.bias - mean * scale
+        column = (-1, *[1] * (x.ndim - 2))
+        return torch.addcmul(shift.view(column), x, scale.view(column)), (mean, var)
+
+    @staticmethod
+    def measure(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        dims = [0, *range(2, x.ndim)]
+        if mask is None:
+            var, mean = torch.var_mean(x, dims, correction=0)
+            return mean, var
+        weight = mask.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+        count = (weight.sum() * x[0, 0].numel()).clamp(min=1)
+        mean = (x * weight).sum(dims) / count
+        centred = x - mean.view(-1, *[1] * (x.ndim - 2))
+        return mean, (centred.square() * weight).sum(dims) / count
+
+
+class Model(nn.Module):
+    """Turns the inputs of one task into features.
+
+    out_features: width of the features. norm_statistics: whose batch-norm statistics predictions use.
+    """
+
+    out_features: int
+    norm_statistics: str = "none"
+
+    def __init__(self, *, init: str, head_init: str) -> None:
+        super().__init__()
+        self.init = init
+        self.head_init = head_init
+
+    def forward(self, x: Any, given: Statistics | None = None, mask: Tensor | None = None, step: int = 0) -> tuple[Tensor, Statistics]:
+        """x: n rows → features (n, out_features), and the statistics used, one pair per norm layer."""
+        raise NotImplementedError
+
+    def head(self, num_outputs: int) -> nn.Linear:
+        """A linear layer on the features, started as `head_init` says."""
+        return initialise(nn.Linear(self.out_features, num_outputs), self.head_init)
+
+    def norms(self) -> list[Norm]:
+        return [module for module in self.modules() if isinstance(module, Norm)]
+
+    def running(self) -> Statistics:
+        """The running averages, as `given` wants them."""
+        return tuple((norm.running_mean, norm.running_var) for norm in self.norms())
+
+    @torch.no_grad()
+    def update_running(self, statistics: Statistics, momentum: float = 0.1) -> None:
+        """Let the running averages follow the statistics of one outer step."""
+        for norm, (mean, var) in zip(self.norms(), statistics, strict=True):
+            norm.running_mean.lerp_(mean, momentum)
+            norm.running_var.lerp_(var, momentum)
+
+
+def initialise(module: AnyModule, scheme: str) -> AnyModule:
+    """Start the weights of every convolution and linear layer; biases start at 0 except under `default`.
+
+    default: PyTorch's own. xavier: Glorot & Bengio 2010, uniform. kaiming: He et al. 2015, normal.
+    normal: N(0, 1). truncated_normal: N(0, 0.01²) cut at two deviations. zero.
+    """
+    fill = {
+        "xavier": nn.init.xavier_uniform_,
+        "kaiming": lambda w: nn.init.kaiming_normal_(w, nonlinearity="relu"),
+        "normal": nn.init.normal_,
+        "truncated_normal": lambda w: nn.init.trunc_normal_(w, std=0.01, a=-0.02, b=0.02),
+        "zero": nn.init.zeros_,
+    }
+    if scheme == "default":
+        return module
+    if scheme not in fill:
+        raise ValueError(f"unknown initialisation {scheme!r}; choose one of {', '.join(['default', *fill])}")
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            fill[scheme](layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return module

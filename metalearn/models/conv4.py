@@ -1,0 +1,60 @@
+"""Four 3x3 convolutions with batch norm: the backbone of most few-shot papers, in its two variants.
+
+`stride`: strided convolutions, as MAML's Omniglot network (Finn et al. 2017); `pool`: max-pooling, as
+Vinyals et al. 2016. The convolutions have no bias, since the norm that follows would subtract it again.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metalearn.core import InputSpec
+from metalearn.models.base import STATISTICS, Model, Norm, Statistics, initialise
+
+
+class Conv4(Model):
+    """Images (n, C, H, W) → features (n, out_features); out_features follows from the image size."""
+
+    def __init__(
+        self,
+        input_spec: InputSpec,
+        *,
+        channels: int = 64,
+        downsample: str = "stride",
+        readout: str = "mean",
+        norm_statistics: str = "transductive",
+        init: str = "xavier",
+        head_init: str = "default",
+    ) -> None:
+        super().__init__(init=init, head_init=head_init)
+        if isinstance(input_spec, dict) or len(input_spec.shape) != 3:
+            raise ValueError("model=conv4 needs images (channels, height, width); choose model=mlp for vectors or model=user_item for mappings")
+        for name, value, allowed in (
+            ("downsample", downsample, ("stride", "pool")),
+            ("readout", readout, ("mean", "flatten")),
+            ("norm_statistics", norm_statistics, STATISTICS),
+        ):
+            if value not in allowed:
+                raise ValueError(f"model.{name}={value!r} is none of {', '.join(allowed)}")
+        self.downsample, self.readout, self.norm_statistics = downsample, readout, norm_statistics
+        in_channels, height, width = input_spec.shape
+        self.convs, self.bns = nn.ModuleList(), nn.ModuleList()
+        for _ in range(4):
+            self.convs.append(nn.Conv2d(in_channels, channels, 3, stride=2 if downsample == "stride" else 1, padding=1, bias=False))
+            self.bns.append(Norm(channels))
+            in_channels = channels
+            height, width = ((height + 1) // 2, (width + 1) // 2) if downsample == "stride" else (height // 2, width // 2)
+        if height * width == 0:
+            raise ValueError(f"images of {input_spec.shape[1]}x{input_spec.shape[2]} pixels vanish after four poolings; raise data.image_size to 16 or more")
+        self.out_features = channels if readout == "mean" else channels * height * width
+        initialise(self, init)
+
+    def forward(self, x: Tensor, given: Statistics | None = None, mask: Tensor | None = None, step: int = 0) -> tuple[Tensor, Statistics]:
+        statistics = []
+        for i, (conv, norm) in enumerate(zip(self.convs, self.bns, strict=True)):
+            x, used = norm(conv(x), given[i] if given else None, mask, step)
+            # ReLU after pooling equals ReLU before it, on a quarter of the pixels.
+            x = F.relu(F.max_pool2d(x, 2) if self.downsample == "pool" else x)
+            statistics.append(used)
+        return (x.mean((-2, -1)) if self.readout == "mean" else x.flatten(1)), tuple(statistics)
