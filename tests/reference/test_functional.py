@@ -1,0 +1,101 @@
+"""Inner optimisers against `torch.optim`, and methods against hand-made arithmetic."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from metalearn.algorithms.pixel_nn import PixelNN
+from metalearn.algorithms.protonet import ProtoNet
+from metalearn.core import Examples, InputSpec, Task, TaskSpec, blank_query
+from metalearn.functional import gradient_descent, minibatch_adam, momentum_sgd
+from metalearn.models.base import Model, Norm
+from metalearn.objectives import Classification
+
+A = torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+START = torch.linspace(-1, 1, 6, dtype=torch.float64)
+
+
+def bowl(weights: dict[str, Tensor], step: int = 0) -> Tensor:
+    return ((A @ weights["w"] - step) ** 2).mean() + weights["w"].cos().sum()
+
+
+def torch_steps(make_optimizer, steps: int) -> Tensor:
+    w = START.clone().requires_grad_()
+    optimizer = make_optimizer([w])
+    for step in range(steps):
+        optimizer.zero_grad()
+        bowl({"w": w}, step).backward()
+        optimizer.step()
+    return w.detach()
+
+
+def test_minibatch_adam_equals_torch_adam_with_beta1_zero() -> None:
+    weights, _ = minibatch_adam(bowl, {"w": START}, lr=0.01, steps=7)
+    torch.testing.assert_close(weights["w"], torch_steps(lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.0, 0.999)), 7))
+
+
+def test_momentum_sgd_equals_torch_sgd() -> None:
+    dials = {"lr": 0.01, "momentum": 0.9, "dampening": 0.9, "weight_decay": 0.001}
+    weights = momentum_sgd(bowl, {"w": START}, steps=7, **dials)
+    torch.testing.assert_close(weights["w"], torch_steps(lambda p: torch.optim.SGD(p, **dials), 7))
+
+
+def test_second_order_gradient_of_one_step_by_hand() -> None:
+    # loss(w) = a w²/2, one step: w' = w (1 - lr a); d(w'²)/dw = 2 w (1 - lr a)²; first order drops one factor.
+    a, lr, w = 3.0, 0.1, torch.tensor(2.0, requires_grad=True)
+    for first_order, expected in ((False, 2 * 2.0 * 0.7**2), (True, 2 * 2.0 * 0.7)):
+        adapted = gradient_descent(lambda p: a * p["w"] ** 2 / 2, {"w": w}, lr=lr, steps=1, first_order=first_order)
+        (grad,) = torch.autograd.grad(adapted["w"] ** 2, w)
+        torch.testing.assert_close(grad, torch.tensor(expected))
+
+
+class Identity(Model):
+    """Features are the inputs, so that distances can be worked out by hand."""
+
+    def __init__(self, norm_statistics: str = "support") -> None:
+        super().__init__(init="default", head_init="default")
+        self.out_features, self.norm_statistics = 2, norm_statistics
+
+    def forward(self, x, given=None, mask=None, step=0):
+        return x, ()
+
+
+def plane_task() -> tuple[TaskSpec, Task]:
+    support = Examples(torch.tensor([[0.0, 0.0], [0.0, 2.0], [4.0, 0.0], [4.0, 2.0]]), torch.tensor([0, 0, 1, 1]), torch.ones(4, dtype=torch.bool))
+    query = Examples(torch.tensor([[1.0, 1.0], [3.0, 1.0]]), torch.tensor([0, 1]), torch.ones(2, dtype=torch.bool))
+    return TaskSpec("classification", Classification(), 2, InputSpec((2,)), 4, 2, 2), Task(support, query, torch.tensor(0))
+
+
+def test_protonet_logits_are_negative_squared_distances_to_class_means() -> None:
+    spec, task = plane_task()
+    algorithm = ProtoNet(Identity(), spec)
+    logits = algorithm.predict(algorithm.adapt(blank_query(task), steps=0), task.query.x, task.query.mask)
+    # Class means (0, 1) and (4, 1); queries at distance 1 and 3 from them.
+    torch.testing.assert_close(logits[:, :2], torch.tensor([[-1.0, -9.0], [-9.0, -1.0]]))
+    assert (logits[:, 2:] == torch.finfo(torch.float32).min).all(), "classes without support must come last"
+
+
+def test_pixel_nn_takes_the_class_of_the_nearest_row() -> None:
+    spec, task = plane_task()
+    algorithm = PixelNN(Identity(), spec, distance="euclidean")
+    assert not list(algorithm.parameters())
+    prediction = algorithm.predict(algorithm.adapt(task, steps=0), task.query.x, task.query.mask)
+    assert prediction.argmax(-1).tolist() == [0, 1]
+
+
+def test_norm_equals_batch_norm_and_returns_its_statistics() -> None:
+    x = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    norm = Norm(3)
+    y, (mean, var) = norm(x)
+    torch.testing.assert_close(y, torch.nn.functional.batch_norm(x, None, None, training=True), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(norm(x[:2], given=(mean, var))[0], y[:2])
+
+
+def test_norm_ignores_masked_rows() -> None:
+    x = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    mask = torch.tensor([True, True, True, False, False])
+    y, statistics = Norm(3)(x, mask=mask)
+    expected, expected_statistics = Norm(3)(x[:3])
+    torch.testing.assert_close(y[:3], expected)
+    torch.testing.assert_close(statistics, expected_statistics)
