@@ -1,0 +1,119 @@
+"""Prepared tensors on disk, one safetensors file each, with a sha256 of the content inside.
+
+A file is written under a temporary name, synced and renamed, so that two processes may build it at once:
+the last one wins and both files were complete. What does not verify is rebuilt, with a line in the log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from metalearn.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+class Prepared(NamedTuple):
+    """tensors: by name. facts: JSON values. sha256: over both."""
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+    sha256: str
+
+
+Build = Callable[[], tuple[dict[str, Tensor], dict[str, Any]]]
+
+
+def cache_folder(cache_dir: str | Path | None) -> Path:
+    """data.cache_dir, else $XDG_CACHE_HOME/metalearn, else ~/.cache/metalearn."""
+    if cache_dir is not None:
+        return Path(cache_dir).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "metalearn"
+
+
+def cached(folder: Path, name: str, build: Build) -> Prepared:
+    """What `build` makes, read from `folder/name.safetensors` if a valid one lies there, else built and written.
+
+    name: must change with everything that `build` depends on.
+    Raises ConfigError if the folder cannot be written.
+    """
+    path = folder / f"{name}.safetensors"
+    if path.exists():
+        try:
+            return _read(path)
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            log.warning("%s is corrupt (%s); building it again", path, error)
+    _check_writable(folder)
+    log.info("preparing %s", path)
+    tensors, facts = build()
+    tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    prepared = Prepared(tensors, json.loads(json.dumps(facts)), digest(tensors, facts))
+    _write(path, prepared)
+    return prepared
+
+
+def digest(tensors: dict[str, Tensor], facts: dict[str, Any]) -> str:
+    """sha256 over names, types, shapes and bytes of the tensors, and over the facts."""
+    state = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        state.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}".encode())
+        state.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return state.hexdigest()
+
+
+def key_of(**parts: Any) -> str:
+    """Twelve hex digits of a sha256 over JSON values: the part of a cache name that stands for the dials."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _read(path: Path) -> Prepared:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    facts = json.loads(metadata["facts"])
+    if digest(tensors, facts) != metadata["sha256"]:
+        raise ValueError("its sha256 does not match its content")
+    return Prepared(tensors, facts, metadata["sha256"])
+
+
+def _write(path: Path, prepared: Prepared) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    metadata = {"facts": json.dumps(prepared.facts), "sha256": prepared.sha256}
+    try:
+        save_file(prepared.tensors, temporary, metadata=metadata)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(_cannot_write(path.parent, error)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check_writable(folder: Path) -> None:
+    """Fail before the work, not after it."""
+    probe = folder / f".probe-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(_cannot_write(folder, error)) from error
+
+
+def _cannot_write(folder: Path, error: Exception) -> str:
+    return f"data.cache_dir={folder} cannot be written ({error}); choose another folder with data.cache_dir=PATH"

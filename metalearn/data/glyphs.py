@@ -1,0 +1,161 @@
+"""Glyphs: procedural characters, a stand-in for Omniglot that needs no download.
+
+A character is one to four smooth strokes; a drawer redraws it with trembling control points, a slant, a
+stretch, a shift and a pen of its own. Everything is a pure function of data.seed.
+Shape letters: C characters, D drawings, S strokes, P points of a stroke.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalearn.core import Split
+from metalearn.data.cache import cache_folder, cached, key_of
+from metalearn.data.image_classes import ImageClasses, ImageSet, count_problems
+from metalearn.data.partition import random_partition, split_sizes
+from metalearn.errors import ConfigError
+from metalearn.hashing import fold, normal, uniform
+
+VERSION = 1  # of the drawing code; part of the cache's name
+FRACTIONS = (2 / 3, 1 / 12, 1 / 4)
+STROKES, CONTROLS, POINTS = 4, 4, 40
+BLOCK = 500  # characters drawn at once, which bounds the memory
+
+
+class Glyphs(ImageClasses):
+    """num_classes characters of num_drawings drawings, black ink on white before `invert`."""
+
+    name = "glyphs"
+
+    def __init__(
+        self,
+        *,
+        device: torch.device,
+        cache_dir: str | None = None,
+        num_classes: int = 1200,
+        num_drawings: int = 20,
+        seed: int = 0,
+        partition: str = "random",
+        partition_seed: int = 0,
+        way: int = 5,
+        shot: int = 1,
+        query_shot: int = 15,
+        train: Mapping[str, int | None] | None = None,
+        rotations: Sequence[Split] = (),
+        invert: bool = True,
+        image_size: int = 28,
+    ) -> None:
+        super().__init__(
+            device=device, way=way, shot=shot, query_shot=query_shot, train=train, rotations=rotations, invert=invert, image_size=image_size
+        )
+        self.folder = cache_folder(cache_dir)
+        self.num_classes, self.num_drawings = num_classes, num_drawings
+        self.seed, self.partition, self.partition_seed = seed, partition, partition_seed
+        self._check()
+
+    def _check(self) -> None:
+        problems = [] if self.partition == "random" else [f"data.partition={self.partition}; glyphs only has 'random', as all characters are alike"]
+        sizes = split_sizes(self.num_classes, FRACTIONS)
+        have = {split: (sizes[split] * self._turns(split), self.num_drawings) for split in self.shapes}
+        problems += count_problems(self.name, self.shapes, have)
+        if problems:
+            raise ConfigError(problems)
+
+    def _load(self) -> ImageSet:
+        image_size = self.input_spec.shape[-1]
+        name = f"glyphs-{key_of(version=VERSION, seed=self.seed, classes=self.num_classes, drawings=self.num_drawings, size=image_size)}"
+        prepared = cached(self.folder, name, lambda: ({"images": draw_glyphs(self.num_classes, self.num_drawings, self.seed, image_size)}, {}))
+        partition = random_partition(self.num_classes, split_sizes(self.num_classes, FRACTIONS), self.partition_seed)
+        return ImageSet(prepared.tensors["images"], [self.num_drawings] * self.num_classes, partition, prepared.sha256)
+
+    def _facts(self) -> dict[str, Any]:
+        return {"partition": self.partition, "partition_seed": self.partition_seed, "data_seed": self.seed}
+
+
+def draw_glyphs(num_classes: int, num_drawings: int, seed: int, image_size: int) -> Tensor:
+    """uint8 (C·D, 1, H, H), 0 ink and 255 paper, sorted by character."""
+    blocks = []
+    for numbers in torch.arange(num_classes).split(BLOCK):
+        controls, weight = characters(fold(seed, numbers))
+        drawer = fold(seed, -1, numbers[:, None], torch.arange(num_drawings))
+        points = strokes(redraw(controls, drawer))
+        blocks.append(ink(points, weight, drawer, image_size).flatten(0, 1))
+    return torch.cat(blocks)[:, None]
+
+
+def characters(key: Tensor) -> tuple[Tensor, Tensor]:
+    """Control points (C, S, CONTROLS, 2) in about [-1, 1] and the weight (C, S) of each stroke: 1, or 0 if unused.
+
+    A stroke begins where an earlier one passed, or anywhere, and wanders with a turning heading.
+    """
+    num = len(key)
+    start = uniform(fold(key, 0), (STROKES, 2)) * 1.6 - 0.8
+    heading = uniform(fold(key, 1), (STROKES,)) * (2 * torch.pi)
+    turn = normal(fold(key, 2), (STROKES,)) * 0.9
+    wobble = normal(fold(key, 3), (STROKES, CONTROLS - 1)) * 0.35
+    length = 0.25 + 0.45 * uniform(fold(key, 4), (STROKES, CONTROLS - 1))
+    angle = heading[..., None] + turn[..., None] * torch.arange(CONTROLS - 1) + wobble
+    steps = torch.stack([angle.cos(), angle.sin()], -1) * length[..., None]
+    path = torch.cat([torch.zeros(num, STROKES, 1, 2), steps.cumsum(2)], 2)
+    # Strokes that lean towards the middle keep the character inside the frame.
+    controls = (start - path.mean(2) * 0.5)[:, :, None] + path
+    joined = uniform(fold(key, 5), (STROKES,)) < 0.6
+    joined[:, 0] = False
+    offset = controls[:, :1, 1] - controls[:, :, 0]
+    controls = torch.where(joined[..., None, None], controls + offset[:, :, None], controls)
+    count = 1 + (uniform(fold(key, 6), (1,)) * 3.2).long()
+    weight = (torch.arange(STROKES) < count).float()
+    used = weight[..., None, None].expand_as(controls) > 0
+    low = torch.where(used, controls, torch.inf).flatten(1, 2).amin(1)
+    high = torch.where(used, controls, -torch.inf).flatten(1, 2).amax(1)
+    # Centred on the box of its control points, and shrunk into the frame if it is larger.
+    scale = 1.7 / (high - low).amax(-1).clamp(min=1.2)
+    return (controls - ((low + high) / 2)[:, None, None]) * scale[:, None, None, None], weight
+
+
+def redraw(controls: Tensor, drawer: Tensor) -> Tensor:
+    """The same characters by the drawers with these keys (C, D): (C, D, S, CONTROLS, 2)."""
+    tremble = normal(fold(drawer, 0), controls.shape[1:]) * 0.075
+    slant, angle, stretch, size = normal(fold(drawer, 1), (4,)).unbind(-1)
+    angle, slant = angle * 0.12, slant * 0.15
+    size, stretch = (1 + 0.1 * size).clamp(0.7, 1.3), (1 + 0.1 * stretch).clamp(0.7, 1.3)
+    row_x = torch.stack([angle.cos(), slant - angle.sin()], -1) * (size * stretch)[..., None]
+    row_y = torch.stack([angle.sin(), angle.cos()], -1) * (size / stretch)[..., None]
+    matrix = torch.stack([row_x, row_y], -2)
+    shift = normal(fold(drawer, 2), (2,)) * 0.09
+    moved = torch.einsum("cdij,cdskj->cdski", matrix, controls[:, None] + tremble)
+    return moved + shift[:, :, None, None]
+
+
+def strokes(controls: Tensor) -> Tensor:
+    """Points (…, P, 2) of the uniform cubic B-spline through doubled ends of (…, CONTROLS, 2)."""
+    ends = [controls[..., :1, :]] * 2, [controls[..., -1:, :]] * 2
+    padded = torch.cat([*ends[0], controls, *ends[1]], -2)
+    segments = padded.shape[-2] - 3
+    position = torch.linspace(0, segments, POINTS).clamp(max=segments - 1e-4)
+    index, t = position.long(), (position - position.long())[:, None]
+    basis = [(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]
+    return sum((padded[..., index + k, :] * basis[k] / 6 for k in range(4)), torch.zeros(()))
+
+
+def ink(points: Tensor, weight: Tensor, drawer: Tensor, image_size: int) -> Tensor:
+    """uint8 (C, D, H, H) from points (C, D, S, P, 2): a Gaussian pen, summed along the strokes and hardened.
+
+    The pen is separable, so that an image is one product of (H, S·P) and (S·P, H).
+    """
+    pen = 1.05 * (1 + 0.18 * normal(fold(drawer, 3), (1,))).clamp(0.6, 1.5) * (image_size / 28)
+    grid = torch.arange(image_size) + 0.5
+    pixels = (points + 1.25) * (image_size / 2.5)
+    # Arc length per point, so that a slow stretch of the curve is not blacker than a fast one.
+    arc = (pixels[..., 1:, :] - pixels[..., :-1, :]).norm(dim=-1)
+    arc = torch.cat([arc, arc[..., -1:]], -1) * weight[:, None, :, None]
+    arc, pixels = arc.flatten(2), pixels.flatten(2, 3)
+    across = torch.exp(-0.5 * ((grid - pixels[..., 0:1]) / pen[..., None]) ** 2)
+    down = torch.exp(-0.5 * ((grid - pixels[..., 1:2]) / pen[..., None]) ** 2)
+    density = torch.einsum("cdph,cdpw->cdhw", down * arc[..., None], across) / pen[..., None]
+    hard = torch.sigmoid((density - 1.15) * 5)
+    return (255 * (1 - hard)).round().to(torch.uint8)

@@ -1,0 +1,221 @@
+"""What all sources of labelled images share: splits of classes, rotations as classes, episodes, flat minibatches.
+
+Images live on the device as uint8, one tensor per split, rotated copies included; a batch is a gather.
+Shape letters: T tasks, N images, C channels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalearn.core import Examples, InputSpec, Source, Split, Task, TaskBatch, TaskSpec
+from metalearn.data.sampling import SPLITS, ClassStore, draw_episodes, labels, shuffled, task_keys
+from metalearn.errors import ConfigError
+from metalearn.objectives import Classification
+
+
+@dataclass(frozen=True)
+class EpisodeShape:
+    """Sizes of the episodes of one split. keys: where each size was set, for messages."""
+
+    way: int
+    shot: int
+    query_shot: int
+    keys: tuple[str, str, str] = ("data.way", "data.shot", "data.query_shot")
+
+    @property
+    def per_class(self) -> int:
+        return self.shot + self.query_shot
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """All images of a source, sorted by class. images: uint8 (N, C, H, H); sizes: images per class, in order.
+
+    partition: class numbers of each split. sha256: over the images and classes.
+    """
+
+    images: Tensor
+    sizes: Sequence[int]
+    partition: Mapping[Split, Sequence[int]]
+    sha256: str
+
+
+class ImageClasses(Source):
+    """Few-shot classification of images. A subclass says where the images come from, and what the dials mean.
+
+    train: sizes of the training episodes where they differ; None means as in val and test.
+    rotations: the splits whose classes are multiplied by four, each turned copy being a class of its own.
+    invert: 1 - x, so that ink drawn black on white becomes 1 on 0.
+    The constructor touches no file; the first use does, and so does `prepare`.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: torch.device,
+        way: int,
+        shot: int,
+        query_shot: int,
+        train: Mapping[str, int | None] | None,
+        rotations: Sequence[Split],
+        invert: bool,
+        image_size: int,
+        channels: int = 1,
+    ) -> None:
+        self.device = torch.device(device)
+        self.shapes = episode_shapes(way, shot, query_shot, train)
+        self.rotations = tuple(split for split in SPLITS if split in rotations)
+        self.invert = invert
+        self.input_spec = InputSpec((channels, image_size, image_size))
+        problems = [
+            f"data.rotations holds {name!r}, which is no split; expected some of train, val, test" for name in rotations if name not in SPLITS
+        ]
+        problems += [] if image_size >= 1 else [f"data.image_size={image_size}; expected at least 1 pixel"]
+        problems += shape_problems(self.shapes)
+        if problems:
+            raise ConfigError(problems)
+
+    @abstractmethod
+    def _load(self) -> ImageSet:
+        """Read, verify and decode; called once. Raises DataError."""
+
+    @abstractmethod
+    def _facts(self) -> dict[str, Any]:
+        """What a result must state beyond the sizes of its episodes: partition, resize, …"""
+
+    def prepare(self) -> None:
+        """Fetch, verify and cache the data now rather than on first use."""
+        _ = self._stores
+
+    def spec(self, split: Split) -> TaskSpec:
+        shape = self.shapes[split]
+        return TaskSpec(
+            kind="classification",
+            objective=Classification(),
+            num_outputs=shape.way,
+            input_spec=self.input_spec,
+            support_size=shape.way * shape.shot,
+            query_size=shape.way * shape.query_shot,
+            max_way=shape.way,
+            num_train_classes=self._stores["train"].num_classes,
+        )
+
+    def tasks(self, split: Split, *, seed: int, first: int, count: int) -> TaskBatch:
+        shape, store = self.shapes[split], self._stores[split]
+        key = task_keys(seed, split, first=first, count=count, device=self.device)
+        support, query = draw_episodes(key, store, way=shape.way, shot=shape.shot, query_shot=shape.query_shot)
+        return Task(
+            support=Examples(self._images(split, support), labels(count, shape.way, shape.shot, self.device), self._real(support)),
+            query=Examples(self._images(split, query), labels(count, shape.way, shape.query_shot, self.device), self._real(query)),
+            key=key,
+        )
+
+    def examples(self, *, seed: int, first: int, count: int) -> Examples:
+        store = self._stores["train"]
+        rows = shuffled(seed, "train", first=first, count=count, total=len(store.rows), device=self.device)
+        return Examples(self._images("train", rows), store.class_of_row[rows], self._real(rows))
+
+    def protocol(self, split: Split) -> dict[str, Any]:
+        shape = self.shapes[split]
+        return {
+            "data": self.name,
+            "split": split,
+            "way": shape.way,
+            "shot": shape.shot,
+            "query_shot": shape.query_shot,
+            "num_classes": self._stores[split].num_classes,
+            "augmentation": "rotations" if self.rotations else "none",
+            "rotations": list(self.rotations),
+            "invert": self.invert,
+            "image_size": self.input_spec.shape[-1],
+            **self._facts(),
+        }
+
+    def fingerprint(self) -> str:
+        facts = {
+            "content": self._set.sha256,
+            "partition": {split: list(self._set.partition[split]) for split in SPLITS},
+            "rotations": list(self.rotations),
+            "invert": self.invert,
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def _set(self) -> ImageSet:
+        return self._load()
+
+    @cached_property
+    def _stores(self) -> dict[Split, ClassStore]:
+        sizes = {split: [self._set.sizes[number] for number in self._set.partition[split]] for split in SPLITS}
+        problems = count_problems(self.name, self.shapes, {split: (len(s) * self._turns(split), min(s, default=0)) for split, s in sizes.items()})
+        if problems:
+            raise ConfigError(problems)
+        return {split: self._store(split) for split in SPLITS}
+
+    def _store(self, split: Split) -> ClassStore:
+        size = torch.tensor(self._set.sizes)
+        first = size.cumsum(0) - size
+        rows = torch.cat([torch.arange(int(first[c]), int(first[c] + size[c])) for c in self._set.partition[split]])
+        images = self._set.images[rows]
+        images = 255 - images if self.invert else images
+        turned = torch.cat([images.rot90(turn, (-2, -1)) for turn in range(self._turns(split))])
+        sizes = size[torch.tensor(list(self._set.partition[split]))].repeat(self._turns(split))
+        return ClassStore(turned.contiguous().to(self.device), sizes.to(self.device))
+
+    def _turns(self, split: Split) -> int:
+        return 4 if split in self.rotations else 1
+
+    def _images(self, split: Split, rows: Tensor) -> Tensor:
+        """float32 (*rows.shape, C, H, H) in [0, 1]."""
+        pixels = self._stores[split].rows.index_select(0, rows.flatten())
+        return (pixels / 255.0).unflatten(0, rows.shape)
+
+    @staticmethod
+    def _real(rows: Tensor) -> Tensor:
+        return torch.ones_like(rows, dtype=torch.bool)
+
+
+def episode_shapes(way: int, shot: int, query_shot: int, train: Mapping[str, int | None] | None) -> dict[Split, EpisodeShape]:
+    """Sizes per split: those of `train` where it gives them, else the common ones."""
+    common = EpisodeShape(way, shot, query_shot)
+    values, keys = [], []
+    for name, value in (("way", way), ("shot", shot), ("query_shot", query_shot)):
+        own = (train or {}).get(name)
+        values.append(value if own is None else own)
+        keys.append(f"data.{name}" if own is None else f"data.train.{name}")
+    return {"train": EpisodeShape(values[0], values[1], values[2], (keys[0], keys[1], keys[2])), "val": common, "test": common}
+
+
+def shape_problems(shapes: Mapping[Split, EpisodeShape]) -> list[str]:
+    """Sizes that no data could give."""
+    found = []
+    for shape in shapes.values():
+        for key, value, least in zip(shape.keys, (shape.way, shape.shot, shape.query_shot), (2, 1, 1), strict=True):
+            found += [] if value >= least else [f"{key}={value}; expected at least {least}"]
+    return list(dict.fromkeys(found))
+
+
+def count_problems(name: str, shapes: Mapping[Split, EpisodeShape], have: Mapping[Split, tuple[int, int]]) -> list[str]:
+    """Sizes that this data cannot give. have: number of classes and images of the smallest class, per split."""
+    found = []
+    for split, shape in shapes.items():
+        num_classes, smallest = have[split]
+        way, shot, query_shot = shape.keys
+        if shape.way > num_classes:
+            found.append(f"{way}={shape.way} but split '{split}' of {name} has {num_classes} classes; lower {way} or choose another partition")
+        if num_classes and shape.per_class > smallest:
+            found.append(
+                f"{shot}={shape.shot} + {query_shot}={shape.query_shot} needs {shape.per_class} images per class, but split '{split}' of {name} "
+                f"has a class with {smallest}; lower {shot} or {query_shot}"
+            )
+    return found

@@ -1,0 +1,103 @@
+"""Omniglot (Lake, Salakhutdinov & Tenenbaum 2015): 1,623 characters of 50 alphabets, 20 drawings each.
+
+Partitions: `vinyals` divides by alphabet (Vinyals et al. 2016, the split of Matching Networks and ProtoNet);
+`random` divides shuffled characters 1100/100/423 (the MAML code), so that alphabets straddle the splits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metalearn.core import Split
+from metalearn.data.cache import cache_folder, cached, key_of
+from metalearn.data.image_classes import ImageClasses, ImageSet, count_problems
+from metalearn.data.omniglot_files import CONTENT, DRAWINGS, NUM_CHARACTERS, Character, locate, read_drawings
+from metalearn.data.partition import random_partition
+from metalearn.data.resize import METHODS, resize_ink
+from metalearn.errors import ConfigError
+
+VERSION = 1  # of the preparation; part of the cache's name
+RANDOM_SIZES: dict[Split, int] = {"train": 1100, "val": 100, "test": 423}
+VINYALS_SIZES: dict[Split, int] = {"train": 1028, "val": 172, "test": 423}
+VAL_ALPHABETS = {"Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)"}
+TEST_ALPHABETS = {
+    *("Kannada", "Keble", "Malayalam", "Manipuri", "Mongolian", "Old_Church_Slavonic_(Cyrillic)"),
+    *("Oriya", "Sylheti", "Syriac_(Serto)", "Tengwar", "Tibetan", "ULOG"),
+}
+# The one alphabet that straddles: its characters 42-45 are test, the others train.
+STRADDLING, LAST_IN_TRAIN = "Gurmukhi", 41
+
+
+class Omniglot(ImageClasses):
+    """root: a folder that holds the archives or their extracted folders; read only, None means $METALEARN_DATA, else cache_dir."""
+
+    name = "omniglot"
+
+    def __init__(
+        self,
+        *,
+        device: torch.device,
+        root: str | None = None,
+        cache_dir: str | None = None,
+        partition: str = "vinyals",
+        partition_seed: int = 0,
+        way: int = 5,
+        shot: int = 1,
+        query_shot: int = 15,
+        train: Mapping[str, int | None] | None = None,
+        rotations: Sequence[Split] = ("train", "val", "test"),
+        resize: str = "nearest",
+        invert: bool = True,
+        image_size: int = 28,
+    ) -> None:
+        super().__init__(
+            device=device, way=way, shot=shot, query_shot=query_shot, train=train, rotations=rotations, invert=invert, image_size=image_size
+        )
+        self.root, self.folder = root, cache_folder(cache_dir)
+        self.partition, self.partition_seed, self.resize = partition, partition_seed, resize
+        self._check()
+
+    def _check(self) -> None:
+        """All that the dials alone can tell, so that nothing is downloaded for a run that cannot be."""
+        problems = []
+        if self.partition not in ("vinyals", "random"):
+            problems.append(f"data.partition={self.partition}; expected vinyals or random")
+        if self.resize not in METHODS:
+            problems.append(f"data.resize={self.resize}; expected one of {', '.join(METHODS)}")
+        sizes = VINYALS_SIZES if self.partition == "vinyals" else RANDOM_SIZES
+        problems += count_problems(self.name, self.shapes, {split: (size * self._turns(split), DRAWINGS) for split, size in sizes.items()})
+        if problems:
+            raise ConfigError(problems)
+
+    def _load(self) -> ImageSet:
+        places = locate(self.root, self.folder)
+        image_size = self.input_spec.shape[-1]
+        name = f"omniglot-{key_of(version=VERSION, content=CONTENT, size=image_size, resize=self.resize)}"
+        prepared = cached(self.folder, name, lambda: self._build(places, image_size))
+        characters = [Character(*fields) for fields in prepared.facts["characters"]]
+        partition = vinyals_partition(characters)
+        if self.partition == "random":
+            partition = random_partition(NUM_CHARACTERS, RANDOM_SIZES, self.partition_seed)
+        return ImageSet(prepared.tensors["images"], [DRAWINGS] * NUM_CHARACTERS, partition, prepared.sha256)
+
+    def _build(self, places: Sequence[Path], image_size: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        ink, characters = read_drawings(places, self.folder)
+        return {"images": resize_ink(ink, image_size, self.resize)}, {"characters": [list(c) for c in characters]}
+
+    def _facts(self) -> dict[str, Any]:
+        seed = {"partition_seed": self.partition_seed} if self.partition == "random" else {}
+        return {"partition": self.partition, **seed, "resize": self.resize}
+
+
+def vinyals_partition(characters: Sequence[Character]) -> dict[Split, list[int]]:
+    """Class numbers of each split, by alphabet."""
+    partition: dict[Split, list[int]] = {"train": [], "val": [], "test": []}
+    for number, character in enumerate(characters):
+        late = character.alphabet == STRADDLING and character.number > LAST_IN_TRAIN
+        split: Split = "val" if character.alphabet in VAL_ALPHABETS else "test" if late or character.alphabet in TEST_ALPHABETS else "train"
+        partition[split].append(number)
+    return partition
