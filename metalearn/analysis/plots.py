@@ -1,0 +1,102 @@
+"""Pictures of a run: learning curves, the adaptation curve, example episodes with their predictions.
+
+Pure functions of the files in a run folder; each returns the path of its PNG.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from metalearn.analysis.canvas import BLUE, GREY, RED, save, style
+from metalearn.analysis.preview import episodes as episodes  # the third picture of a run, drawn from arrays
+from metalearn.analysis.runfiles import Line, is_fraction, read_json, read_metrics, shown
+from metalearn.analysis.runfiles import adaptation_curve as curve_of
+
+
+def learning_curve(run_dir: Path) -> Path | None:
+    """plots/learning_curve.png: loss and primary metric over outer steps, validation with its 95% interval.
+
+    None when the run has no step to show (a method that does not train).
+    """
+    lines = [line for line in read_metrics(run_dir) if line["split"] in ("train", "val")]
+    results = read_json(run_dir / "results.json")
+    names = [name for name in ("loss", _primary(lines, results)) if name]
+    if not any(line["split"] == "train" for line in lines):
+        return None
+    figure = Figure(figsize=(6.4, 2.7 * len(names)), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(len(names), 1, sharex=True))
+    for axis, name in zip(axes, names, strict=True):
+        _draw_curve(axis, lines, name)
+    if results is not None and results["primary"] == names[-1]:
+        _draw_test(axes[-1], results)
+    for axis in axes:
+        axis.legend(frameon=False, fontsize=8)
+    axes[-1].set_xlabel("outer steps")
+    axes[0].set_title(run_dir.resolve().name, fontsize=9)
+    return save(figure, run_dir / "plots" / "learning_curve.png")
+
+
+def adaptation_curve(run_dir: Path) -> Path | None:
+    """plots/adaptation_curve.png: the primary metric after k adaptation steps, with its 95% interval.
+
+    None when results.json has no `<primary>_step_<k>`, as for methods that do not adapt in steps.
+    """
+    results = read_json(run_dir / "results.json")
+    points = curve_of(results) if results else []
+    if results is None or not points:
+        return None
+    steps, mean, ci95 = (np.array(column) for column in zip(*points, strict=True))
+    scale = 100.0 if is_fraction(results["primary"]) else 1.0
+    figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+    axis = figure.subplots()
+    axis.errorbar(steps, mean * scale, yerr=ci95 * scale, color=BLUE, marker="o", markersize=4, capsize=3, linewidth=1.5)
+    trained = results["protocol"].get("train_adaptation_steps")
+    if trained is not None:
+        axis.axvline(trained, color=GREY, linestyle=":", linewidth=1, label=f"steps in training ({trained})")
+        axis.legend(frameon=False, fontsize=8)
+    style(axis, results["primary"])
+    axis.set_xlabel("adaptation steps")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_title(f"{results['split']}: mean ± 95% CI over {results['episodes']} tasks", fontsize=9)
+    return save(figure, run_dir / "plots" / "adaptation_curve.png")
+
+
+def _primary(lines: list[Line], results: dict[str, Any] | None) -> str | None:
+    """Name of the metric to draw under the loss: that of results.json, before it exists that of validation."""
+    if results is not None:
+        return None if results["primary"] == "loss" else str(results["primary"])
+    for line in lines:
+        for name in line:
+            if line["split"] == "val" and name.endswith("_ci95") and name != "loss_ci95":
+                return name.removesuffix("_ci95")
+    return None
+
+
+def _draw_curve(axis: Axes, lines: list[Line], name: str) -> None:
+    scale = 100.0 if is_fraction(name) else 1.0
+    for split, colour, marker in (("train", GREY, ""), ("val", BLUE, "o")):
+        chosen = [line for line in lines if line["split"] == split and name in line]
+        if not chosen:
+            continue
+        step = np.array([line["step"] for line in chosen])
+        mean = np.array([line[name] for line in chosen], dtype=float) * scale
+        axis.plot(step, mean, color=colour, marker=marker, markersize=4, linewidth=1.2, label=split)
+        ci95 = np.array([line.get(f"{name}_ci95", np.nan) for line in chosen], dtype=float) * scale
+        if np.isfinite(ci95).any():
+            axis.fill_between(step, mean - ci95, mean + ci95, color=colour, alpha=0.25, linewidth=0, label=f"{split} 95% CI")
+    style(axis, name)
+
+
+def _draw_test(axis: Axes, results: dict[str, Any]) -> None:
+    name = results["primary"]
+    value = results["metrics"][name]
+    scale = 100.0 if is_fraction(name) else 1.0
+    label = f"{results['split']} {shown(name, value['mean'], value['ci95'])}"
+    style: dict[str, Any] = {"color": RED, "marker": "D", "markersize": 5, "capsize": 3, "linestyle": "none", "zorder": 3}
+    axis.errorbar([results["step"]], [value["mean"] * scale], yerr=[value["ci95"] * scale], label=label, **style)

@@ -1,0 +1,174 @@
+"""Tables for people: the end of a run, the end of a sweep, and the results in the README.
+
+Accuracies are fractions in files and percent here. No number stands without its interval and its number of tasks.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import shlex
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from metalearn.analysis.runfiles import read_json, read_metrics, read_yaml, shown, wall_seconds
+
+
+def grid(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """Rows as aligned columns, the first row being the heading; columns numbered in `right` are right-aligned."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [text.rjust(width) if i in right else text.ljust(width) for i, (text, width) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def closing(run_dir: Path) -> str:
+    """What a finished run prints: result with interval, published figure, where the time went, what to type next.
+
+    Also good for an evaluation's folder, RUN_DIR/evals/<protocol>. Raises FileNotFoundError without results.json.
+    """
+    results = read_json(run_dir / "results.json")
+    if results is None:
+        raise FileNotFoundError(f"{run_dir}/results.json not found: the run has not been evaluated. Run: metalearn resume {run_dir}")
+    config = read_yaml(run_dir / "config.yaml") or {}
+    parts = [protocol_line(results), metric_table(results), published_line(config)]
+    seconds = wall_seconds(read_metrics(run_dir))
+    if any(seconds.values()):
+        split = " · ".join(f"{part} {spent:.1f} s" for part, spent in seconds.items())
+        parts.append(f"time: {split} · together {sum(seconds.values()) / 60:.1f} min")
+    if config:
+        parts.append("next:\n" + "\n".join(f"  {command}" for command in next_commands(run_dir, config, results)))
+    return "\n\n".join(part for part in parts if part)
+
+
+def protocol_line(results: dict[str, Any]) -> str:
+    """One line that says what was measured, so that no number travels without its protocol."""
+    protocol = results["protocol"]
+    facts = [f"{results['split']} tasks"]
+    if protocol.get("way"):
+        facts.append(f"{protocol['way']}-way {protocol.get('shot')}-shot, {protocol.get('query_shot')} queries per class")
+    if "transductive" in protocol:
+        facts.append("transductive" if protocol["transductive"] else "inductive")
+    facts += [f"checkpoint {protocol.get('checkpoint', 'best')} (step {results['step']})", f"seed {results['seed']}"]
+    return " · ".join(facts)
+
+
+def metric_table(results: dict[str, Any]) -> str:
+    """metric, mean ± 95% CI, tasks; the primary metric first."""
+    names = sorted(results["metrics"], key=lambda name: (name != results["primary"], "_step_" in name, _natural(name)))
+    rows = [["metric", "mean ± 95% CI", "tasks"]]
+    for name in names:
+        value = results["metrics"][name]
+        rows.append([name, shown(name, value["mean"], value["ci95"]), str(results["episodes"])])
+    return grid(rows, right=(1, 2))
+
+
+def published_line(config: dict[str, Any]) -> str:
+    """The published figure that a recipe aims at, or else the one of the algorithm; empty when none is known."""
+    about = config.get("about") or (config.get("algo") or {}).get("about") or {}
+    if not about.get("published"):
+        return ""
+    text = f"published: {published(about['published'])} ({about['paper']})"
+    return f"{text}; deviation: {about['deviation']}" if about.get("deviation") else text
+
+
+def published(figure: dict[str, Any]) -> str:
+    """'98.7 ± 0.4 % Omniglot …, table 1' of an about block's published figure."""
+    value = f"{figure['value']}" + (f" ± {figure['ci95']}" if figure.get("ci95") is not None else "")
+    return ", ".join(part for part in (f"{value} {figure.get('unit', '')}".strip(), figure.get("source")) if part)
+
+
+def next_commands(run_dir: Path, config: dict[str, Any], results: dict[str, Any]) -> list[str]:
+    """Commands that work as they stand from the present folder."""
+    folder = shlex.quote(str(run_dir))
+    trusted = config.get("trusted") or []
+    trust = f" {shlex.quote('trusted=[' + ','.join(trusted) + ']')}" if trusted else ""
+    commands = [f"metalearn eval {folder} eval.episodes={max(2000, 2 * results['episodes'])}{trust}"]
+    steps = (config.get("trainer") or {}).get("outer_steps", 0)
+    if any(line["split"] == "train" for line in read_metrics(run_dir)):
+        commands.append(f"metalearn resume {folder} trainer.outer_steps={2 * steps}{trust}")
+    if (run_dir / "plots").is_dir():
+        commands.append(f"ls {shlex.quote(str(run_dir / 'plots'))}")
+    return commands
+
+
+class Job(NamedTuple):
+    """One job of a sweep. primary, mean, ci95 and minutes are None where the job has no result."""
+
+    folder: Path
+    overrides: list[str]
+    status: str
+    primary: str | None
+    mean: float | None
+    ci95: float | None
+    minutes: float
+
+
+def jobs(sweep_dir: Path) -> list[Job]:
+    """The jobs in a sweep's folder, by number."""
+    found = [folder for folder in sweep_dir.iterdir() if folder.is_dir() and (folder / "overrides.yaml").exists()]
+    return [_job(folder) for folder in sorted(found, key=lambda folder: _natural(folder.name))]
+
+
+def _job(folder: Path) -> Job:
+    results = read_json(folder / "results.json") or {}
+    primary = results.get("primary")
+    value = results["metrics"][primary] if primary else {}
+    status = (read_json(folder / "status.json") or {}).get("status", "not started")
+    minutes = sum(wall_seconds(read_metrics(folder)).values()) / 60
+    return Job(folder, read_yaml(folder / "overrides.yaml") or [], status, primary, value.get("mean"), value.get("ci95"), minutes)
+
+
+def sweep(sweep_dir: Path) -> str:
+    """One line per job, then mean and spread over seeds wherever two or more jobs differ in nothing else."""
+    found = jobs(sweep_dir)
+    rows = [["job", "overrides", "result ± 95% CI", "minutes", "folder"]]
+    for job in found:
+        rows.append([job.folder.name, " ".join(job.overrides) or "(defaults)", _result(job), f"{job.minutes:.1f}", str(job.folder)])
+    text = grid(rows, right=(2, 3))
+    over_seeds = seed_spread(found)
+    return f"{text}\n\n{over_seeds}" if over_seeds else text
+
+
+def seed_spread(found: list[Job]) -> str:
+    """Mean and standard deviation over seeds of the jobs' results; empty when no two jobs differ by their seed alone."""
+    groups: dict[tuple[str, ...], list[Job]] = {}
+    for job in found:
+        if job.mean is not None:
+            groups.setdefault(tuple(word for word in job.overrides if not word.startswith("seed=")), []).append(job)
+    rows = [["overrides", "seeds", "mean over seeds", "standard deviation"]]
+    for overrides, members in groups.items():
+        means = [job.mean for job in members if job.mean is not None]
+        if len(means) > 1:
+            name = members[0].primary or ""
+            spread = shown(name, statistics.stdev(means))
+            rows.append([" ".join(overrides) or "(defaults)", str(len(means)), f"{name} {shown(name, statistics.fmean(means))}", spread])
+    return grid(rows, right=(1, 2, 3)) if len(rows) > 1 else ""
+
+
+def sweep_csv(sweep_dir: Path) -> str:
+    """The content of sweep.csv: one line per job, accuracies as fractions, empty cells where there is no result."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["job", "overrides", "status", "primary", "mean", "ci95", "minutes", "folder"])
+    for job in jobs(sweep_dir):
+        cells = [job.status, job.primary, job.mean, job.ci95, f"{job.minutes:.2f}", str(job.folder)]
+        writer.writerow([job.folder.name, " ".join(job.overrides), *("" if cell is None else cell for cell in cells)])
+    return text.getvalue()
+
+
+def _result(job: Job) -> str:
+    if job.primary is None or job.mean is None:
+        return job.status
+    return f"{job.primary} {shown(job.primary, job.mean, job.ci95)}"
+
+
+def _natural(name: str) -> tuple[str, int]:
+    """Sort key that puts step_10 and job 10 after step_2 and job 2."""
+    stem = name.rstrip("0123456789")
+    return stem, int(name[len(stem) :] or -1)
