@@ -78,7 +78,9 @@ class ImageClasses(Source):
         self.invert = invert
         self.input_spec = InputSpec((channels, image_size, image_size))
         problems = [
-            f"data.rotations holds {name!r}, which is no split; expected some of train, val, test" for name in rotations if name not in SPLITS
+            f"data.rotations holds {name!r}, which is no split; expected some of train, val, test"
+            for name in rotations
+            if name not in SPLITS
         ]
         problems += [] if image_size >= 1 else [f"data.image_size={image_size}; expected at least 1 pixel"]
         problems += shape_problems(self.shapes)
@@ -157,7 +159,9 @@ class ImageClasses(Source):
     @cached_property
     def _stores(self) -> dict[Split, ClassStore]:
         sizes = {split: [self._set.sizes[number] for number in self._set.partition[split]] for split in SPLITS}
-        problems = count_problems(self.name, self.shapes, {split: (len(s) * self._turns(split), min(s, default=0)) for split, s in sizes.items()})
+        problems = count_problems(
+            self.name, self.shapes, {split: (len(s) * self._turns(split), min(s, default=0)) for split, s in sizes.items()}
+        )
         if problems:
             raise ConfigError(problems)
         return {split: self._store(split) for split in SPLITS}
@@ -212,7 +216,9 @@ def count_problems(name: str, shapes: Mapping[Split, EpisodeShape], have: Mappin
         num_classes, smallest = have[split]
         way, shot, query_shot = shape.keys
         if shape.way > num_classes:
-            found.append(f"{way}={shape.way} but split '{split}' of {name} has {num_classes} classes; lower {way} or choose another partition")
+            found.append(
+                f"{way}={shape.way} but split '{split}' of {name} has {num_classes} classes; lower {way} or choose another partition"
+            )
         if num_classes and shape.per_class > smallest:
             found.append(
                 f"{shot}={shape.shot} + {query_shot}={shape.query_shot} needs {shape.per_class} images per class, but split '{split}' of {name} "

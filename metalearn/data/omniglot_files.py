@@ -54,7 +54,9 @@ def locate(root: str | None, cache: Path) -> list[Path]:
     path = Path(chosen).expanduser()
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
-        raise DataError(f"{origin}={chosen} {what}; expected a folder that holds omniglot/images_background.zip, or leave it out to download")
+        raise DataError(
+            f"{origin}={chosen} {what}; expected a folder that holds omniglot/images_background.zip, or leave it out to download"
+        )
     return [path, cache]
 
 
@@ -117,7 +119,9 @@ def _members(path: Path, part: str) -> Iterator[Drawing]:
         with zipfile.ZipFile(path) as archive:
             yield from _from_archive(archive, path, part)
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise DataError(f"{path} is damaged or incomplete ({error}); it was not used. Delete it, or replace it by the official archive") from error
+        raise DataError(
+            f"{path} is damaged or incomplete ({error}); it was not used. Delete it, or replace it by the official archive"
+        ) from error
 
 
 def _from_folder(path: Path) -> Iterator[Drawing]:
@@ -134,7 +138,9 @@ def _from_archive(archive: zipfile.ZipFile, path: Path, part: str) -> Iterator[D
             raise DataError(f"{path} holds a member with the path {info.filename!r}, which leaves the archive; it was not used")
     for info in members:
         if info.file_size > MAX_IMAGE_BYTES:
-            raise DataError(f"{path}: {info.filename} unpacks to {info.file_size} bytes; a drawing has at most {MAX_IMAGE_BYTES}. It was not used")
+            raise DataError(
+                f"{path}: {info.filename} unpacks to {info.file_size} bytes; a drawing has at most {MAX_IMAGE_BYTES}. It was not used"
+            )
         yield _drawing(info.filename.removeprefix(f"{part}/"), f"{path}: {info.filename}", archive.read(info))
 
 
@@ -154,7 +160,9 @@ def _verified(drawings: Sequence[Drawing], part: str, path: Path) -> np.ndarray:
     packed = np.packbits(ink.reshape(len(ink), -1), axis=1)
     sha256 = hashlib.sha256(packed.tobytes()).hexdigest()
     if sha256 != CONTENT[part]:
-        raise DataError(f"{path} is not the Omniglot that was published: its content has sha256 {sha256}, expected {CONTENT[part]}; it was not used")
+        raise DataError(
+            f"{path} is not the Omniglot that was published: its content has sha256 {sha256}, expected {CONTENT[part]}; it was not used"
+        )
     return ink
 
 
