@@ -44,8 +44,13 @@ def is_fraction(metric: str) -> bool:
     return metric.startswith("accuracy")
 
 
-def shown(metric: str, mean: float, ci95: float | None = None) -> str:
-    """A number as people read it: '96.31 ± 0.42 %' for accuracies, four digits otherwise."""
+def shown(metric: str, mean: float | None, ci95: float | None = None) -> str:
+    """A number as people read it: '96.31 ± 0.42 %' for accuracies, four digits otherwise.
+
+    mean: None stands for NaN or infinity, which JSON does not have.
+    """
+    if mean is None:
+        return "not finite"
     scale, digits, unit = (100.0, 2, " %") if is_fraction(metric) else (1.0, 4, "")
     text = f"{mean * scale:.{digits}f}"
     return f"{text}{unit}" if ci95 is None else f"{text} ± {ci95 * scale:.{digits}f}{unit}"

@@ -60,27 +60,46 @@ def protocol_line(results: dict[str, Any]) -> str:
 
 def metric_table(results: dict[str, Any]) -> str:
     """metric, mean ± 95% CI, tasks; the primary metric first."""
-    names = sorted(results["metrics"], key=lambda name: (name != results["primary"], "_step_" in name, _natural(name)))
     rows = [["metric", "mean ± 95% CI", "tasks"]]
-    for name in names:
+    for name in _by_importance(results):
         value = results["metrics"][name]
         rows.append([name, shown(name, value["mean"], value["ci95"]), str(results["episodes"])])
     return grid(rows, right=(1, 2))
 
 
+def beside(run_dir: Path, eval_dir: Path) -> str:
+    """An evaluation under another protocol beside the run's own result, metric by metric."""
+    folders = {"this protocol": eval_dir, "the run's own": run_dir}
+    found = {name: results for name, folder in folders.items() if (results := read_json(folder / "results.json")) is not None}
+    metrics = _by_importance(found["this protocol"])
+    rows = [["metric (mean ± 95% CI)", *(f"{name}, {results['episodes']} tasks" for name, results in found.items())]]
+    for metric in metrics:
+        values = [results["metrics"].get(metric) for results in found.values()]
+        rows.append([metric, *("–" if value is None else shown(metric, value["mean"], value["ci95"]) for value in values)])
+    lines = [f"{name}: {protocol_line(results)}" for name, results in found.items()]
+    return "\n".join([*lines, "", grid(rows, right=range(1, len(rows[0])))])
+
+
 def published_line(config: dict[str, Any]) -> str:
-    """The published figure that a recipe aims at, or else the one of the algorithm; empty when none is known."""
+    """The published figures that a recipe aims at, or else that of the algorithm; empty when none is known."""
     about = config.get("about") or (config.get("algo") or {}).get("about") or {}
-    if not about.get("published"):
+    known = [f"{figure['name']} {figure['published']}{unit_of(figure)}" for figure in about.get("figures", []) if figure.get("published")]
+    if about.get("published"):
+        known.append(published(about["published"]))
+    if not known:
         return ""
-    text = f"published: {published(about['published'])} ({about['paper']})"
-    return f"{text}; deviation: {about['deviation']}" if about.get("deviation") else text
+    text = f"published: {'; '.join(known)} ({about['paper']})"
+    return f"{text}\ndeviation: {about['deviation'].strip()}" if about.get("deviation") else text
 
 
 def published(figure: dict[str, Any]) -> str:
-    """'98.7 ± 0.4 % Omniglot …, table 1' of an about block's published figure."""
-    value = f"{figure['value']}" + (f" ± {figure['ci95']}" if figure.get("ci95") is not None else "")
-    return ", ".join(part for part in (f"{value} {figure.get('unit', '')}".strip(), figure.get("source")) if part)
+    """'98.7 % Omniglot …, table 1' of an algorithm's published figure."""
+    return ", ".join(part for part in (f"{figure['value']} {figure.get('unit', '')}".strip(), figure.get("source")) if part)
+
+
+def unit_of(figure: dict[str, Any]) -> str:
+    """The unit of a recipe's figure, percent where it names none, with the space before it."""
+    return f" {figure.get('unit', '%')}"
 
 
 def next_commands(run_dir: Path, config: dict[str, Any], results: dict[str, Any]) -> list[str]:
@@ -119,7 +138,7 @@ def _job(folder: Path) -> Job:
     results = read_json(folder / "results.json") or {}
     primary = results.get("primary")
     value = results["metrics"][primary] if primary else {}
-    status = (read_json(folder / "status.json") or {}).get("status", "not started")
+    status = (read_json(folder / "status.json") or {}).get("state", "not started")
     minutes = sum(wall_seconds(read_metrics(folder)).values()) / 60
     return Job(folder, read_yaml(folder / "overrides.yaml") or [], status, primary, value.get("mean"), value.get("ci95"), minutes)
 
@@ -166,6 +185,11 @@ def _result(job: Job) -> str:
     if job.primary is None or job.mean is None:
         return job.status
     return f"{job.primary} {shown(job.primary, job.mean, job.ci95)}"
+
+
+def _by_importance(results: dict[str, Any]) -> list[str]:
+    """Names of the metrics: the primary one, then the others, then the adaptation curve in its order."""
+    return sorted(results["metrics"], key=lambda name: (name != results["primary"], "_step_" in name, _natural(name)))
 
 
 def _natural(name: str) -> tuple[str, int]:

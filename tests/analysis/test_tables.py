@@ -22,7 +22,7 @@ def test_closing_gives_percent_interval_and_task_count_of_every_metric(run_dir: 
 def test_closing_states_the_protocol_and_the_published_figure(run_dir: Path) -> None:
     text = tables.closing(run_dir)
     assert "test tasks · 5-way 1-shot, 15 queries per class · transductive · checkpoint best (step 150) · seed 0" in text
-    assert "published: 98.7 ± 0.4 %, table 1 (Finn et al. 2017); deviation: 3,500 steps instead of 60,000" in text
+    assert "published: 5-way 1-shot 98.7 % (Finn et al. 2017)\ndeviation: 3,500 steps instead of 60,000" in text
 
 
 def test_closing_puts_the_primary_metric_first_and_steps_in_order(run_dir: Path) -> None:
@@ -41,6 +41,26 @@ def test_next_commands_name_the_folder_and_the_trusted_packages(write_run: Write
     assert f"  metalearn resume '{run_dir}' trainer.outer_steps=400 'trusted=[mine]'" in text
 
 
+def test_an_algorithms_published_figure_stands_in_where_no_recipe_has_one() -> None:
+    about = {"paper": "Snell 2017", "published": {"value": 98.8, "unit": "% Omniglot 5-way 1-shot", "source": "table 1"}}
+    assert (
+        tables.published_line({"about": None, "algo": {"about": about}}) == "published: 98.8 % Omniglot 5-way 1-shot, table 1 (Snell 2017)"
+    )
+
+
+def test_a_result_that_is_not_finite_is_called_so(run_dir: Path) -> None:
+    results = json.loads((run_dir / "results.json").read_text())
+    results["metrics"]["loss"] = {"mean": None, "ci95": None, "std": None}
+    (run_dir / "results.json").write_text(json.dumps(results))
+    assert "not finite" in tables.closing(run_dir)
+
+
+def test_an_evaluation_is_shown_beside_the_run(write_run: Write, tmp_path: Path) -> None:
+    run_dir, other = write_run(tmp_path / "run"), write_run(tmp_path / "run" / "evals" / "20-way", accuracy=0.8)
+    lines = [line.split() for line in tables.beside(run_dir, other).splitlines()]
+    assert ["accuracy", "80.00", "±", "0.42", "%", "96.31", "±", "0.42", "%"] in lines
+
+
 def test_closing_without_results_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="metalearn resume"):
         tables.closing(tmp_path)
@@ -52,7 +72,7 @@ def sweep_of(write_run: Write, root: Path) -> Path:
     failed = root / "10"
     failed.mkdir()
     (failed / "overrides.yaml").write_text("[algo=protonet, seed=1]\n")
-    (failed / "status.json").write_text(json.dumps({"status": "failed", "exit_code": 1}))
+    (failed / "status.json").write_text(json.dumps({"state": "failed", "exit_code": 1}))
     return root
 
 
