@@ -1,0 +1,203 @@
+"""Checkpoints: tensors (safetensors) and facts (JSON) under a sha256 manifest, all of it or nothing.
+
+A save writes `step-N.tmp/`, syncs every file and the folder, renames it to `step-N/`, syncs the parent, moves
+the pointer `last`, and only then prunes. A reader trusts the manifest, not the name: torch and safetensors
+both load a flipped bit without a word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as dump_tensors
+from torch import Tensor
+
+from metalearn.engine.faults import fault
+from metalearn.errors import CheckpointError, MetalearnError
+
+FORMAT_VERSION = 1
+TENSORS, FACTS, MANIFEST = "tensors.safetensors", "facts.json", "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """tensors: everything that is numbers. facts: JSON values."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+class CheckpointStore:
+    """The folder `checkpoints/` of a run, written by one process at a time (the run's lock sees to that).
+
+    keep_last, keep_best: how many of the newest and of the best-ranked checkpoints survive pruning.
+    warn: told of each corrupt checkpoint that is passed over.
+    """
+
+    def __init__(self, run_dir: Path, *, keep_last: int = 2, keep_best: int = 1, warn: Callable[[str], None] | None = None) -> None:
+        self.folder = run_dir / "checkpoints"
+        self.keep_last = keep_last
+        self.keep_best = keep_best
+        self.warn = warn or (lambda message: None)
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:06d}"
+
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, valid or not, in order."""
+        names = [path.name for path in self.folder.glob("step-*") if path.suffix == ""]
+        return sorted(int(name.removeprefix("step-")) for name in names if name.removeprefix("step-").isdigit())
+
+    def save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], *, ranked: Iterable[int] = ()) -> None:
+        """Write one checkpoint, point `last` at it and prune.
+
+        ranked: steps by validation result, best first; the first keep_best of them are kept, the first becomes `best`.
+        Raises MetalearnError when the disk refuses; earlier checkpoints are then untouched.
+        """
+        ranked = list(ranked)
+        try:
+            self._write(step, tensors, facts)
+            self.point("last", step)
+            fault("save:after_last")
+            if ranked:
+                self.point("best", ranked[0])
+            fault("save:before_prune")
+            self._prune(ranked)
+        except OSError as error:
+            kept = ", ".join(self.path(s).name for s in self.steps()) or "none"
+            raise MetalearnError(
+                f"cannot save {self.path(step)}: {error}. Free space or fix the folder, then resume. Checkpoints kept: {kept}"
+            ) from error
+
+    def load(self, step: int) -> Checkpoint:
+        """The checkpoint of one step; CheckpointError with its name and the reason if it is not exactly as saved."""
+        path = self.path(step)
+        try:
+            contents = {name: (path / name).read_bytes() for name in _verified(path)}
+            return Checkpoint(step, load_tensors(contents[TENSORS]), json.loads(contents[FACTS]))
+        except OSError as error:
+            raise CheckpointError(f"{path} is not valid: {error.strerror or error} ({error.filename})") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path} is not valid: {error}") from error
+
+    def newest(self) -> Checkpoint:
+        """The newest valid checkpoint; each newer corrupt one is named through `warn`. CheckpointError if none is valid."""
+        problems = []
+        for step in reversed(self.steps()):
+            try:
+                checkpoint = self.load(step)
+            except CheckpointError as error:
+                problems.append(str(error))
+                continue
+            for problem in problems:
+                self.warn(f"{problem}; falling back to {self.path(step).name}")
+            return checkpoint
+        tried = "\n".join(f"  {problem}" for problem in problems) or f"  {self.folder} holds none"
+        raise CheckpointError(f"no valid checkpoint:\n{tried}\nRestore one from a backup, or start a new run with metalearn train")
+
+    def point(self, name: str, step: int) -> None:
+        """Move the pointer `last` or `best` in one atomic replace."""
+        replace_file(self.folder / name, f"{self.path(step).name}\n".encode())
+
+    def pointed(self, name: str) -> int | None:
+        """The step that `last` or `best` names; None if there is no such pointer."""
+        try:
+            number = (self.folder / name).read_text().strip().removeprefix("step-")
+        except (OSError, UnicodeDecodeError):
+            return None
+        return int(number) if number.isdigit() else None
+
+    def set_aside(self, *, after: int) -> None:
+        """Rename checkpoints newer than the one in use: they are not valid, and must not be counted as kept."""
+        for step in self.steps():
+            if step > after:
+                shutil.rmtree(self.path(step).with_suffix(".corrupt"), ignore_errors=True)
+                self.path(step).rename(self.path(step).with_suffix(".corrupt"))
+
+    def recover(self) -> None:
+        """Tidy up after a process that died in the middle of a save."""
+        for old in self.folder.glob("step-*.old"):
+            if not old.with_suffix("").exists():
+                old.rename(old.with_suffix(""))
+        for leftover in [*self.folder.glob("*.tmp"), *self.folder.glob("step-*.old")]:
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+    def _write(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        final, temporary = self.path(step), self.folder / f"{self.path(step).name}.tmp"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        # Copies, since tied or strided tensors cannot be written as they are.
+        owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        files = {TENSORS: dump_tensors(owned), FACTS: json.dumps(facts, indent=1).encode()}
+        for number, (name, content) in enumerate(files.items(), 1):
+            write_synced(temporary / name, content)
+            fault(f"save:after_file_{number}")
+        listed = {name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()}
+        write_synced(temporary / MANIFEST, json.dumps({"format_version": FORMAT_VERSION, "files": listed}, indent=1).encode())
+        sync_folder(temporary)
+        fault("save:before_rename")
+        old = final.with_suffix(".old")
+        if final.exists():
+            final.rename(old)
+        temporary.rename(final)
+        sync_folder(self.folder)
+        fault("save:after_rename")
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _prune(self, ranked: list[int]) -> None:
+        steps = self.steps()
+        kept = {*steps[len(steps) - self.keep_last :], *ranked[: self.keep_best], self.pointed("last"), self.pointed("best")}
+        for step in steps:
+            if step not in kept:
+                shutil.rmtree(self.path(step))
+
+
+def _verified(path: Path) -> list[str]:
+    """Names of the files of a checkpoint, after checking each against the manifest."""
+    if not path.is_dir():
+        raise ValueError("it is missing")
+    manifest = json.loads((path / MANIFEST).read_bytes())
+    if manifest["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"its format_version is {manifest['format_version']}, this metalearn reads {FORMAT_VERSION}")
+    if sorted(manifest["files"]) != sorted([TENSORS, FACTS]):
+        raise ValueError(f"its manifest lists {sorted(manifest['files'])}")
+    for name, listed in manifest["files"].items():
+        content = (path / name).read_bytes()
+        if len(content) != listed["size"]:
+            raise ValueError(f"{name} has {len(content)} bytes, {listed['size']} were written")
+        if hashlib.sha256(content).hexdigest() != listed["sha256"]:
+            raise ValueError(f"{name} does not have the sha256 that was written")
+    return [TENSORS, FACTS]
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file so that every reader sees the old content or the new, whatever happens meanwhile."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    write_synced(temporary, content)
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

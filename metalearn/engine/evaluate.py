@@ -1,0 +1,132 @@
+"""Judging an algorithm on fixed tasks: counter-based, without a graph, and without a trace in its state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalearn.core import Algorithm, Objective, Plan, Source, Split, Task, TaskBatch, blank_query
+from metalearn.errors import ConfigError
+from metalearn.hashing import draw
+
+Z95 = 1.96
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """columns: one entry per task, `task_id` first. summary: {metric: {mean, ci95 (half-width), std}} over tasks."""
+
+    columns: dict[str, list[Any]]
+    summary: dict[str, dict[str, float]]
+
+    @property
+    def episodes(self) -> int:
+        return len(self.columns["task_id"])
+
+
+def evaluate(
+    algorithm: Algorithm,
+    source: Source,
+    split: Split,
+    *,
+    seed: int,
+    episodes: int,
+    plan: Plan,
+    batch_size: int,
+    steps: int | None = None,
+    curve: bool = True,
+    on_batch: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Judge on tasks 0 … episodes-1 of (seed, split); on every task once if the split holds fewer.
+
+    batch_size: tasks mapped at once. steps: adaptation steps, by default the algorithm's own for evaluation.
+    curve: also adapt anew with fewer steps and report `<primary>_step_<k>`.
+    on_batch: called with the number of tasks done after every batch; may raise to stop early.
+    """
+    available = source.num_tasks(split)
+    episodes = episodes if available is None else min(episodes, available)
+    if episodes < 2:
+        raise ConfigError(
+            f"{episodes} tasks of split {split!r} give no interval; at least 2 are needed: raise eval.episodes or choose another split"
+        )
+    columns: dict[str, list[Any]] = {"task_id": list(range(episodes))}
+    with frozen(algorithm):
+        for first in range(0, episodes, batch_size):
+            batch = draw_tasks(algorithm, source, split, seed=seed, first=first, count=min(batch_size, episodes - first))
+            for name, values in judge(algorithm, batch, source.spec(split).objective, plan, steps=steps, curve=curve).items():
+                columns.setdefault(name, []).extend(values.tolist())
+            if on_batch is not None:
+                on_batch(first + len(batch.key))
+    return Evaluation(columns, {name: summarise(values) for name, values in columns.items() if name != "task_id"})
+
+
+def judge(
+    algorithm: Algorithm, batch: TaskBatch, objective: Objective, plan: Plan, *, steps: int | None = None, curve: bool = True
+) -> dict[str, Tensor]:
+    """Loss and metrics (T,) of each task, the inductive primary and the adaptation curve among them."""
+    last = algorithm.eval_adaptation_steps if steps is None else steps
+    counts = [k for k in curve_steps(last) if k != last] if curve else []
+    primary = objective.primary
+
+    def scores(task: Task) -> dict[str, Tensor]:
+        def metrics_of(adapted: Any) -> dict[str, Tensor]:
+            prediction = algorithm.predict(adapted, task.query.x, task.query.mask)
+            metrics = objective.metrics(prediction, task.query.y, task.query.mask)
+            return {"loss": objective.loss(prediction, task.query.y, task.query.mask), **metrics}
+
+        unanswered = blank_query(task)
+        adapted = algorithm.adapt(unanswered, steps=last)
+        result = metrics_of(adapted)
+        inductive = algorithm.inductive(adapted, unanswered)
+        result[f"{primary}_inductive"] = result[primary] if inductive is adapted else metrics_of(inductive)[primary]
+        for k in counts:
+            result[f"{primary}_step_{k}"] = metrics_of(algorithm.adapt(unanswered, steps=k))[primary]
+        if curve and last > 0:
+            result[f"{primary}_step_{last}"] = result[primary]
+        return result
+
+    with torch.no_grad():
+        mapped: dict[str, Tensor] = plan.map(scores, batch)
+    return mapped
+
+
+def draw_tasks(algorithm: Algorithm, source: Source, split: Split, *, seed: int, first: int, count: int) -> TaskBatch:
+    """A batch of tasks with the random numbers that the algorithm wants for each."""
+    batch = source.tasks(split, seed=seed, first=first, count=count)
+    return batch._replace(draws=draw(batch.key, algorithm.draws(source.spec(split))))
+
+
+def curve_steps(last: int) -> list[int]:
+    """Step counts of the adaptation curve: each one up to 10, then 0, 1, 2, 5, 10, 20, 50, … and the last."""
+    if last <= 10:
+        return list(range(last + 1))
+    round_numbers = [factor * 10**power for power in range(len(str(last))) for factor in (1, 2, 5)]
+    return [0, *(k for k in round_numbers if k < last), last]
+
+
+def summarise(values: list[float]) -> dict[str, float]:
+    """Mean over tasks, half-width of its 95% interval (1.96·s/√n) and the sample's standard deviation s."""
+    count = len(values)
+    if not all(map(math.isfinite, values)):
+        return {"mean": math.nan, "ci95": math.nan, "std": math.nan}
+    mean = math.fsum(values) / count
+    std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
+    return {"mean": mean, "ci95": Z95 * std / math.sqrt(count), "std": std}
+
+
+@contextmanager
+def frozen(algorithm: Algorithm) -> Iterator[None]:
+    """Evaluation mode, put back as it was afterwards."""
+    modes = [(module, module.training) for module in algorithm.modules()]
+    algorithm.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,204 @@
+"""The folder of a run: who holds it, what it was asked, what it measured, how it ended."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import math
+import os
+import sys
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+import yaml
+from tqdm import tqdm
+
+from metalearn.engine.checkpoint import replace_file
+from metalearn.errors import CheckpointError, ConfigError
+
+WRITTEN_EARLY = ("config.yaml", "overrides.yaml", "status.json", "env.json", "train.log", "metrics.jsonl")
+
+
+class RunLog:
+    """Context that holds the lock of a run folder and writes its files.
+
+    Raises ConfigError on entry when the folder cannot be written or another process holds it.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self._lock: TextIO | None = None
+        self._text: TextIO | None = None
+        self._metrics: TextIO | None = None
+        self._bar: tqdm[Any] | None = None
+
+    def __enter__(self) -> RunLog:
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.run_dir / ".lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"cannot write to run_dir={self.run_dir}: {error.strerror}; choose a folder that can be written") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "unknown"
+            self._lock.close()
+            raise ConfigError(f"{self.run_dir} is in use by process {holder}; wait for it, stop it, or choose another run_dir") from error
+        self._lock.truncate(0)
+        self._lock.write(f"{os.getpid()}\n")
+        self._lock.flush()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close_bar()
+        self._close()
+        if self._lock is not None:
+            self._lock.close()
+
+    @property
+    def is_run(self) -> bool:
+        return (self.run_dir / "config.yaml").exists()
+
+    def write_request(self, cfg: dict[str, Any], overrides: list[str]) -> None:
+        """overrides.yaml and, last, config.yaml, whose presence makes the folder a run."""
+        self.write("overrides.yaml", yaml.safe_dump(overrides))
+        self.write("config.yaml", yaml.safe_dump(cfg, sort_keys=False))
+
+    def status(self, state: str, exit_code: int | None = None) -> None:
+        """state: running, finished, failed or preempted."""
+        self.write_json("status.json", {"status": state, "exit_code": exit_code, "pid": os.getpid()})
+
+    @property
+    def finished(self) -> bool:
+        return (self.read_json("status.json") or {}).get("status") == "finished"
+
+    def overrides(self) -> list[str]:
+        """The words that the run was started with; empty if the file is gone."""
+        path = self.run_dir / "overrides.yaml"
+        return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else []
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """A JSON file of the run; None if it is absent or not JSON, as for facts that a run can do without."""
+        try:
+            found: dict[str, Any] = json.loads((self.run_dir / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return found
+
+    def discard(self) -> None:
+        """Leave the folder as if the run had never been asked for: only files that a run writes are removed."""
+        self._close()
+        for name in (*WRITTEN_EARLY, ".lock"):
+            (self.run_dir / name).unlink(missing_ok=True)
+        for folder in (self.run_dir / "checkpoints", self.run_dir):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+    def write_json(self, name: str, values: dict[str, Any]) -> None:
+        self.write(name, json.dumps(strict(values), indent=2) + "\n")
+
+    def write_csv(self, name: str, columns: dict[str, list[Any]]) -> None:
+        """One row per entry of the columns, a header above them."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+        self.write(name, text.getvalue())
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file of the run whole or not at all. ConfigError if the folder refuses."""
+        path = self.run_dir / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, text.encode())
+        except OSError as error:
+            raise ConfigError(f"cannot write {path}: {error.strerror}; free space or choose another run_dir") from error
+
+    def say(self, text: str) -> None:
+        """A line for the person watching and for train.log."""
+        self.note(text)
+        echo(text, beside=self._bar)
+
+    def note(self, text: str) -> None:
+        """A line for train.log alone."""
+        if self._text is None:
+            self._text = (self.run_dir / "train.log").open("a", encoding="utf-8", buffering=1)
+        stamp = datetime.now().isoformat(sep=" ", timespec="seconds")
+        self._text.writelines(f"{stamp} {line}\n" for line in text.splitlines() or [""])
+
+    def metric(self, step: int, split: str, values: dict[str, Any]) -> None:
+        """One line of metrics.jsonl."""
+        line = strict({"step": step, "split": split, **values})
+        self._metrics_file().write(json.dumps(line) + "\n")
+
+    def sync_metrics(self) -> int:
+        """Bytes of metrics.jsonl that are safely on the disk."""
+        file = self._metrics_file()
+        file.flush()
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_size
+
+    def rewind_metrics(self, offset: int) -> None:
+        """Forget the lines after a checkpoint; CheckpointError if lines before it are missing."""
+        file = self._metrics_file()
+        have = os.fstat(file.fileno()).st_size
+        if have < offset:
+            raise CheckpointError(
+                f"{self.run_dir / 'metrics.jsonl'} has {have} bytes, the checkpoint knows {offset}; restore the file from a backup"
+            )
+        os.ftruncate(file.fileno(), offset)
+
+    def open_bar(self, total: int, initial: int) -> None:
+        """Show progress on a terminal; elsewhere `progress` prints plain lines."""
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total, initial=initial, unit="step", dynamic_ncols=True, leave=False)
+
+    def progress(self, step: int, total: int, text: str | None = None) -> None:
+        """The run has reached this step; text: its latest numbers, if there are any."""
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+            if text:
+                self._bar.set_postfix_str(text, refresh=False)
+        elif text:
+            self.say(f"step {step}/{total}  {text}")
+
+    def close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _close(self) -> None:
+        for file in (self._metrics, self._text):
+            if file is not None:
+                file.close()
+        self._metrics = self._text = None
+
+    def _metrics_file(self) -> TextIO:
+        if self._metrics is None:
+            self._metrics = (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+        return self._metrics
+
+
+def echo(text: str, *, beside: Any = None) -> None:
+    """Print a line, above a progress bar if there is one. A reader who left (`| head`) is no reason to stop."""
+    try:
+        if beside is None:
+            print(text, flush=True)
+        else:
+            beside.write(text)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - lives as long as the process
+
+
+def strict(value: Any) -> Any:
+    """The value in strict JSON, which has no NaN or infinity: they become null."""
+    if isinstance(value, dict):
+        return {name: strict(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

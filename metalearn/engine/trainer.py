@@ -1,0 +1,271 @@
+"""The outer loop. It knows no algorithm, data set or model by name, and it is dull on purpose.
+
+Everything that a later step depends on is in `state`: weights, optimizer, random state, running means of the log
+window, and the validation record. Tasks are counter-based, so their position is the step itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalearn.core import Algorithm, Examples, Source, TaskBatch
+from metalearn.engine.checkpoint import Checkpoint, CheckpointStore
+from metalearn.engine.evaluate import draw_tasks, evaluate
+from metalearn.engine.execution import TaskPlan, execute
+from metalearn.engine.faults import fault
+from metalearn.engine.record import Record
+from metalearn.engine.runlog import RunLog
+from metalearn.engine.state import pack, restore
+from metalearn.engine.update import HEALTHY, Updater
+from metalearn.errors import MetalearnError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The dials of a training run, as in `trainer.*` and `eval.*`.
+
+    patience: validations without a new best after which training ends; None: never.
+    """
+
+    seed: int
+    outer_steps: int
+    meta_batch_size: int
+    batch_size: int
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+    patience: int | None
+    val_episodes: int
+    eval_seed: int
+    eval_batch_size: int
+
+
+class NonFiniteError(MetalearnError):
+    """A loss or gradient was not finite; the weights are those from before that step."""
+
+
+@dataclass
+class Window:
+    """Sums of the metrics since the last log line, kept on the device."""
+
+    count: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        self.count += 1
+        self.sums = {name: self.sums[name] + value if name in self.sums else value for name, value in metrics.items()}
+
+    def take(self) -> dict[str, float]:
+        """Means over the window, which starts anew."""
+        means = {name: value.item() / self.count for name, value in self.sums.items()}
+        self.count, self.sums = 0, {}
+        return means
+
+
+class Trainer:
+    """updater: None for a method that does not train. check: called between steps, raises to stop the run."""
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        updater: Updater | None,
+        source: Source,
+        plan: TaskPlan,
+        store: CheckpointStore,
+        log: RunLog,
+        settings: Settings,
+        *,
+        facts: dict[str, Any],
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.algorithm, self.updater, self.source, self.plan = algorithm, updater, source, plan
+        self.store, self.log, self.settings = store, log, settings
+        self.facts = facts  # written into every checkpoint as they stand
+        self.check = check
+        self.step = 0
+        self.saved_step = -1
+        self.evaluated_step = 0
+        self.window = Window()
+        self.record = Record(source.spec("train").objective.higher_is_better)
+        self.seconds: dict[str, float] = {}
+
+    @property
+    def outer_steps(self) -> int:
+        return self.settings.outer_steps if self.updater is not None else 0
+
+    def train(self) -> None:
+        """From the present step to the last; a checkpoint of the present step comes first if there is none."""
+        settings = self.settings
+        while True:
+            if self.step > self.evaluated_step and is_time(self.step, settings.eval_every, self.outer_steps):
+                self.validate()
+            if self.saved_step < 0 or (self.step > self.saved_step and (self._save_due() or self._finished())):
+                self.save()
+            self.check()
+            if self._finished():
+                return
+            self.train_step()
+
+    def train_step(self) -> None:
+        """One outer step: draw, differentiate, update, log."""
+        assert self.updater is not None
+        settings = self.settings
+        with self.timed("data"):
+            batch = draw_batch(self.algorithm, self.source, self.settings, self.step)
+        with self.timed("step"):
+            losses, metrics = execute(self.algorithm, batch, self.plan)
+            statistics = metrics.pop("statistics", None)
+            fault("step:before_update")
+            norm = self.updater.update(self.step, losses, statistics)
+            self.window.add({"loss": losses.mean(), **metrics, "gradient_norm": norm})
+        self.step += 1
+        logging = is_time(self.step, settings.log_every, self.outer_steps)
+        if logging or losses.device.type == "cpu":
+            self.require_finite()
+        if logging:
+            self._log_window()
+        else:
+            self.log.progress(self.step, self.outer_steps)
+        fault("step:end")
+
+    def validate(self) -> None:
+        """Judge on the validation tasks and enter the result in the record."""
+        settings = self.settings
+        with self.timed("eval"):
+            result = evaluate(
+                self.algorithm,
+                self.source,
+                "val",
+                seed=settings.eval_seed,
+                episodes=settings.val_episodes,
+                plan=self.plan,
+                batch_size=settings.eval_batch_size,
+                curve=False,
+                on_batch=self._between_batches,
+            )
+        primary = self.source.spec("val").objective.primary
+        self.log.metric(self.step, "val", {**flat(result.summary), "episodes": result.episodes, **self.take_times()})
+        self.record.enter(self.step, result.summary[primary]["mean"])
+        self.evaluated_step = self.step
+        self.saved_step = min(self.saved_step, self.step - 1)  # a checkpoint of this step that lacks the result is out of date
+        mean, ci95 = result.summary[primary]["mean"], result.summary[primary]["ci95"]
+        self.log.say(f"step {self.step}/{self.outer_steps}  val {primary} {mean:.4f} ± {ci95:.4f} ({result.episodes} tasks)")
+
+    def save(self) -> None:
+        """Write a checkpoint of the present step."""
+        self.require_finite()
+        with self.timed("save"):
+            tensors, facts = self.state()
+            self.store.save(self.step, tensors, facts, ranked=self.record.ranked(self.store.keep_best))
+        self.saved_step = self.step
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that the steps to come depend on: tensors and JSON values."""
+        tensors, optimizer = pack(self.algorithm, self.updater.optimizer if self.updater else None)
+        tensors |= {f"window.{name}": value for name, value in self.window.sums.items()}
+        progress = {"step": self.step, "evaluated_step": self.evaluated_step, "window_count": self.window.count}
+        offset = self.log.sync_metrics()
+        return tensors, {**self.facts, **progress, "metrics_offset": offset, "record": self.record.entries, "optimizer": optimizer}
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Continue from a checkpoint as if nothing had happened since."""
+        facts, tensors = checkpoint.facts, checkpoint.tensors
+        restore(self.algorithm, self.updater.optimizer if self.updater else None, tensors, facts["optimizer"])
+        device = next(self.algorithm.parameters(), torch.empty(0)).device
+        names = [name for name in tensors if name.startswith("window.")]
+        self.window = Window(facts["window_count"], {name.removeprefix("window."): tensors[name].to(device) for name in names})
+        self.step = self.saved_step = facts["step"]
+        self.evaluated_step = facts["evaluated_step"]
+        self.record.entries = facts["record"]
+        self.log.rewind_metrics(facts["metrics_offset"])
+
+    def require_finite(self) -> None:
+        """Raise NonFiniteError, naming the first bad step and its tasks, if there was one. Syncs with the device."""
+        bad_step = HEALTHY if self.updater is None else int(self.updater.bad_step.item())
+        if bad_step == HEALTHY:
+            return
+        names = self._bad_tasks(bad_step)
+        inner_lr = getattr(self.algorithm, "inner_lr", None)
+        raise NonFiniteError(
+            f"the loss or its gradient is not finite at step {bad_step} (counted from 0), {names}"
+            f"{'' if inner_lr is None else f', algo.inner_lr={inner_lr}'}. The weights were not changed by it; "
+            f"last good checkpoint: {self.store.path(max(self.store.steps(), default=0))}. "
+            "Lower algo.inner_lr or optimizer.lr, or set optimizer.clip.norm, and start again"
+        )
+
+    def take_times(self) -> dict[str, float]:
+        """Seconds spent per kind of work since they were last taken, as `time_*` fields."""
+        taken = {f"time_{name}": seconds for name, seconds in self.seconds.items()}
+        self.seconds = {}
+        return taken
+
+    def _bad_tasks(self, step: int) -> str:
+        batch = draw_batch(self.algorithm, self.source, self.settings, step)
+        if isinstance(batch, Examples):
+            return f"in the minibatch of examples {step * self.settings.batch_size} to {(step + 1) * self.settings.batch_size - 1}"
+        first = step * self.settings.meta_batch_size
+        bad = [first + i for i, one in enumerate(TaskPlan("loop").chunks(batch)) if not self._is_finite(one)]
+        numbers = ", ".join(map(str, bad))
+        return (
+            f"train tasks {numbers}"
+            if bad
+            else f"train tasks {first} to {first + len(batch.key) - 1} (each alone is finite, their sum is not)"
+        )
+
+    def _is_finite(self, task: TaskBatch) -> bool:
+        losses, _ = execute(self.algorithm, task, TaskPlan("loop"))
+        values = [losses, *(p.grad for p in self.algorithm.parameters() if p.grad is not None)]
+        return all(bool(torch.isfinite(value).all()) for value in values)
+
+    def _save_due(self) -> bool:
+        due = is_time(self.step, self.settings.checkpoint_every, self.outer_steps)
+        return due or self.step in self.record.ranked(self.store.keep_best)
+
+    def _finished(self) -> bool:
+        patience = self.settings.patience
+        impatient = patience is not None and self.record.since_best() >= patience
+        return self.step >= self.outer_steps or impatient
+
+    def _log_window(self) -> None:
+        means = self.window.take()
+        self.log.metric(self.step, "train", {**means, **self.take_times()})
+        text = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
+        self.log.progress(self.step, self.outer_steps, text)
+
+    def _between_batches(self, done: int) -> None:
+        fault("eval:batch")
+        self.check()
+
+    @contextmanager
+    def timed(self, kind: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[kind] = self.seconds.get(kind, 0.0) + time.perf_counter() - start
+
+
+def draw_batch(algorithm: Algorithm, source: Source, settings: Settings, step: int) -> TaskBatch | Examples:
+    """What outer step number `step` learns from: a pure function of (seed, step)."""
+    if algorithm.trains_on == "examples":
+        size = settings.batch_size
+        return source.examples(seed=settings.seed, first=step * size, count=size)
+    size = settings.meta_batch_size
+    return draw_tasks(algorithm, source, "train", seed=settings.seed, first=step * size, count=size)
+
+
+def is_time(step: int, every: int, last: int) -> bool:
+    """Whether something that happens every so many steps, and at the last one, is due after `step` steps."""
+    return step > 0 and (step % every == 0 or step == last)
+
+
+def flat(summary: dict[str, dict[str, float]]) -> dict[str, float]:
+    """{metric: mean, metric_ci95: half-width} for a line of metrics.jsonl."""
+    return {f"{name}{suffix}": value[key] for name, value in summary.items() for suffix, key in (("", "mean"), ("_ci95", "ci95"))}
