@@ -11,12 +11,12 @@ import logging
 import os
 import threading
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ class _Fetch:
                         raise DataError(f"more than {MAX_BYTES} bytes")
             if expected and self.received < expected:
                 self.error = f"the connection broke after {self.received} of {expected} bytes"
-        except Exception as error:  # reported by `wait`, in the thread that asked
+        except (OSError, HTTPException, ValueError, DataError) as error:  # told by `wait`, in the thread that asked
             self.error = str(error) or type(error).__name__
         if self.given_up:
             self.part.unlink(missing_ok=True)

@@ -217,11 +217,9 @@ def count_problems(name: str, shapes: Mapping[Split, EpisodeShape], have: Mappin
         way, shot, query_shot = shape.keys
         if shape.way > num_classes:
             found.append(
-                f"{way}={shape.way} but split '{split}' of {name} has {num_classes} classes; lower {way} or choose another partition"
+                f"{way}={shape.way} but split '{split}' of {name} has {num_classes} classes; lower {way} or give the split more classes"
             )
         if num_classes and shape.per_class > smallest:
-            found.append(
-                f"{shot}={shape.shot} + {query_shot}={shape.query_shot} needs {shape.per_class} images per class, but split '{split}' of {name} "
-                f"has a class with {smallest}; lower {shot} or {query_shot}"
-            )
+            sizes = f"{shot}={shape.shot} + {query_shot}={shape.query_shot} needs {shape.per_class} images per class"
+            found.append(f"{sizes}, but split '{split}' of {name} has a class with {smallest}; lower {shot} or {query_shot}")
     return found

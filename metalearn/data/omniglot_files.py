@@ -92,9 +92,10 @@ def fetch(part: str, cache: Path) -> Path:
     url, md5 = f"{Official.download_url_prefix}/{part}.zip", Official.zips_md5[part]
     if target.exists() and md5_of(target) == md5:
         return target
+    archives = " and ".join(f"{Official.download_url_prefix}/{name}.zip" for name in CONTENT)
     help_text = (
-        f"Omniglot is not there and could not be downloaded. Fetch {Official.download_url_prefix}/images_background.zip and images_evaluation.zip "
-        f"with another machine and put both, as they are, into a folder; then run again with data.root=FOLDER (or put them into {target.parent}). "
+        f"Omniglot is not there and could not be downloaded. Fetch {archives} on another machine and put both, "
+        f"as they are, into a folder; then run again with data.root=FOLDER (or put them into {target.parent}). "
         "data=glyphs needs no download at all."
     )
     download(url, target, md5=md5, help_text=help_text)

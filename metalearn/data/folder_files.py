@@ -1,0 +1,103 @@
+"""Class folders of image files: which there are, and their pixels."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from metalearn.core import Split
+from metalearn.data.resize import FILTERS
+from metalearn.data.sampling import SPLITS
+from metalearn.errors import DataError
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+# Past this an image is refused, since a few kilobytes can unpack to gigabytes. 50 megapixels exceed most cameras.
+MAX_PIXELS = 50_000_000
+LAYOUT = "expected ROOT/<class>/*.png|jpg|jpeg, or ROOT/train, ROOT/val and ROOT/test with such class folders"
+
+
+class ClassFolder(NamedTuple):
+    """name: of the folder. split: of the folder above it, None where there is no such layout. files: sorted."""
+
+    name: str
+    split: Split | None
+    files: list[Path]
+
+
+def find_root(root: str | None) -> Path:
+    """The folder of images. Raises DataError, with the way out, if it is not there."""
+    chosen = root if root is not None else os.environ.get("METALEARN_DATA")
+    if not chosen:
+        raise DataError(f"data.root is not set and image_folder has no data of its own; set data.root=ROOT, {LAYOUT}")
+    path = Path(chosen).expanduser()
+    if not path.is_dir():
+        raise DataError(f"data.root={chosen} {'is a file' if path.exists() else 'does not exist'}; {LAYOUT}")
+    return path
+
+
+def class_folders(root: Path) -> list[ClassFolder]:
+    """All classes under root, sorted. Raises DataError if there are none, or if a class stands in two splits."""
+    try:
+        top = {folder.name: folder for folder in _folders(root)}
+        if all(split in top for split in SPLITS):
+            found = [ClassFolder(folder.name, split, _images(folder)) for split in SPLITS for folder in _folders(top[split])]
+        else:
+            found = [ClassFolder(name, None, _images(folder)) for name, folder in top.items()]
+    except OSError as error:
+        raise DataError(f"data.root={root} cannot be read ({error})") from error
+    if not any(folder.files for folder in found):
+        raise DataError(f"data.root={root} holds no images in class folders; {LAYOUT}")
+    names = [folder.name for folder in found]
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise DataError(f"data.root={root} has class {twice[0]!r} in two splits; splits never share a class, so rename or remove one")
+    return found
+
+
+def read_images(files: Sequence[Path], image_size: int, channels: int, resize: str) -> Tensor:
+    """uint8 (N, C, H, H). Raises DataError that names the first file that cannot be read."""
+    images = torch.empty(len(files), channels, image_size, image_size, dtype=torch.uint8)
+    for number, file in enumerate(files):
+        pixels = torch.from_numpy(_pixels(file, image_size, channels, resize))
+        images[number] = pixels.reshape(image_size, image_size, channels).permute(2, 0, 1)
+        if number % 10_000 == 9_999:
+            log.info("read %d of %d images", number + 1, len(files))
+    return images
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file())
+
+
+def _pixels(file: Path, image_size: int, channels: int, resize: str) -> np.ndarray:
+    try:
+        with Image.open(file, formats=["PNG", "JPEG"]) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(f"{file} has {image.width}x{image.height} pixels; at most {MAX_PIXELS} are read. Shrink or remove it")
+            return np.array(_plain(image, channels).resize((image_size, image_size), FILTERS[resize]))
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise DataError(f"{file} is not a readable image ({error}); repair or remove it. Nothing was trained") from error
+
+
+def _plain(image: Image.Image, channels: int) -> Image.Image:
+    """Eight bits per channel, without transparency, which is laid on white as a viewer would show it."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("L" if channels == 1 else "RGB")

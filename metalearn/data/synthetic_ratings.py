@@ -1,0 +1,174 @@
+"""Synthetic ratings: a rating source whose truth is known, for methods that adapt to a user.
+
+rating = mean + bias of the user + bias of the item + taste · character + noise, clipped to 1…5. Attributes
+(age, occupation, genre, …) explain part of tastes, characters and biases, as in MeLU's MovieLens (Lee et al.
+2019); the rest of a user only shows in that user's ratings. A task is one user, and users of different splits
+are different people. Shape letters: T tasks, U users, I items, R ratings per user (padded), K latent factors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metalearn.core import Examples, InputSpec, Source, Split, Task, TaskBatch, TaskSpec
+from metalearn.data.cache import digest
+from metalearn.data.partition import split_sizes
+from metalearn.data.sampling import SPLITS, shuffled, task_keys
+from metalearn.errors import ConfigError
+from metalearn.hashing import choose, fold, normal, permutation, uniform
+from metalearn.objectives import Rating
+
+USER_ATTRIBUTES = {"age": 7, "gender": 2, "occupation": 20}
+ITEM_ATTRIBUTES = {"genre": 18, "decade": 8, "director": 40}
+FRACTIONS = (0.6, 0.1, 0.3)
+FACTORS = 4
+MEAN = 3.4
+# Share of the variance of tastes and biases that attributes explain: little of a user, much of an item.
+USER_EXPLAINED, ITEM_EXPLAINED = 0.25, 0.8
+USER_BIAS, ITEM_BIAS, TASTE = 0.5, 0.45, 0.4  # standard deviations in rating units; TASTE of each factor's product
+RATING_DRAW = -1
+
+
+class World(NamedTuple):
+    """All that was ever rated. item and rating: (U, R), of which the first num_ratings (U,) of a row are real."""
+
+    user_codes: Tensor  # (U, attributes)
+    item_codes: Tensor  # (I, attributes)
+    item: Tensor
+    rating: Tensor
+    num_ratings: Tensor
+
+
+class SyntheticRatings(Source):
+    """Users with min_ratings…max_ratings ratings; query_shot of them are the query, all the others the support."""
+
+    name = "synthetic_ratings"
+
+    def __init__(
+        self,
+        *,
+        device: torch.device,
+        num_users: int = 4000,
+        num_items: int = 500,
+        min_ratings: int = 5,
+        max_ratings: int = 40,
+        query_shot: int = 3,
+        seed: int = 0,
+        noise: float = 0.3,
+    ) -> None:
+        self.device = torch.device(device)
+        self.num_users, self.num_items = num_users, num_items
+        self.min_ratings, self.max_ratings, self.query_shot = min_ratings, max_ratings, query_shot
+        self.seed, self.noise = seed, noise
+        problems = self._problems()
+        if problems:
+            raise ConfigError(problems)
+
+    def _problems(self) -> list[str]:
+        found = []
+        if self.num_users < 10:
+            found.append(f"data.num_users={self.num_users}; expected at least 10, so that every split has users")
+        if self.query_shot < 1:
+            found.append(f"data.query_shot={self.query_shot}; expected at least 1")
+        if self.query_shot >= self.min_ratings:
+            found.append(
+                f"data.query_shot={self.query_shot} leaves nothing to adapt on for users with data.min_ratings={self.min_ratings}; "
+                "lower data.query_shot or raise data.min_ratings"
+            )
+        if self.max_ratings < self.min_ratings:
+            found.append(f"data.max_ratings={self.max_ratings} is below data.min_ratings={self.min_ratings}")
+        if self.max_ratings > self.num_items:
+            found.append(f"data.max_ratings={self.max_ratings} but there are data.num_items={self.num_items} to rate; raise data.num_items")
+        if not self.noise >= 0:
+            found.append(f"data.noise={self.noise}; expected at least 0")
+        return found
+
+    def prepare(self) -> None:
+        """Make the users and items now rather than on first use; nothing is stored."""
+        _ = self._world
+
+    def spec(self, split: Split) -> TaskSpec:
+        return TaskSpec(
+            kind="rating",
+            objective=Rating(),
+            num_outputs=1,
+            input_spec={
+                "user": InputSpec((len(USER_ATTRIBUTES),), sum(USER_ATTRIBUTES.values())),
+                "item": InputSpec((len(ITEM_ATTRIBUTES),), sum(ITEM_ATTRIBUTES.values())),
+            },
+            support_size=self.max_ratings - self.query_shot,
+            query_size=self.query_shot,
+            ragged=self.min_ratings < self.max_ratings,
+        )
+
+    def tasks(self, split: Split, *, seed: int, first: int, count: int) -> TaskBatch:
+        """Users come in shuffled passes over the split, so that no user is met twice in a pass."""
+        world, total = self._world, self.num_tasks(split)
+        key = task_keys(seed, split, first=first, count=count, device=self.device)
+        user = self._first_user(split) + shuffled(seed, split, first=first, count=count, total=total, device=self.device)
+        # Real ratings in random order, then padding: the query takes the first, the support the rest.
+        random = permutation(fold(key, RATING_DRAW), (self.max_ratings,))
+        order = random.gather(1, (random >= world.num_ratings[user, None]).to(torch.int8).argsort(dim=1, stable=True))
+        real = torch.arange(self.max_ratings, device=self.device) < world.num_ratings[user, None]
+        cut = self.query_shot
+        return Task(support=self._rows(user, order[:, cut:], real[:, cut:]), query=self._rows(user, order[:, :cut], real[:, :cut]), key=key)
+
+    def num_tasks(self, split: Split) -> int:
+        return split_sizes(self.num_users, FRACTIONS)[split]
+
+    def protocol(self, split: Split) -> dict[str, Any]:
+        sizes = {"way": None, "shot": None, "query_shot": self.query_shot}
+        ratings = {"min_ratings": self.min_ratings, "max_ratings": self.max_ratings, "num_users": self.num_tasks(split)}
+        facts = {"partition": "users", "augmentation": "none", "data_seed": self.seed, "noise": self.noise}
+        return {"data": self.name, "split": split, **sizes, **ratings, **facts}
+
+    def fingerprint(self) -> str:
+        return digest({name: tensor.cpu() for name, tensor in self._world._asdict().items()}, {"query_shot": self.query_shot})
+
+    @cached_property
+    def _world(self) -> World:
+        world = make_world(self.num_users, self.num_items, (self.min_ratings, self.max_ratings), self.seed, self.noise)
+        return World(*(tensor.to(self.device) for tensor in world))
+
+    def _first_user(self, split: Split) -> int:
+        return sum(self.num_tasks(earlier) for earlier in SPLITS[: SPLITS.index(split)])
+
+    def _rows(self, user: Tensor, order: Tensor, real: Tensor) -> Examples:
+        """Ratings number `order` (T, n) of users (T,). Padding is an item of its own, rated 0, which the mask hides."""
+        world = self._world
+        item = world.item[user[:, None], order]
+        x = {"user": world.user_codes[user][:, None].expand(-1, order.shape[1], -1).contiguous(), "item": world.item_codes[item]}
+        return Examples(x, (world.rating[user[:, None], order] * real)[..., None], real)
+
+
+def make_world(num_users: int, num_items: int, ratings: tuple[int, int], seed: int, noise: float) -> World:
+    """Users, items and ratings as a pure function of the arguments, on the CPU."""
+    users, items = fold(seed, 1, torch.arange(num_users)), fold(seed, 2, torch.arange(num_items))
+    user_codes, user_bias, taste = _population(users, fold(seed, 3), USER_ATTRIBUTES, USER_EXPLAINED)
+    item_codes, item_bias, character = _population(items, fold(seed, 4), ITEM_ATTRIBUTES, ITEM_EXPLAINED)
+    low, high = ratings
+    num_ratings = low + (uniform(fold(users, 2), ()) * (high - low + 1)).long()
+    item = choose(users, 3, count=num_items, size=high)
+    liking = (taste[:, None] * character[item]).sum(-1) * TASTE
+    error = normal(fold(users, 4), (high,)) * noise
+    rating = MEAN + USER_BIAS * user_bias[:, None] + ITEM_BIAS * item_bias[item] + liking + error
+    return World(user_codes, item_codes, item, rating.clamp(1, 5), num_ratings)
+
+
+def _population(key: Tensor, group: Tensor, attributes: Mapping[str, int], explained: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Attribute codes (n, A), and bias (n,) and factors (n, K) of unit variance, of which attributes explain a share.
+
+    Codes of different attributes do not overlap, so that one embedding table serves them all.
+    """
+    sizes = torch.tensor(list(attributes.values()))
+    codes = (uniform(fold(key, 0), (len(sizes),)) * sizes).long() + sizes.cumsum(0) - sizes
+    effect = normal(fold(group, torch.arange(int(sizes.sum()))), (1 + FACTORS,))
+    shared = effect[codes].sum(1) / len(sizes) ** 0.5
+    own = normal(fold(key, 1), (1 + FACTORS,))
+    values = explained**0.5 * shared + (1 - explained) ** 0.5 * own
+    return codes, values[:, 0], values[:, 1:]
