@@ -1,0 +1,92 @@
+"""What the documents promise: their commands run, their code works as it stands, their tables are current."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from metalearn.analysis.readme import fill
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SMALL = [
+    "device=cpu",
+    "trainer.outer_steps=2",
+    "trainer.meta_batch_size=2",
+    "eval.val_episodes=4",
+    "eval.episodes=8",
+    "data.num_classes=60",
+]
+
+
+def document(name: str) -> str:
+    return (REPOSITORY / name).read_text(encoding="utf-8")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a printed command line with this environment's `metalearn` first on the path, caches inside the folder."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_readme_tables_are_those_of_the_about_blocks() -> None:
+    text = document("README.md")
+    assert fill(text, REPOSITORY / "conf") == text, "README.md is out of date; run scripts/readme"
+
+
+def test_a_changed_figure_is_noticed(tmp_path: Path) -> None:
+    figure = "{name: 5-way, published: 98.7, measured: 96.4, ci95: 0.3, episodes: 2000, command: metalearn train}"
+    about = f"about: {{figures: [{figure}], run: {{steps: 8000, minutes: 21, seed: 0, date: 2026-11-22}}}}\n"
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(about)
+    text = fill(document("README.md"), tmp_path)
+    assert "| `mine` | 5-way | 98.7 % | 96.4 ± 0.3 % | 2,000 | 8,000 | 21 | 0 | 2026-11-22 | `metalearn train` |" in text
+    assert text != document("README.md")
+
+
+def test_ci_runs_the_second_command_of_the_readme() -> None:
+    [_, second] = blocks(document("README.md"), "bash")[:2]
+    assert second in document(".ci/run")
+
+
+def test_every_verb_in_the_readme_exists(tmp_path: Path) -> None:
+    [overview] = blocks(document("README.md"), "text")
+    verbs = list(dict.fromkeys(line.split()[1] for line in overview.splitlines()))
+    assert len(verbs) > 5
+    for verb in verbs:
+        done = shell(f"metalearn {verb} --help", tmp_path)
+        assert done.returncode == 0, f"metalearn {verb} --help: {done.stderr}"
+
+
+def test_the_python_lines_of_the_readme_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = shell(f"metalearn train run_dir=run {' '.join(SMALL)}", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [lines] = blocks(document("README.md"), "python")
+    assert len([line for line in lines.splitlines() if line]) <= 6
+    exec(lines.replace("RUN_DIR", str(tmp_path / "run")), {})
+    assert len(capsys.readouterr().out) > 0
+
+
+@pytest.mark.parametrize("section", ["An algorithm", "A dataset"])
+def test_what_contributing_shows_works_in_an_empty_folder(section: str, tmp_path: Path) -> None:
+    text = document("CONTRIBUTING.md").split(f"\n## {section}\n")[1].split("\n## ")[0].split("\n# ")[0]
+    files = re.findall(r"^`([\w/]+\.(?:py|yaml))`:\n\n```\w+\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    assert len(files) == 2
+    for name, content in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    commands = "".join(blocks(text, "bash")).splitlines()
+    assert any("metalearn train" in command for command in commands)
+    for command in commands:
+        done = shell(command, tmp_path)
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    assert list(tmp_path.glob("outputs/*/*/results.json"))
