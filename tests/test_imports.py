@@ -1,4 +1,4 @@
-"""Imports go one way: cli → run → build → {engine, analysis} → core; see the list of layers below."""
+"""Imports go one way: cli → run → build → {engine, analysis} → core; the whole map is ALLOWED below."""
 
 from __future__ import annotations
 
@@ -29,15 +29,17 @@ ALLOWED: dict[str, set[str]] = {
     "schema": {"errors"},
     "allowlist": {"errors"},
     "config": {"schema", "allowlist", "errors"},
-    "build": {"config", "engine", "analysis", "core", "errors"},
+    "build": {"config", "allowlist", "engine", "analysis", "core", "errors"},
     "run": {"build", "config", "engine", "analysis", "core", "hashing", "errors"},
-    "cli": {"run", "config", "build", "analysis", "errors"},
+    "listing": {"config", "schema", "analysis", "errors"},
+    "sweep": {"run", "build", "config", "analysis", "errors"},
+    "cli": {"run", "sweep", "listing", "config", "schema", "build", "analysis", "errors"},
     "__main__": {"cli"},
     "__init__": {"run"},
 }
-MAY_IMPORT_HYDRA = {"cli", "config", "build", "run"}
+MAY_IMPORT_HYDRA = {"config", "build", "sweep"}
 # Reached by --help, ls, completion and configuration errors, which must answer before torch could have been loaded.
-NO_TORCH_AT_IMPORT = ["metalearn", "metalearn.cli", "metalearn.config", "metalearn.errors", "metalearn.analysis.tables"]
+NO_TORCH_AT_IMPORT = ["metalearn", "metalearn.cli", "metalearn.config", "metalearn.errors", "metalearn.listing", "metalearn.analysis.tables"]
 
 
 def modules() -> list[Path]:

@@ -1,0 +1,213 @@
+"""From a checked configuration to objects, and what only the machine or the data can say about it.
+
+The names in a configuration passed the allow-list as text; here the object that a name resolves to must be a class
+of the right kind whose own module is allowed, so that no import inside an allowed module is a way around the list.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+import inspect
+import math
+import os
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from torch import nn
+
+from metalearn.allowlist import PREFIXES, is_allowed, nodes, target_problems
+from metalearn.core import Algorithm, Source, Split
+from metalearn.engine.execution import TaskPlan
+from metalearn.errors import ConfigError
+
+Config = dict[str, Any]
+BASES: dict[str, type] = {"algo": Algorithm, "data": Source, "model": nn.Module, "optimizer": torch.optim.Optimizer}
+# Keys of a group that steer the run and are no arguments of its class.
+NOT_ARGUMENTS = {"algo": ("plan", "chunk"), "optimizer": ("schedule", "clip")}
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names of glibc's malloc.h
+
+
+def check_machine(cfg: Config, run_dir: Path) -> None:
+    """Raise one ConfigError for a device that is absent, a folder that cannot be written, and what the data refuses."""
+    problems = []
+    device = torch.device("cpu")
+    try:
+        device = build_device(cfg)
+    except ConfigError as error:
+        problems += error.problems
+    problems += folder_problems(run_dir)
+    try:
+        build_source(cfg, device)
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+
+
+def folder_problems(run_dir: Path) -> list[str]:
+    """What keeps a run from being written to this folder, which need not exist yet."""
+    place = run_dir.absolute()
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        return [f"run_dir={run_dir} cannot be written: {place} is not a folder; choose another run_dir"]
+    if not os.access(place, os.W_OK | os.X_OK):
+        return [f"run_dir={run_dir} cannot be written: no permission to write in {place}; choose another run_dir"]
+    return []
+
+
+def prepare_host(cfg: Config) -> None:
+    """Allocator, thread count and default precision of this process, set in full so that jobs of a sweep do not inherit them."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        # Large temporaries through mmap are returned and faulted in again at every step, which costs vmap a factor of 3 to 5.
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    torch.set_num_threads(cfg["device"]["threads"] or default_threads())
+    torch.set_default_dtype(getattr(torch, cfg["device"]["precision"]))
+
+
+@functools.cache
+def default_threads() -> int:
+    return torch.get_num_threads()
+
+
+default_threads()  # remembered before any run changes it
+
+
+def build_device(cfg: Config) -> torch.device:
+    name = cfg["device"]["name"]
+    have = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda" if have else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise ConfigError(f"device.name={name} is none of auto, cpu, cuda, cuda:NUMBER")
+    if kind == "cuda" and int(index or 0) >= have:
+        found = f"{have} CUDA devices" if have else "no CUDA device"
+        raise ConfigError(f"device={name}, but PyTorch finds {found} on this machine; use device=cpu or device=auto")
+    return torch.device(name)
+
+
+def build_source(cfg: Config, device: torch.device) -> Source:
+    source: Source = construct(cfg, "data", device=device)
+    return source
+
+
+def build_algorithm(cfg: Config, source: Source, device: torch.device) -> Algorithm:
+    """The algorithm with its initial weights, a function of cfg["seed"] alone, checked against the tasks of every split."""
+    spec = source.spec("train")
+    torch.manual_seed(cfg["seed"])
+    # Built on the CPU even for CUDA: the same seed gives the same initial weights on both.
+    model = construct(cfg, "model", input_spec=spec.input_spec)
+    algorithm: Algorithm = construct(cfg, "algo", model=model, spec=spec)
+    problems = []
+    for split in SPLITS:
+        try:
+            algorithm.check(source.spec(split))
+        except ConfigError as error:
+            problems += error.problems
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return algorithm.to(device)
+
+
+def build_optimizer(cfg: Config, algorithm: Algorithm) -> torch.optim.Optimizer | None:
+    """The outer optimizer over everything that is learned across tasks; None if there is nothing to train."""
+    parameters = [p for p in algorithm.parameters() if p.requires_grad]
+    if algorithm.trains_on is None or not parameters:
+        return None
+    cls = resolve("optimizer._target_", cfg["optimizer"]["_target_"], BASES["optimizer"], cfg["trusted"])
+    fused = {"fused": True} if "fused" in inspect.signature(cls).parameters else {}
+    optimizer: torch.optim.Optimizer = construct(cfg, "optimizer", params=parameters, **fused)
+    return optimizer
+
+
+def build_schedule(cfg: Config) -> Callable[[int], float]:
+    """Factor on the outer lr as a pure function of the number of completed outer steps: no state to save."""
+    dials, total = cfg["optimizer"]["schedule"], max(cfg["trainer"]["outer_steps"], 1)
+    name, final = dials["name"], dials["final"]
+    if name == "cosine":
+        return lambda step: final + (1 - final) * (1 + math.cos(math.pi * min(step / total, 1.0))) / 2
+    if name == "linear":
+        return lambda step: 1 + (final - 1) * min(step / total, 1.0)
+    if name == "step":
+        return lambda step: dials["gamma"] ** (step // dials["every"])
+    if name == "constant":
+        return lambda step: 1.0
+    raise ConfigError(f"optimizer.schedule.name={name} is none of constant, cosine, linear, step")
+
+
+def build_plan(cfg: Config) -> TaskPlan:
+    return TaskPlan(name=cfg["device"]["plan"], chunk=cfg["device"]["chunk"])
+
+
+def construct(cfg: Config, group: str, **given: Any) -> Any:
+    """The object that a group's `_target_` names, from its keys and the given arguments."""
+    dropped = ("about", *NOT_ARGUMENTS.get(group, ()))
+    node = {key: value for key, value in cfg[group].items() if key not in dropped}
+    problems = target_problems({group: node}, cfg["trusted"])
+    if problems:
+        raise ConfigError(problems)
+    classes = {path: value for path, key, value in nodes(node, group) if key == "_target_"}
+    for path, target in classes.items():
+        base = BASES[group] if path == f"{group}._target_" else tuple(BASES.values())
+        resolve(path, target, base, cfg["trusted"])
+    cls = resolve(f"{group}._target_", node["_target_"], BASES[group], cfg["trusted"])
+    # Bound first, called second: Hydra would turn the given arguments into configuration nodes and wrap their errors.
+    try:
+        factory = instantiate({**node, "_partial_": True}, _convert_="all")
+        inspect.signature(cls).bind(*factory.args, **factory.keywords, **given)
+    except (HydraException, TypeError) as error:
+        raise ConfigError(f"{group}: {node['_target_']} cannot be built from its YAML: {str(error).splitlines()[0]}") from error
+    try:
+        return factory(**given)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def resolve(path: str, target: str, base: type | tuple[type, ...], trusted: list[str]) -> type:
+    """The class of this name. ConfigError if it is absent, not a class, not of the kind, or defined outside the allow-list."""
+    found = locate(path, target, trusted)
+    kinds = base if isinstance(base, tuple) else (base,)
+    if not isinstance(found, type) or not issubclass(found, kinds):
+        names = " or ".join(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)
+        raise ConfigError(f"{path}={target} is not a class that derives from {names}")
+    if not is_allowed(f"{found.__module__}.{found.__qualname__}", trusted):
+        raise ConfigError(f"{path}={target} is defined in {found.__module__}, outside {', '.join(PREFIXES)} and the trusted packages")
+    return found
+
+
+def locate(path: str, target: str, trusted: list[str]) -> Any:
+    """Import the longest module that the name begins with and walk the rest."""
+    if trusted and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    parts = target.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        name = ".".join(parts[:length])
+        try:
+            found: Any = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+                continue
+            raise ConfigError(f"{path}={target}: {name} needs {error.name}, which is not installed") from error
+        except Exception as error:
+            raise ConfigError(f"{path}={target}: importing {name} failed: {type(error).__name__}: {error}") from error
+        for part in parts[length:]:
+            if not hasattr(found, part):
+                raise ConfigError(f"{path}={target}: {name} has no {part}")
+            found = getattr(found, part)
+        return found
+    where = f" (looked in the working folder, {os.getcwd()}, too)" if trusted else ""
+    raise ConfigError(f"{path}={target}: there is no package {parts[0]}{where}")

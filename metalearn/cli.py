@@ -1,0 +1,288 @@
+"""The command line: verbs, exit codes, and one clean line for everything that goes wrong.
+
+Torch is imported only once the configuration is known to be right, so that help, listings, completion and mistakes
+answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shlex
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+from metalearn import listing
+from metalearn.errors import ConfigError, MetalearnError
+from metalearn.schema import closest
+
+OVERRIDES = "key=value to set, group=name to choose; `metalearn ls` lists the choices, `metalearn show NAME` the keys"
+RUN_DIR = "folder of a run; `metalearn ls runs` lists them"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that reports mistakes as ConfigError instead of printing and leaving."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see: {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of a command line."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    with patient_streams():
+        args = argparse.Namespace(run_dir=None)
+        try:
+            return dispatch(words, args)
+        except MetalearnError as error:
+            return complain(error)
+        except SystemExit as stop:  # argparse after --help
+            return int(stop.code or 0)
+        except KeyboardInterrupt:
+            say_error("interrupted")
+            return 130
+        except Exception as error:  # noqa: BLE001 - the last line of defence: a person never sees a traceback
+            return complain_unexpected(error, args.run_dir)
+
+
+def dispatch(words: list[str], args: argparse.Namespace) -> int:
+    """Run the verb that the first word names."""
+    verb = words[0] if words else "--help"
+    if verb in ("-h", "--help"):
+        print(overview())
+        return 0
+    if verb == "--version":
+        from importlib.metadata import version
+
+        print(f"metalearn {version('metalearn-runner')}")
+        return 0
+    if verb not in VERBS:
+        meant = closest(verb, VERBS)
+        question = f"did you mean metalearn {meant}?" if meant else f"choose from {', '.join(VERBS)}"
+        raise ConfigError(f"metalearn {verb} does not exist; {question}")
+    command = VERBS[verb]
+    parser = Parser(prog=f"metalearn {verb}", description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ARGUMENTS[verb](parser)
+    parser.parse_intermixed_args(words[1:], namespace=args)
+    return command(args)
+
+
+def overview() -> str:
+    lines = ["usage: metalearn VERB …   (metalearn VERB --help says more)", ""]
+    lines += [f"  {verb:<11} {str(command.__doc__).splitlines()[0]}" for verb, command in VERBS.items()]
+    return "\n".join([*lines, "", "start with: metalearn train"])
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train an algorithm on the tasks of a dataset, then judge it on its test tasks.
+
+    metalearn train algo=protonet data=omniglot data.way=20
+    metalearn train experiment=omniglot_maml
+    metalearn train -m algo=maml,protonet seed=0,1        every combination, one after the other
+    metalearn train --config-dir conf algo=mine 'trusted=[mine]'        classes of your own
+    """
+    from metalearn import config
+
+    if args.multirun:
+        from metalearn.sweep import multirun
+
+        args.run_dir, code = None, multirun(args.overrides, args.config_dir, print)
+        return code
+    cfg = config.compose(args.overrides, args.config_dir)
+    if args.cfg:
+        print(listing.as_yaml(cfg), end="")
+        return 0
+    config.refuse_existing_run(cfg)
+    from metalearn import build, run
+
+    args.run_dir = run.new_run_dir(cfg)
+    build.check_machine(cfg, args.run_dir)
+    return run.train(cfg, args.overrides, args.run_dir)
+
+
+def train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help=OVERRIDES)
+    parser.add_argument("-m", "--multirun", action="store_true", help="run every combination of the values a,b,c that are given")
+    parser.add_argument("--cfg", choices=["job"], help="print the resolved configuration and stop")
+    add_config_dir(parser)
+
+
+def resume(args: argparse.Namespace) -> int:
+    """Continue a run exactly where it was stopped.
+
+    metalearn resume RUN_DIR
+    metalearn resume RUN_DIR trainer.outer_steps=20000        train longer
+    """
+    args.run_dir = existing_run(args.run)
+    check_saved(args)
+    from metalearn import run
+
+    return run.resume(args.run_dir, args.overrides)
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Judge a checkpoint of a run under another protocol.
+
+    metalearn eval RUN_DIR eval.episodes=2000
+    metalearn eval RUN_DIR data.way=20 eval.split=val eval.checkpoint=last
+    """
+    args.run_dir = existing_run(args.run)
+    check_saved(args)
+    from metalearn import run
+
+    return run.evaluate_run(args.run_dir, args.overrides)
+
+
+def run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN_DIR", type=Path, help=RUN_DIR)
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="key=value to change")
+
+
+def existing_run(folder: Path) -> Path:
+    if (folder / "config.yaml").is_file():
+        return folder
+    if "=" in folder.name and not folder.exists():
+        raise ConfigError(f"{folder} is no folder; the folder of a run comes first: RUN_DIR {folder}")
+    reason = "does not exist" if not folder.exists() else "holds no config.yaml" if folder.is_dir() else "is not a folder"
+    raise ConfigError(f"{folder} is not a run: it {reason}; list the runs with: metalearn ls runs")
+
+
+def check_saved(args: argparse.Namespace) -> None:
+    """The overrides against the configuration of the run, before torch is imported."""
+    from metalearn import config
+
+    saved = config.read_saved(args.run_dir)
+    config.reopen(saved, args.overrides)
+
+
+def ls(args: argparse.Namespace) -> int:
+    """List what can be chosen, and the runs that exist: one line each.
+
+    metalearn ls algo
+    metalearn ls runs [FOLDER]
+    """
+    if args.what == "runs":
+        print(listing.runs(args.folder))
+    else:
+        groups = [args.what] if args.what else list(listing.GROUPS)
+        print("\n\n".join(listing.group(name, args.config_dir) for name in groups))
+    return 0
+
+
+def ls_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "what", nargs="?", metavar="WHAT", type=known_listing, help=f"{', '.join(listing.GROUPS)} or runs; default: all groups"
+    )
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("outputs"), help="where to look for runs (default: outputs)")
+    add_config_dir(parser)
+
+
+def known_listing(word: str) -> str:
+    names = [*listing.GROUPS, "runs"]
+    if word not in names:
+        meant = closest(word, names)
+        raise ConfigError(f"metalearn ls {word}: {word} is none of {', '.join(names)}" + (f"; did you mean {meant}?" if meant else ""))
+    return word
+
+
+def show(args: argparse.Namespace) -> int:
+    """Print the YAML of a choice, with its comments and with every reference replaced by its value.
+
+    metalearn show maml
+    metalearn show data/omniglot
+    metalearn show omniglot_maml        a recipe, and the whole configuration that it makes
+    """
+    print(listing.show(args.name, args.config_dir), end="")
+    return 0
+
+
+def show_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="CONFIG", help="a name that `metalearn ls` lists, or group/name")
+    add_config_dir(parser)
+
+
+def add_config_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config-dir", metavar="DIR", help="folder with YAMLs of your own, searched besides $METALEARN_CONFIG_DIR")
+
+
+VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "train": train,
+    "resume": resume,
+    "eval": evaluate,
+    "ls": ls,
+    "show": show,
+}
+ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
+    "train": train_arguments,
+    "resume": run_arguments,
+    "eval": run_arguments,
+    "ls": ls_arguments,
+    "show": show_arguments,
+}
+
+
+def complain(error: MetalearnError) -> int:
+    """Every problem on a line of its own; the exit code."""
+    for problem in getattr(error, "problems", [str(error)]):
+        say_error(f"error: {problem}")
+    return error.exit_code
+
+
+def complain_unexpected(error: Exception, run_dir: Path | None) -> int:
+    """One line for a mistake of ours; the traceback goes into the run's log."""
+    if run_dir is not None and run_dir.is_dir():
+        log = run_dir / "train.log"
+    else:
+        handle, name = tempfile.mkstemp(prefix="metalearn-", suffix=".log")
+        os.close(handle)
+        log = Path(name)
+    with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
+        file.write("".join(traceback.format_exception(error)))
+    reason = str(error).splitlines()[0] if str(error) else "no further reason"
+    say_error(f"error: {type(error).__name__}: {reason} (details in {shlex.quote(str(log))})")
+    return 1
+
+
+def say_error(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+class PatientStream:
+    """A stream whose reader may leave (`| head -1`): what it would have read is dropped, and the run goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except BrokenPipeError:
+            return self.abandon(len(text))
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except BrokenPipeError:
+            self.abandon(0)
+
+    def abandon(self, length: int) -> int:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+        return length
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextlib.contextmanager
+def patient_streams() -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for name, redirect in (("stdout", contextlib.redirect_stdout), ("stderr", contextlib.redirect_stderr)):
+            stream: Any = PatientStream(getattr(sys, name))
+            stack.enter_context(redirect(stream))
+            stack.callback(stream.flush)
+        yield

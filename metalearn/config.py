@@ -1,0 +1,331 @@
+"""From words on a command line to one checked dictionary: Hydra composes, and every mistake is reported at once.
+
+The folders that are searched are conf/ (packaged as metalearn.conf), then --config-dir, then $METALEARN_CONFIG_DIR.
+Nothing here imports torch, so that a mistake is answered at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import itertools
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.core.utils import setup_globals
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from metalearn import schema
+from metalearn.allowlist import hydra_problems, target_problems
+from metalearn.errors import ConfigError
+from metalearn.schema import hint
+
+GROUPS = ("algo", "data", "model", "optimizer", "device", "experiment")
+PRIMARY = "train"
+
+
+def compose(overrides: list[str], config_dir: str | None = None) -> dict[str, Any]:
+    """The resolved configuration as plain dictionaries. Raises ConfigError with every problem that was found."""
+    library = Library(config_dir)
+    request = read_overrides(overrides, library)
+    problems = list(request.problems)
+    base = library.load(request.choices)
+    if base["trusted"]:
+        problems.append(f"trusted={base['trusted']} stands in a YAML; it counts only from the command line")
+    allowed = library.load(chosen_without_experiment(base)) if base["hydra"]["runtime"]["choices"].get("experiment") else base
+    values, found = known_values(request.values, allowed)
+    composed = library.load([*request.choices, *values])
+    hydra = composed.pop("hydra")
+    cfg, wrong = schema.check_types({key: value for key, value in allowed.items() if key != "hydra"}, composed)
+    wrong = [blame_experiment(problem, base["hydra"]["runtime"]["choices"]) for problem in wrong]
+    problems += found + wrong + hydra_problems(hydra) + schema.value_problems(cfg)
+    trusted = cfg.get("trusted")
+    problems += target_problems(cfg, trusted if isinstance(trusted, list) and not wrong else [])
+    raise_if(problems)
+    return cfg
+
+
+def reopen(saved: dict[str, Any], overrides: list[str], config_dir: str | None = None) -> dict[str, Any]:
+    """The configuration of a run folder with values changed from the command line, under the same checks.
+
+    The saved configuration is its own schema. Of the groups only `device` may be chosen anew. `trusted` is never
+    taken from the folder: a run with classes of one's own needs the word again.
+    """
+    library = Library(config_dir)
+    request = read_overrides(overrides, library)
+    problems = list(request.problems)
+    config = OmegaConf.create(dict(saved, trusted=[]))
+    for choice in request.choices:
+        group, _, option = choice.partition("=")
+        if group == "device":
+            config.device = OmegaConf.create(library.read("device", option))
+        else:
+            problems.append(f"{choice}: {group} was fixed when the run began; start a new run with metalearn train to change it")
+    values, found = known_values(request.values, dict(saved, trusted=[]))
+    for override in library.parse(values):
+        OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+    allowed = {**saved, "trusted": []}
+    cfg, wrong = schema.check_types(allowed, plain(config))
+    problems += found + wrong + schema.value_problems(cfg)
+    problems += target_problems(cfg, cfg["trusted"] if isinstance(cfg["trusted"], list) else [])
+    raise_if(problems)
+    return cfg
+
+
+def expand_sweep(overrides: list[str], config_dir: str | None = None) -> list[list[str]]:
+    """The overrides of every job of a sweep, in the order in which Hydra's own sweeper takes them."""
+    axes: dict[str, list[str]] = {}
+    for override in Library(config_dir).parse(overrides):
+        key = override.get_key_element()
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            raise ConfigError(f"{written(override)}: only lists, choice(), range() and glob() can be swept over")
+        if override.is_sweep_override():
+            axes[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            axes[key] = [f"{key}={override.get_value_element_as_str()}"]
+    return [list(job) for job in itertools.product(*axes.values())]
+
+
+def check_values(cfg: Mapping[str, Any]) -> None:
+    """Raise ConfigError for every value out of range and every broken rule between keys."""
+    raise_if(schema.value_problems(cfg))
+
+
+def check_targets(cfg: Mapping[str, Any], trusted: list[str]) -> None:
+    """Raise ConfigError for every name outside the allow-list; for run folders as much as for YAMLs."""
+    raise_if(target_problems(cfg, trusted))
+
+
+def raise_if(problems: Iterable[str]) -> None:
+    found = list(dict.fromkeys(problems))
+    if found:
+        raise ConfigError(found)
+
+
+@dataclass
+class Request:
+    """Overrides sorted: choices of groups, values of keys, and a sentence for each that cannot be used."""
+
+    choices: list[str] = field(default_factory=list)
+    values: list[Override] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def read_overrides(overrides: list[str], library: Library) -> Request:
+    """Sort the words of a command line. A misspelt choice is replaced by what was probably meant, to check the rest."""
+    request = Request()
+    for text in overrides:
+        try:
+            [override] = library.parse([text])
+        except ConfigError as error:
+            request.problems += error.problems
+            continue
+        problem = form_problem(override)
+        if problem is None and override.key_or_group in library.groups and not isinstance(override.value(), dict):
+            problem, choice = judge_choice(override, library)
+            request.choices += [choice] if choice else []
+        elif problem is None:
+            request.values.append(override)
+        request.problems += [problem] if problem else []
+    return request
+
+
+def form_problem(override: Override) -> str | None:
+    """What is wrong with the form of an override, whatever it names."""
+    text, key = written(override), override.key_or_group
+    if override.is_add() or override.is_force_add():
+        return f"{text}: keys cannot be added, the YAML lists all of them; to set one, write {text.lstrip('+')}"
+    if override.is_delete():
+        return f"{text}: keys cannot be removed; to switch one off, write {key}=null"
+    if override.package is not None:
+        return f"{text}: a group cannot be moved to another place; write {key}=…"
+    if override.is_sweep_override():
+        return f"{text} gives several values; add -m to run each of them, or write [a,b] for a list"
+    return None
+
+
+def written(override: Override) -> str:
+    """The words of the command line that were parsed."""
+    return str(override.input_line)
+
+
+def judge_choice(override: Override, library: Library) -> tuple[str | None, str | None]:
+    """What is wrong with the choice of a group, and the choice to go on with."""
+    group, value = override.key_or_group, override.value()
+    if value is None and group == "experiment":
+        return None, None
+    options = library.options(group)
+    if isinstance(value, str) and value in options:
+        return None, f"{group}={value}"
+    if not options:
+        return f"{written(override)}: there is no {group} to choose yet", None
+    meant = schema.closest(str(value), options)
+    question = f"; did you mean {group}={meant}?" if meant else ";"
+    return f"{group}={schema.show(value)} does not exist{question} choices: {', '.join(options)}", f"{group}={meant}" if meant else None
+
+
+def known_values(values: list[Override], allowed: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """The overrides whose key exists, and a sentence with the closest match for each of the others."""
+    known, problems = [], []
+    names = [name for name in schema.known_keys(allowed) if not name.startswith("hydra.")]
+    for override in values:
+        key = override.key_or_group
+        exists, _ = schema.lookup(allowed, key)
+        candidates = schema.known_keys(allowed["hydra"], "hydra.") if key.startswith("hydra.") and "hydra" in allowed else [*names, *GROUPS]
+        if exists and "about" not in key.split("."):
+            known.append(written(override))
+        else:
+            problems.append(f"{written(override)}: {key} is not a key{hint(key, candidates)}")
+    return known, problems
+
+
+def chosen_without_experiment(base: dict[str, Any]) -> list[str]:
+    choices = base["hydra"]["runtime"]["choices"]
+    return [f"{group}={choices[group]}" for group in GROUPS if group != "experiment" and choices.get(group)]
+
+
+def blame_experiment(problem: str, choices: Mapping[str, Any]) -> str:
+    """A key that nothing has can only come from the recipe, whose choices the command line may have replaced."""
+    key, is_key, _ = problem.partition(" is not a key")
+    group = key.partition(".")[0]
+    if not is_key or not choices.get("experiment"):
+        return problem
+    return f"experiment={choices['experiment']} sets {problem.replace(' is not a key', f', which {group}={choices.get(group)} does not have', 1)}"
+
+
+class Library:
+    """The folders with YAMLs, and Hydra's loader over them."""
+
+    def __init__(self, config_dir: str | None = None) -> None:
+        self.folders = [packaged_folder(), *user_folders(config_dir)]
+        self.loader = loader_of(tuple(self.folders))
+        self.groups = {*GROUPS, *(f"hydra/{group}" for group in self.loader.list_groups("hydra"))}
+        self.refuse_shadows()
+
+    def refuse_shadows(self) -> None:
+        """Two YAMLs of one name would leave it to the order of folders which of them is meant."""
+        homes: dict[str, Path] = {}
+        problems = []
+        for folder in self.folders:
+            for path in sorted(p for group in GROUPS for p in (folder / group).glob("*.yaml")):
+                name = f"{path.parent.name}/{path.stem}"
+                if name in homes:
+                    problems.append(f"{path} has the name of {homes[name]}; rename it")
+                homes.setdefault(name, path)
+        raise_if(problems)
+
+    def options(self, group: str) -> list[str]:
+        return sorted(self.loader.get_group_options(group))
+
+    def path(self, group: str, option: str) -> Path:
+        """The file of an option; it must exist."""
+        return next(p for folder in self.folders if (p := folder / group / f"{option}.yaml").is_file())
+
+    def read(self, group: str, option: str) -> dict[str, Any]:
+        """One YAML as it stands, interpolations included."""
+        try:
+            content = OmegaConf.to_container(OmegaConf.load(self.path(group, option)))
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise ConfigError(f"{self.path(group, option)} cannot be read: {one_line(error)}") from error
+        return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
+
+    def parse(self, overrides: list[str]) -> list[Override]:
+        problems, parsed = [], []
+        parser = OverridesParser.create(config_loader=self.loader)
+        for text in overrides:
+            try:
+                parsed.append(parser.parse_override(text))
+            except HydraException:
+                problems.append(f"{text!r} is not of the form key=value (quote values with spaces or special characters: 'key=\"a b\"')")
+        raise_if(problems)
+        return parsed
+
+    def load(self, overrides: list[str]) -> dict[str, Any]:
+        """Compose and resolve, Hydra's own node included."""
+        try:
+            config = self.loader.load_configuration(PRIMARY, overrides, RunMode.RUN)
+            hydra = OmegaConf.to_container(config.hydra, resolve=False)
+            ours = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+            return {**plain(ours), "hydra": hydra}
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+            raise ConfigError(f"the configuration cannot be composed: {one_line(error)}") from error
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """Dictionaries, lists and scalars with every interpolation replaced by its value."""
+    try:
+        content = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the configuration cannot be resolved: {one_line(error)}") from error
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def one_line(error: BaseException) -> str:
+    """The first sentence of a composition error, without the advice to add the key."""
+    misplaced = re.search(r"Could not override '(\w+)@\w+\.\1'", str(error))
+    if misplaced:
+        group = misplaced[1]
+        return f"a YAML of a group chooses another group's default with `override /{group}@_global_.{group}: NAME`"
+    cause = error.__cause__ or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip() and "+" not in line]
+    return " ".join(lines[:2])
+
+
+@functools.cache
+def loader_of(folders: tuple[Path, ...]) -> ConfigLoaderImpl:
+    Plugins.instance()  # registers the kinds of folders that a search path may name
+    setup_globals()
+    search_path = ConfigSearchPathImpl()
+    search_path.append("hydra", "pkg://hydra.conf")
+    for i, folder in enumerate(folders):
+        search_path.append("user" if i else "main", folder.as_uri())
+    search_path.append("schema", "structured://")
+    return ConfigLoaderImpl(search_path)
+
+
+def packaged_folder() -> Path:
+    """conf/ as it was installed; in a checkout that was not installed it lies beside the package."""
+    spec = importlib.util.find_spec("metalearn.conf")
+    if spec is not None and spec.origin:
+        return Path(spec.origin).parent
+    return Path(__file__).resolve().parent.parent / "conf"
+
+
+def user_folders(config_dir: str | None) -> list[Path]:
+    """Folders with a user's own YAMLs, each of them once."""
+    named = [("--config-dir", config_dir), ("METALEARN_CONFIG_DIR", os.environ.get("METALEARN_CONFIG_DIR"))]
+    raise_if(f"{name}={folder} is not a folder" for name, folder in named if folder and not Path(folder).is_dir())
+    return list(dict.fromkeys(Path(folder).resolve() for _, folder in named if folder))
+
+
+def refuse_existing_run(cfg: Mapping[str, Any]) -> None:
+    """A folder that already holds a run is continued, never trained into again."""
+    folder = cfg["run_dir"]
+    if folder and any((Path(folder) / name).exists() for name in ("config.yaml", "status.json")):
+        raise ConfigError(f"run_dir={folder} already holds a run; continue it with: metalearn resume {folder}, or choose another run_dir")
+
+
+def read_saved(run_dir: Path) -> dict[str, Any]:
+    """The configuration that a run was started with."""
+    path = run_dir / "config.yaml"
+    try:
+        saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read: {one_line(error)}") from error
+    if not isinstance(saved, dict) or any(not isinstance(saved.get(group), dict) for group in ("algo", "data", "trainer")):
+        raise ConfigError(f"{path} is not the configuration of a run")
+    return saved

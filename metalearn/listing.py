@@ -1,0 +1,106 @@
+"""What exists, for people: the choices of a group, the YAML behind a name, the runs in a folder. Returns text."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from metalearn.analysis.runfiles import read_json, shown
+from metalearn.analysis.tables import grid, published
+from metalearn.config import GROUPS, Library, compose
+from metalearn.errors import ConfigError
+from metalearn.schema import lookup
+
+
+def group(name: str, config_dir: str | None = None) -> str:
+    """One line per choice: name, what it is, paper, published and measured figure."""
+    library = Library(config_dir)
+    rows = [[name, "what it is", "paper", "published", "measured"]]
+    for option in library.options(name):
+        about = library.read(name, option).get("about") or {}
+        paper = str(about.get("paper", ""))
+        rows.append([option, about.get("title") or first_comment(library.path(name, option)), paper, *figures(about)])
+    used = [i for i in range(5) if i < 2 or any(row[i] for row in rows[1:])]
+    return grid([[row[i] for i in used] for row in rows])
+
+
+def first_comment(path: Path) -> str:
+    """What a YAML says about itself in its first comment."""
+    comments = (line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ") and not line.startswith("# @"))
+    return next(comments, "#")[1:].strip().rstrip(".")
+
+
+def figures(about: dict[str, Any]) -> tuple[str, str]:
+    """The published and the measured figure in few words: of a recipe its first row, of an algorithm its one figure."""
+    if about.get("figures"):
+        first = about["figures"][0]
+        measured = "" if first.get("measured") is None else f"{first['measured']} ± {first.get('ci95')}"
+        return ("" if first.get("published") is None else f"{first['published']} {first['name']}"), measured
+    return (published(about["published"]) if about.get("published") else ""), ""
+
+
+def show(name: str, config_dir: str | None = None) -> str:
+    """The YAML of a choice with its comments; references are replaced by the values they have by default."""
+    library = Library(config_dir)
+    if name in ("train", "config"):
+        return (library.folders[0] / "train.yaml").read_text(encoding="utf-8")
+    group_name, option = find(name, library)
+    text = library.path(group_name, option).read_text(encoding="utf-8")
+    if group_name == "experiment":
+        whole = as_yaml(compose([f"experiment={option}"], config_dir))
+        return f"# experiment={option}\n{text}\n# and the whole configuration that it makes\n{whole}"
+    tree = library.load([f"{group_name}={option}"]) if "${" in text else {}
+    return f"# {group_name}={option}\n" + "\n".join(resolved_lines(text, tree, group_name)) + "\n"
+
+
+def find(name: str, library: Library) -> tuple[str, str]:
+    """Group and option that a name means; `maml`, `algo/maml` and `algo=maml` are the same."""
+    every = [(group_name, option) for group_name in GROUPS for option in library.options(group_name)]
+    wanted = name.replace("=", "/")
+    found = [pair for pair in every if wanted in (pair[1], "/".join(pair))]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ConfigError(f"{name} is the name of several configs; choose one: {', '.join('/'.join(pair) for pair in found)}")
+    names = {text: "/".join(pair) for pair in every for text in (pair[1], "/".join(pair))}
+    meant = difflib.get_close_matches(wanted, names, n=1)
+    raise ConfigError(f"there is no config {name}; " + (f"did you mean {names[meant[0]]}?" if meant else "list them with: metalearn ls"))
+
+
+def resolved_lines(text: str, tree: dict[str, Any], group_name: str) -> Iterator[str]:
+    """The lines of a YAML, with the value in place of every `key: ${…}`."""
+    path: list[tuple[int, str]] = []
+    for line in text.splitlines():
+        key, separator, rest = line.strip().partition(":")
+        if separator and not key.startswith("#"):
+            indent = len(line) - len(line.lstrip())
+            path = [*(item for item in path if item[0] < indent), (indent, key)]
+            exists, value = lookup(tree, ".".join([group_name, *(name for _, name in path)]))
+            if rest.strip().startswith("${") and exists:
+                _, _, comment = rest.partition(" #")
+                line = f"{line[:indent]}{key}: {json.dumps(value).strip(chr(34))}" + (f" #{comment}" if comment else "")
+        yield line
+
+
+def as_yaml(cfg: dict[str, Any]) -> str:
+    return yaml.safe_dump(cfg, sort_keys=False, allow_unicode=True, width=120)
+
+
+def runs(folder: Path) -> str:
+    """One line per run under a folder: state, result with interval, where it is."""
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder; runs are written to ./outputs, or say where: metalearn ls runs FOLDER")
+    rows = [["run", "state", "result ± 95% CI", "tasks"]]
+    for status in sorted(folder.rglob("status.json")):
+        results = read_json(status.parent / "results.json") or {}
+        primary = results.get("primary")
+        value = results["metrics"][primary] if primary else {}
+        result = f"{primary} {shown(primary, value['mean'], value['ci95'])}" if primary else ""
+        state = (read_json(status) or {}).get("state", "unknown")
+        rows.append([str(status.parent), state, result, str(results.get("episodes", ""))])
+    return grid(rows) if len(rows) > 1 else f"no runs under {folder}; start one with: metalearn train"
