@@ -64,12 +64,12 @@ def class_folders(root: Path) -> list[ClassFolder]:
     return found
 
 
-def read_images(files: Sequence[Path], image_size: int, channels: int, resize: str) -> Tensor:
+def read_images(files: Sequence[Path], *, size: int, channels: int, resize: str) -> Tensor:
     """uint8 (N, C, H, H). Raises DataError that names the first file that cannot be read."""
-    images = torch.empty(len(files), channels, image_size, image_size, dtype=torch.uint8)
+    images = torch.empty(len(files), channels, size, size, dtype=torch.uint8)
     for number, file in enumerate(files):
-        pixels = torch.from_numpy(_pixels(file, image_size, channels, resize))
-        images[number] = pixels.reshape(image_size, image_size, channels).permute(2, 0, 1)
+        pixels = torch.from_numpy(_pixels(file, size, channels, resize))
+        images[number] = pixels.reshape(size, size, channels).permute(2, 0, 1)
         if number % 10_000 == 9_999:
             log.info("read %d of %d images", number + 1, len(files))
     return images
@@ -83,12 +83,12 @@ def _images(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file())
 
 
-def _pixels(file: Path, image_size: int, channels: int, resize: str) -> np.ndarray:
+def _pixels(file: Path, size: int, channels: int, resize: str) -> np.ndarray:
     try:
         with Image.open(file, formats=["PNG", "JPEG"]) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{file} has {image.width}x{image.height} pixels; at most {MAX_PIXELS} are read. Shrink or remove it")
-            return np.array(_plain(image, channels).resize((image_size, image_size), FILTERS[resize]))
+            return np.array(_plain(image, channels).resize((size, size), FILTERS[resize]))
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"{file} is not a readable image ({error}); repair or remove it. Nothing was trained") from error
 

@@ -98,7 +98,6 @@ def characters(key: Tensor) -> tuple[Tensor, Tensor]:
 
     A stroke begins where an earlier one passed, or anywhere, and wanders with a turning heading.
     """
-    num = len(key)
     start = uniform(fold(key, 0), (STROKES, 2)) * 1.6 - 0.8
     heading = uniform(fold(key, 1), (STROKES,)) * (2 * torch.pi)
     turn = normal(fold(key, 2), (STROKES,)) * 0.9
@@ -106,7 +105,7 @@ def characters(key: Tensor) -> tuple[Tensor, Tensor]:
     length = 0.25 + 0.45 * uniform(fold(key, 4), (STROKES, CONTROLS - 1))
     angle = heading[..., None] + turn[..., None] * torch.arange(CONTROLS - 1) + wobble
     steps = torch.stack([angle.cos(), angle.sin()], -1) * length[..., None]
-    path = torch.cat([torch.zeros(num, STROKES, 1, 2), steps.cumsum(2)], 2)
+    path = torch.cat([torch.zeros_like(steps[:, :, :1]), steps.cumsum(2)], 2)
     # Strokes that lean towards the middle keep the character inside the frame.
     controls = (start - path.mean(2) * 0.5)[:, :, None] + path
     joined = uniform(fold(key, 5), (STROKES,)) < 0.6
@@ -142,7 +141,7 @@ def strokes(controls: Tensor) -> Tensor:
     ends = [controls[..., :1, :]] * 2, [controls[..., -1:, :]] * 2
     padded = torch.cat([*ends[0], controls, *ends[1]], -2)
     segments = padded.shape[-2] - 3
-    position = torch.linspace(0, segments, POINTS).clamp(max=segments - 1e-4)
+    position = torch.linspace(0, segments, POINTS, dtype=torch.float32).clamp(max=segments - 1e-4)
     index, t = position.long(), (position - position.long())[:, None]
     basis = [(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]
     return sum((padded[..., index + k, :] * basis[k] / 6 for k in range(4)), torch.zeros(()))
@@ -154,7 +153,7 @@ def ink(points: Tensor, weight: Tensor, drawer: Tensor, image_size: int) -> Tens
     The pen is separable, so that an image is one product of (H, S·P) and (S·P, H).
     """
     pen = 0.62 * (1 + 0.18 * normal(fold(drawer, 3), (1,))).clamp(0.75, 1.5) * (image_size / 28)
-    grid = torch.arange(image_size) + 0.5
+    grid = torch.arange(image_size, dtype=torch.float32) + 0.5
     pixels = (points + 1.25) * (image_size / 2.5)
     # Arc length per point, so that a slow stretch of the curve is not blacker than a fast one.
     arc = (pixels[..., 1:, :] - pixels[..., :-1, :]).norm(dim=-1)

@@ -180,7 +180,7 @@ class ImageClasses(Source):
         return 4 if split in self.rotations else 1
 
     def _images(self, split: Split, rows: Tensor) -> Tensor:
-        """float32 (*rows.shape, C, H, H) in [0, 1]."""
+        """(*rows.shape, C, H, H) in [0, 1], in the default precision."""
         pixels = self._stores[split].rows.index_select(0, rows.flatten())
         return (pixels / 255.0).unflatten(0, rows.shape)
 

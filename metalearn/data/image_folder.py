@@ -25,6 +25,7 @@ class ImageFolder(ImageClasses):
     """root: `root/<class>/*.png|jpg|jpeg`, or `root/{train,val,test}/<class>/…`, whose splits then hold.
 
     partition: `random`, or a file that maps classes to splits. min_images: leave out classes with fewer images.
+    The constructor lists the folders, since their counts decide whether the sizes can be had; it opens no image.
     """
 
     name = "image_folder"
@@ -60,11 +61,11 @@ class ImageFolder(ImageClasses):
             image_size=image_size,
             channels=channels,
         )
-        self.root, self.folder = root, cache_folder(cache_dir)
+        self.cache = cache_folder(cache_dir)
         self.partition, self.partition_seed, self.fractions = partition, partition_seed, tuple(fractions)
         self.min_images, self.resize, self.channels = min_images, resize, channels
-        self.layout = partition
         self._check()
+        self.root, self.folders, self.layout, self.split_classes = self._survey(root)
 
     def _check(self) -> None:
         problems = []
@@ -79,32 +80,36 @@ class ImageFolder(ImageClasses):
         if problems:
             raise ConfigError(problems)
 
-    def _load(self) -> ImageSet:
-        root = find_root(self.root)
-        folders = [folder for folder in class_folders(root) if len(folder.files) >= self.min_images]
+    def _survey(self, root: str | None) -> tuple[Path, list[ClassFolder], str, dict[Split, list[int]]]:
+        """Root, classes, how they are divided, and their numbers per split. Raises ConfigError for sizes that they cannot give."""
+        path = find_root(root)
+        folders = [folder for folder in class_folders(path) if len(folder.files) >= self.min_images]
         if not folders:
-            raise DataError(f"data.root={root} has no class with data.min_images={self.min_images} images; lower data.min_images")
-        partition = self._partition(folders)
+            raise DataError(f"data.root={path} has no class with data.min_images={self.min_images} images; lower data.min_images")
+        names = [folder.name for folder in folders]
+        if self.partition != "random":
+            layout, partition = "file", file_partition(Path(self.partition).expanduser(), names)
+        elif folders[0].split is not None:
+            layout = "folders"
+            partition = {split: [number for number, folder in enumerate(folders) if folder.split == split] for split in SPLITS}
+        else:
+            layout, partition = "random", random_partition(len(names), split_sizes(len(names), self.fractions), self.partition_seed)
         problems = self._size_problems(folders, partition) + self._way_problems(partition)
         if problems:
             raise ConfigError(problems)
-        files = [file for folder in folders for file in folder.files]
-        size, names = self.input_spec.shape[-1], [folder.name for folder in folders]
-        key = key_of(version=VERSION, files=_listing(root, files), size=size, channels=self.channels, resize=self.resize)
-        prepared = cached(
-            self.folder,
-            f"image_folder-{key}",
-            lambda: ({"images": read_images(files, size, self.channels, self.resize)}, {"classes": names}),
-        )
-        return ImageSet(prepared.tensors["images"], [len(folder.files) for folder in folders], partition, prepared.sha256)
+        return path, folders, layout, partition
 
-    def _partition(self, folders: Sequence[ClassFolder]) -> dict[Split, list[int]]:
-        if self.partition != "random":
-            return file_partition(Path(self.partition).expanduser(), [folder.name for folder in folders])
-        if folders[0].split is not None:
-            self.layout = "folders"
-            return {split: [number for number, folder in enumerate(folders) if folder.split == split] for split in SPLITS}
-        return random_partition(len(folders), split_sizes(len(folders), self.fractions), self.partition_seed)
+    def _load(self) -> ImageSet:
+        files = [file for folder in self.folders for file in folder.files]
+        names = [folder.name for folder in self.folders]
+        size, channels, resize = self.input_spec.shape[-1], self.channels, self.resize
+        key = key_of(version=VERSION, files=_listing(self.root, files), size=size, channels=channels, resize=resize)
+        prepared = cached(
+            self.cache,
+            f"image_folder-{key}",
+            lambda: ({"images": read_images(files, size=size, channels=channels, resize=resize)}, {"classes": names}),
+        )
+        return ImageSet(prepared.tensors["images"], [len(folder.files) for folder in self.folders], self.split_classes, prepared.sha256)
 
     def _size_problems(self, folders: Sequence[ClassFolder], partition: Mapping[Split, Sequence[int]]) -> list[str]:
         """Names of classes of which an episode could ask for more images than there are."""
@@ -114,9 +119,9 @@ class ImageFolder(ImageClasses):
             short += [f"{folders[n].name} ({len(folders[n].files)})" for n in partition[split] if len(folders[n].files) < shape.per_class]
         if not short:
             return []
-        more = f" and {len(short) - NAMED} more" if len(short) > NAMED else ""
+        named = ", ".join(short[:NAMED]) + (f" and {len(short) - NAMED} more" if len(short) > NAMED else "")
         return [
-            f"{len(short)} of {len(folders)} classes have fewer images than the {needed} of shot + query_shot: {', '.join(short[:NAMED])}{more}. "
+            f"{len(short)} of {len(folders)} classes have fewer images than the {needed} of shot + query_shot: {named}. "
             f"Lower data.shot or data.query_shot, or leave these classes out with data.min_images={needed}"
         ]
 
@@ -126,8 +131,7 @@ class ImageFolder(ImageClasses):
 
     def _facts(self) -> dict[str, Any]:
         seed = {"partition_seed": self.partition_seed, "fractions": list(self.fractions)} if self.layout == "random" else {}
-        layout = self.layout if self.layout in ("random", "folders") else "file"
-        return {"partition": layout, **seed, "resize": self.resize, "channels": self.channels, "min_images": self.min_images}
+        return {"partition": self.layout, **seed, "resize": self.resize, "channels": self.channels, "min_images": self.min_images}
 
 
 def _listing(root: Path, files: Sequence[Path]) -> list[tuple[str, int, int]]:

@@ -80,7 +80,7 @@ class Sinusoid(Source):
 
     def _scaled(self, unit: Tensor, key: str) -> Tensor:
         low, high = self.ranges[key]
-        return low + (high - low) * unit
+        return low + (high - low) * unit.to(torch.get_default_dtype())
 
 
 def _rows(x: Tensor, y: Tensor) -> Examples:

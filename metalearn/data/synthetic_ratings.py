@@ -143,7 +143,8 @@ class SyntheticRatings(Source):
         world = self._world
         item = world.item[user[:, None], order]
         x = {"user": world.user_codes[user][:, None].expand(-1, order.shape[1], -1).contiguous(), "item": world.item_codes[item]}
-        return Examples(x, (world.rating[user[:, None], order] * real)[..., None], real)
+        y = (world.rating[user[:, None], order] * real).to(torch.get_default_dtype())
+        return Examples(x, y[..., None], real)
 
 
 def make_world(num_users: int, num_items: int, ratings: tuple[int, int], seed: int, noise: float) -> World:
