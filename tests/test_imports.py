@@ -39,7 +39,14 @@ ALLOWED: dict[str, set[str]] = {
 }
 MAY_IMPORT_HYDRA = {"config", "build", "sweep"}
 # Reached by --help, ls, completion and configuration errors, which must answer before torch could have been loaded.
-NO_TORCH_AT_IMPORT = ["metalearn", "metalearn.cli", "metalearn.config", "metalearn.errors", "metalearn.listing", "metalearn.analysis.tables"]
+NO_TORCH_AT_IMPORT = [
+    "metalearn",
+    "metalearn.cli",
+    "metalearn.config",
+    "metalearn.errors",
+    "metalearn.listing",
+    "metalearn.analysis.tables",
+]
 
 
 def modules() -> list[Path]:

@@ -24,8 +24,10 @@ def learning_curve(run_dir: Path) -> Path | None:
 
     None when the run has no step to show (a method that does not train).
     """
-    lines = [line for line in read_metrics(run_dir) if line["split"] in ("train", "val")]
+    lines = read_metrics(run_dir)
     results = read_json(run_dir / "results.json")
+    if results is not None and lines and lines[-1]["split"] == results["split"]:
+        lines = lines[:-1]  # the final evaluation, which may be on val and is drawn from results.json
     names = [name for name in ("loss", _primary(lines, results)) if name]
     if not any(line["split"] == "train" for line in lines):
         return None

@@ -107,3 +107,16 @@ def test_every_kind_of_task_can_be_drawn(tmp_path: Path, kind: str, predicted: b
         tasks, prediction = Task(rows(inputs, y), rows(inputs, y), tasks.key), y + 0.1
     path = plots.episodes(tmp_path / "new" / "episodes.png", tasks, prediction if predicted else None)
     assert min(size_of(path)) > 200
+
+
+def test_a_final_evaluation_on_val_is_no_point_of_the_curve(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = json.loads((run_dir / "results.json").read_text()) | {"split": "val"}
+    (run_dir / "results.json").write_text(json.dumps(results))
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 150, "split": "val", "loss": 0.1, "accuracy": 0.96, "accuracy_ci95": 0.004}\n')
+    steps: list[list[float]] = []
+    original = Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda self, x, y, **kw: (steps.append(list(x)), original(self, x, y, **kw))[1])
+    plots.learning_curve(run_dir)
+    assert [50, 100, 150, 200] in steps
+    assert all(curve == sorted(curve) for curve in steps)
