@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from metalearn.analysis.canvas import BLUE, GREEN, GREY, RED, save
 
@@ -138,11 +139,12 @@ def _draw_image(axis: Axes, rows: Rows, index: int, place: tuple[float, float], 
 def _draw_function(axis: Axes, support: Rows, query: Rows) -> None:
     assert support.x is not None
     assert query.x is not None
-    order = np.argsort(query.x.ravel())
-    axis.plot(query.x.ravel()[order], query.y[order], color=GREY, linewidth=1, marker=".", markersize=3, label="query target")
+    # Points, not lines: what lies between the queries was not asked.
+    axis.plot(support.x.ravel(), support.y, color=BLUE, linestyle="none", marker="^", markersize=6, label="support target")
+    axis.plot(query.x.ravel(), query.y, color=GREY, linestyle="none", marker="o", markersize=4, label="query target")
     if query.predicted is not None:
-        axis.plot(query.x.ravel()[order], query.predicted[order], color=RED, linewidth=1.4, linestyle="--", label="prediction")
-    axis.plot(support.x.ravel(), support.y, color=BLUE, linestyle="none", marker="^", markersize=6, label="support")
+        axis.plot(query.x.ravel(), query.predicted, color=RED, linestyle="none", marker="x", markersize=5, label="prediction")
+        axis.vlines(query.x.ravel(), query.y, query.predicted, color=RED, linewidth=0.7)
     axis.set(xlabel="input", ylabel="target")
 
 
@@ -154,3 +156,4 @@ def _draw_targets(axis: Axes, support: Rows, query: Rows) -> None:
         axis.plot(place, query.predicted, color=RED, linestyle="none", marker="x", markersize=6, label="prediction")
         axis.vlines(place, query.y, query.predicted, color=RED, linewidth=0.7)
     axis.set(xlabel="row of the task", ylabel="target")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
