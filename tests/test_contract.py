@@ -53,6 +53,7 @@ def overrides(algo: str, data: str, folder: Path) -> list[str]:
     words += small.get(data, [])
     words += [f"model.norm_statistics={statistics}", "model.channels=8"] if data in small else []
     words += ["algo.eval_adaptation_steps=3"] if algo in ("maml", "reptile", "baseline") else []
+    words += ["algo.inner_lr=0.01"] if algo == "maml" else []  # a rate that every kind of task can stand
     return words
 
 
