@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from metalearn.core import Algorithm, Source, Split
+from metalearn.core import Algorithm, Objective, Source, Split, TaskBatch
 from metalearn.engine.checkpoint import CheckpointStore
 from metalearn.engine.evaluate import draw_tasks, frozen, judge
 from metalearn.engine.execution import TaskPlan, execute
@@ -27,21 +28,23 @@ from metalearn.engine.trainer import Settings, draw_batch
 from metalearn.engine.update import Updater
 from metalearn.errors import MetalearnError
 
+TRIAL = ".preflight-"
 WARM_UP_LIMIT = 5.0  # seconds; a first step that takes longer is not repeated to get a warmer timing
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds for an outer step, a save and an evaluated task; peak memory of the process in MiB."""
+    """Seconds for an outer step, a save, a validation task and a test task (with its curve); peak memory in MiB."""
 
     step: float
     save: float
-    task: float
+    val_task: float
+    test_task: float
     memory: float
 
     def describe(self, settings: Settings, steps: int, test_episodes: int) -> str:
         validations = -(-steps // settings.eval_every)
-        judging = self.task * (validations * settings.val_episodes + test_episodes)
+        judging = self.val_task * validations * settings.val_episodes + self.test_task * test_episodes
         saving = self.save * (1 + -(-steps // settings.checkpoint_every))
         total = steps * self.step + judging + saving
         return (
@@ -63,19 +66,19 @@ def rehearse(
 
     Raises MetalearnError when a saved checkpoint does not come back equal.
     """
+    for leftover in folder.glob(f"{TRIAL}*"):  # of a process that was killed here
+        shutil.rmtree(leftover)
     random_state = torch.get_rng_state()
     actor = copy.deepcopy(algorithm)
     updater = make_updater(actor)
     step = _train_seconds(actor, updater, source, plan, settings) if updater is not None else 0.0
     save = _save_seconds(actor, updater, folder)
-    start = time.perf_counter()
     batch = draw_tasks(actor, source, split, seed=settings.eval_seed, first=0, count=1)
     with frozen(actor):
-        judge(actor, batch, source.spec(split).objective, plan)
-    _settle(batch.key.device)
-    task = time.perf_counter() - start
+        judge(actor, batch, source.spec(split).objective, plan, curve=False)  # the first call of its kind is slow
+    val_task, test_task = (_judge_seconds(actor, batch, source.spec(split).objective, plan, curve=curve) for curve in (False, True))
     torch.set_rng_state(random_state)
-    return Forecast(step, save, task, _peak_memory(batch.key.device))
+    return Forecast(step, save, val_task, test_task, _peak_memory(batch.key.device))
 
 
 def _train_seconds(actor: Algorithm, updater: Updater, source: Source, plan: TaskPlan, settings: Settings) -> float:
@@ -91,10 +94,18 @@ def _train_seconds(actor: Algorithm, updater: Updater, source: Source, plan: Tas
     return seconds
 
 
+def _judge_seconds(actor: Algorithm, batch: TaskBatch, objective: Objective, plan: TaskPlan, *, curve: bool) -> float:
+    start = time.perf_counter()
+    with frozen(actor):
+        judge(actor, batch, objective, plan, curve=curve)
+    _settle(batch.key.device)
+    return time.perf_counter() - start
+
+
 def _save_seconds(actor: Algorithm, updater: Updater | None, folder: Path) -> float:
     optimizer = updater.optimizer if updater is not None else None
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix=".preflight-", dir=folder) as place:
+    with tempfile.TemporaryDirectory(prefix=TRIAL, dir=folder) as place:
         store = CheckpointStore(Path(place))
         tensors, values = pack(actor, optimizer)
         store.save(0, tensors, {"optimizer": values})

@@ -188,7 +188,8 @@ def echo(text: str, *, beside: Any = None) -> None:
     """Print a line, above a progress bar if there is one. A reader who left (`| head`) is no reason to stop."""
     try:
         if beside is None:
-            print(text, flush=True)
+            sys.stdout.write(f"{text}\n")
+            sys.stdout.flush()
         else:
             beside.write(text)
     except BrokenPipeError:

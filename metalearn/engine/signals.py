@@ -13,7 +13,7 @@ from metalearn.errors import MetalearnError
 CAUGHT = (signal.SIGTERM, signal.SIGINT)
 
 
-class Preempted(MetalearnError):
+class PreemptedError(MetalearnError):
     """The run was asked to stop and can be resumed. Exit code 143 (SIGTERM) or 130 (SIGINT)."""
 
     def __init__(self, number: int) -> None:
@@ -41,9 +41,9 @@ class StopSignals:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """Raise Preempted if a signal has come."""
+        """Raise PreemptedError if a signal has come."""
         if self.received is not None:
-            raise Preempted(self.received)
+            raise PreemptedError(self.received)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:

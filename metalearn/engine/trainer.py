@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,11 +20,12 @@ from metalearn.engine.checkpoint import Checkpoint, CheckpointStore
 from metalearn.engine.evaluate import draw_tasks, evaluate
 from metalearn.engine.execution import TaskPlan, execute
 from metalearn.engine.faults import fault
+from metalearn.engine.nonfinite import NonFiniteError, describe
 from metalearn.engine.record import Record
 from metalearn.engine.runlog import RunLog
 from metalearn.engine.state import pack, restore
 from metalearn.engine.update import HEALTHY, Updater
-from metalearn.errors import MetalearnError
+from metalearn.engine.window import Window
 
 
 @dataclass(frozen=True)
@@ -45,28 +46,6 @@ class Settings:
     val_episodes: int
     eval_seed: int
     eval_batch_size: int
-
-
-class NonFiniteError(MetalearnError):
-    """A loss or gradient was not finite; the weights are those from before that step."""
-
-
-@dataclass
-class Window:
-    """Sums of the metrics since the last log line, kept on the device."""
-
-    count: int = 0
-    sums: dict[str, Tensor] = field(default_factory=dict)
-
-    def add(self, metrics: dict[str, Tensor]) -> None:
-        self.count += 1
-        self.sums = {name: self.sums[name] + value if name in self.sums else value for name, value in metrics.items()}
-
-    def take(self) -> dict[str, float]:
-        """Means over the window, which starts anew."""
-        means = {name: value.item() / self.count for name, value in self.sums.items()}
-        self.count, self.sums = 0, {}
-        return means
 
 
 class Trainer:
@@ -191,38 +170,15 @@ class Trainer:
         bad_step = HEALTHY if self.updater is None else int(self.updater.bad_step.item())
         if bad_step == HEALTHY:
             return
-        names = self._bad_tasks(bad_step)
-        inner_lr = getattr(self.algorithm, "inner_lr", None)
-        raise NonFiniteError(
-            f"the loss or its gradient is not finite at step {bad_step} (counted from 0), {names}"
-            f"{'' if inner_lr is None else f', algo.inner_lr={inner_lr}'}. The weights were not changed by it; "
-            f"last good checkpoint: {self.store.path(max(self.store.steps(), default=0))}. "
-            "Lower algo.inner_lr or optimizer.lr, or set optimizer.clip.norm, and start again"
-        )
+        batch = draw_batch(self.algorithm, self.source, self.settings, bad_step)
+        last_good = self.store.path(max(self.store.steps(), default=0))
+        raise NonFiniteError(describe(self.algorithm, batch, bad_step, last_good))
 
     def take_times(self) -> dict[str, float]:
         """Seconds spent per kind of work since they were last taken, as `time_*` fields."""
         taken = {f"time_{name}": seconds for name, seconds in self.seconds.items()}
         self.seconds = {}
         return taken
-
-    def _bad_tasks(self, step: int) -> str:
-        batch = draw_batch(self.algorithm, self.source, self.settings, step)
-        if isinstance(batch, Examples):
-            return f"in the minibatch of examples {step * self.settings.batch_size} to {(step + 1) * self.settings.batch_size - 1}"
-        first = step * self.settings.meta_batch_size
-        bad = [first + i for i, one in enumerate(TaskPlan("loop").chunks(batch)) if not self._is_finite(one)]
-        numbers = ", ".join(map(str, bad))
-        return (
-            f"train tasks {numbers}"
-            if bad
-            else f"train tasks {first} to {first + len(batch.key) - 1} (each alone is finite, their sum is not)"
-        )
-
-    def _is_finite(self, task: TaskBatch) -> bool:
-        losses, _ = execute(self.algorithm, task, TaskPlan("loop"))
-        values = [losses, *(p.grad for p in self.algorithm.parameters() if p.grad is not None)]
-        return all(bool(torch.isfinite(value).all()) for value in values)
 
     def _save_due(self) -> bool:
         due = is_time(self.step, self.settings.checkpoint_every, self.outer_steps)

@@ -1,27 +1,17 @@
-"""The life of a run: train, resume, evaluate. Configuration comes in as plain dicts; nothing here parses a command line.
-
-A run writes config.yaml first, rehearses on copies, saves step-000000, trains with validations that choose the best
-checkpoint, reads the test split once, and writes results.json. Killed at any moment, `resume` brings the same end.
-"""
+"""One process's share in a run: build, rehearse, train, judge once, and leave word of how it went."""
 
 from __future__ import annotations
 
-import copy
-import json
-import secrets
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from metalearn import build, config
+from metalearn import build
 from metalearn.analysis import plots, preview, tables
-from metalearn.analysis.runfiles import shown
 from metalearn.core import Algorithm, Source, Task, blank_query
 from metalearn.engine.checkpoint import Checkpoint, CheckpointStore
 from metalearn.engine.environment import differences, environment
@@ -30,9 +20,9 @@ from metalearn.engine.execution import TaskPlan
 from metalearn.engine.faults import fault
 from metalearn.engine.identity import refuse_new_science, science
 from metalearn.engine.preflight import rehearse
-from metalearn.engine.results import choose, protocol_name, result_of
-from metalearn.engine.runlog import RunLog, echo
-from metalearn.engine.signals import Preempted, StopSignals
+from metalearn.engine.results import choose, result_of
+from metalearn.engine.runlog import RunLog
+from metalearn.engine.signals import PreemptedError, StopSignals
 from metalearn.engine.state import load_weights
 from metalearn.engine.trainer import Settings, Trainer, flat
 from metalearn.engine.update import Clip, Updater
@@ -56,47 +46,6 @@ class Parts:
         return Parts(source, build.build_algorithm(cfg, source, device), build.build_plan(cfg), device)
 
 
-def new_run_dir(cfg: dict[str, Any]) -> Path:
-    """run_dir, or outputs/<algo>_<data>/<date>_<time>_<4 hex digits>."""
-    if cfg.get("run_dir"):
-        return Path(cfg["run_dir"])
-    names = "_".join(_name(cfg[group]["_target_"]) for group in ("algo", "data"))
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    return Path("outputs") / names / f"{stamp}_{secrets.token_hex(2)}"
-
-
-def train(cfg: dict[str, Any], overrides: list[str], run_dir: Path) -> int:
-    """A new run; its exit code. ConfigError if the folder already holds one."""
-    with StopSignals() as signals, RunLog(run_dir) as log:
-        if log.is_run:
-            raise ConfigError(f"{run_dir} already holds a run; continue it with: metalearn resume {run_dir}, or choose another run_dir")
-        log.write_request(cfg, overrides)
-        fault("start:config")
-        try:
-            code = Life(cfg, log, signals).live()
-        except (ConfigError, DataError):
-            if not CheckpointStore(run_dir).steps():
-                log.discard()  # it never began: leave the folder to the corrected command
-            raise
-        if cfg["trainer"]["dry_run"]:
-            log.discard()
-        return code
-
-
-def resume(run_dir: Path, overrides: list[str]) -> int:
-    """Continue a run exactly where its newest valid checkpoint stands; its exit code."""
-    old = read_config(run_dir)
-    with StopSignals() as signals, RunLog(run_dir) as log:
-        cfg = config.reopen(old, overrides)
-        refuse_new_science(science(old), science(cfg))
-        if log.finished and cfg["trainer"]["outer_steps"] == old["trainer"]["outer_steps"]:
-            echo(f"{run_dir} is finished; nothing to do")
-            return 0
-        if cfg != old:
-            log.write_request(cfg, [*log.overrides(), *overrides])
-        return Life(cfg, log, signals, resuming=True).live()
-
-
 class Life:
     """One process's share in a run."""
 
@@ -109,9 +58,10 @@ class Life:
     def live(self) -> int:
         """Run to the end, and leave in status.json how it went."""
         self.log.status("running")
+        self.log.say(f"run folder: {self.log.run_dir}")
         try:
             self._run()
-        except Preempted as stop:
+        except PreemptedError as stop:
             return self._preempted(stop)
         except BaseException as error:
             code = error.exit_code if isinstance(error, MetalearnError) else 1
@@ -226,40 +176,18 @@ class Life:
         fault("test:batch")
         self.signals.check()
 
-    def _preempted(self, stop: Preempted) -> int:
+    def _preempted(self, stop: PreemptedError) -> int:
         self.log.close_bar()
         trainer = self.trainer
         if trainer is not None and trainer.saved_step < trainer.step:
             trainer.save()
         self.log.status("preempted", stop.exit_code)
-        self.log.say(f"{stop}; continue with: metalearn resume {shlex.quote(str(self.log.run_dir))}")
+        words = [str(self.log.run_dir), *([f"trusted=[{','.join(self.cfg['trusted'])}]"] if self.cfg["trusted"] else [])]
+        self.log.say(f"{stop}; continue with: metalearn resume {shlex.join(words)}")
         return stop.exit_code
 
     def _warn(self, message: str) -> None:
         self.log.say(f"warning: {message}")
-
-
-def evaluate_run(run_dir: Path, overrides: list[str]) -> int:
-    """Judge a run's checkpoint, under another protocol if overrides say so; writes only RUN_DIR/evals/<protocol>/."""
-    cfg = config.reopen(pin_training(read_config(run_dir)), overrides)
-    store = CheckpointStore(run_dir)
-    if not store.steps():
-        raise CheckpointError(f"{run_dir} has no checkpoint yet; train it first with: metalearn resume {run_dir}")
-    parts = Parts.build(cfg)
-    chosen, step = choose(store, cfg["eval"]["checkpoint"])
-    load_weights(parts.algorithm, store.load(step).tensors)
-    folder = run_dir / "evals" / protocol_name(cfg["eval"]["split"], overrides)
-    with StopSignals() as signals, RunLog(folder) as log:
-        try:
-            result = judge_split(cfg, parts, on_batch=lambda done: signals.check())
-        except Preempted as stop:
-            return stop.exit_code
-        split = cfg["eval"]["split"]
-        log.write_csv(f"eval_{split}.csv", result.columns)
-        summary = result_of(cfg, parts.source, parts.algorithm, result, step=step, checkpoint=chosen)
-        log.write_json("results.json", summary)
-    echo(beside(run_dir, folder))
-    return 0
 
 
 def judge_split(cfg: dict[str, Any], parts: Parts, on_batch: Callable[[int], None]) -> Evaluation:
@@ -302,43 +230,3 @@ def settings_of(cfg: dict[str, Any]) -> Settings:
         eval_batch_size=evaluation["batch_size"],
         **{name: trainer[name] for name in same},
     )
-
-
-def read_config(run_dir: Path) -> dict[str, Any]:
-    """config.yaml of a run folder; ConfigError if there is none or it is damaged."""
-    path = run_dir / "config.yaml"
-    if not path.is_file():
-        raise ConfigError(
-            f"{run_dir} is no run (it has no config.yaml); give the folder that metalearn train printed, or see metalearn ls runs"
-        )
-    try:
-        cfg = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}; restore it from a backup") from error
-    if not isinstance(cfg, dict) or not {"trainer", "eval", "data", "algo"} <= set(cfg):
-        raise ConfigError(f"{path} is not the configuration of a run; restore it from a backup")
-    return cfg
-
-
-def pin_training(cfg: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with the sizes of training tasks written out, so that another data.way is one of evaluation only."""
-    cfg = copy.deepcopy(cfg)
-    train = cfg["data"].get("train") or {}
-    train.update({name: cfg["data"].get(name) for name, value in train.items() if value is None})
-    return cfg
-
-
-def beside(run_dir: Path, folder: Path) -> str:
-    """The table of an evaluation, with the run's own result under it."""
-    own = run_dir / "results.json"
-    text = tables.closing(folder)
-    if not own.exists():
-        return text
-    results = json.loads(own.read_text(encoding="utf-8"))
-    value = results["metrics"][results["primary"]]
-    return f"{text}\n\nthe run's own result: {results['primary']} {shown(results['primary'], value['mean'], value['ci95'])} ({results['episodes']} tasks)"
-
-
-def _name(target: str) -> str:
-    """omniglot from metalearn.data.omniglot.Omniglot."""
-    return target.split(".")[-2] if "." in target else target

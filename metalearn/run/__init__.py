@@ -1,0 +1,94 @@
+"""The verbs of a run: train, resume, evaluate, load. Configuration comes in as plain dicts; no command line is parsed.
+
+A run writes config.yaml first, rehearses on copies, saves step-000000, trains with validations that choose the best
+checkpoint, reads the test split once, and writes results.json. Killed at any moment, `resume` brings the same end.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from metalearn import config
+from metalearn.analysis import tables
+from metalearn.engine.checkpoint import CheckpointStore
+from metalearn.engine.faults import fault
+from metalearn.engine.identity import refuse_new_science, science
+from metalearn.engine.results import choose, protocol_name, result_of
+from metalearn.engine.runlog import RunLog, echo
+from metalearn.engine.signals import PreemptedError, StopSignals
+from metalearn.engine.state import load_weights
+from metalearn.errors import CheckpointError, ConfigError, DataError
+from metalearn.run.folder import new_run_dir, pin_training, read_config
+from metalearn.run.life import Life, Parts, judge_split
+from metalearn.run.loaded import Loaded, load
+
+__all__ = ["Loaded", "evaluate_run", "load", "new_run_dir", "resume", "train"]
+
+
+def train(cfg: dict[str, Any], overrides: list[str], run_dir: Path) -> int:
+    """A new run; its exit code. ConfigError if the folder already holds one."""
+    with StopSignals() as signals, RunLog(run_dir) as log:
+        if log.is_run:
+            raise ConfigError(f"{run_dir} already holds a run; continue it with: metalearn resume {run_dir}, or choose another run_dir")
+        log.write_request(cfg, overrides)
+        fault("start:config")
+        try:
+            code = Life(cfg, log, signals).live()
+        except (ConfigError, DataError):
+            if not CheckpointStore(run_dir).steps():
+                log.discard()  # it never began: leave the folder to the corrected command
+            raise
+        if cfg["trainer"]["dry_run"]:
+            log.discard()
+        return code
+
+
+def resume(run_dir: Path, overrides: list[str]) -> int:
+    """Continue a run exactly where its newest valid checkpoint stands; its exit code."""
+    old = read_config(run_dir)
+    with StopSignals() as signals, RunLog(run_dir) as log:
+        cfg = config.reopen(old, overrides)
+        refuse_new_science(science(old), science(cfg))
+        if log.finished and cfg["trainer"]["outer_steps"] == old["trainer"]["outer_steps"]:
+            echo(f"{run_dir} is finished; nothing to do")
+            return 0
+        if cfg != old:
+            log.write_request(cfg, [*log.overrides(), *overrides])
+        if cfg["trainer"]["outer_steps"] != old["trainer"]["outer_steps"]:
+            reopen_end(cfg, log)
+        return Life(cfg, log, signals, resuming=True).live()
+
+
+def reopen_end(cfg: dict[str, Any], log: RunLog) -> None:
+    """The run will end elsewhere: its results so far are withdrawn, and a schedule that is stretched is named."""
+    for path in (log.run_dir / "results.json", *log.run_dir.glob("eval_*.csv")):
+        path.unlink(missing_ok=True)
+    schedule = cfg["optimizer"]["schedule"]["name"]
+    if schedule in ("cosine", "linear"):
+        log.say(
+            f"warning: optimizer.schedule.name={schedule} depends on trainer.outer_steps; a run of that length from the start would differ"
+        )
+
+
+def evaluate_run(run_dir: Path, overrides: list[str]) -> int:
+    """Judge a run's checkpoint, under another protocol if overrides say so; writes only RUN_DIR/evals/<protocol>/."""
+    cfg = config.reopen(pin_training(read_config(run_dir)), overrides)
+    store = CheckpointStore(run_dir)
+    if not store.steps():
+        raise CheckpointError(f"{run_dir} has no checkpoint yet; train it first with: metalearn resume {run_dir}")
+    parts = Parts.build(cfg)
+    chosen, step = choose(store, cfg["eval"]["checkpoint"])
+    load_weights(parts.algorithm, store.load(step).tensors)
+    folder = run_dir / "evals" / protocol_name(cfg["eval"]["split"], overrides)
+    with StopSignals() as signals, RunLog(folder) as log:
+        try:
+            result = judge_split(cfg, parts, on_batch=lambda done: signals.check())
+        except PreemptedError as stop:
+            return stop.exit_code
+        split = cfg["eval"]["split"]
+        log.write_csv(f"eval_{split}.csv", result.columns)
+        summary = result_of(cfg, parts.source, parts.algorithm, result, step=step, checkpoint=chosen)
+        log.write_json("results.json", summary)
+    echo(tables.beside(run_dir, folder))
+    return 0

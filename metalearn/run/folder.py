@@ -1,0 +1,51 @@
+"""Finding and reading run folders."""
+
+from __future__ import annotations
+
+import copy
+import secrets
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from metalearn.errors import ConfigError
+
+
+def new_run_dir(cfg: dict[str, Any]) -> Path:
+    """run_dir, or outputs/<algo>_<data>/<date>_<time>_<4 hex digits>."""
+    if cfg.get("run_dir"):
+        return Path(cfg["run_dir"])
+    names = "_".join(_name(cfg[group]["_target_"]) for group in ("algo", "data"))
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    return Path("outputs") / names / f"{stamp}_{secrets.token_hex(2)}"
+
+
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """config.yaml of a run folder; ConfigError if there is none or it is damaged."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(
+            f"{run_dir} is no run (it has no config.yaml); give the folder that metalearn train printed, or see metalearn ls runs"
+        )
+    try:
+        cfg = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}; restore it from a backup") from error
+    if not isinstance(cfg, dict) or not {"trainer", "eval", "data", "algo"} <= set(cfg):
+        raise ConfigError(f"{path} is not the configuration of a run; restore it from a backup")
+    return cfg
+
+
+def pin_training(cfg: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with the sizes of training tasks written out, so that another data.way is one of evaluation only."""
+    cfg = copy.deepcopy(cfg)
+    train = cfg["data"].get("train") or {}
+    train.update({name: cfg["data"].get(name) for name, value in train.items() if value is None})
+    return cfg
+
+
+def _name(target: str) -> str:
+    """omniglot from metalearn.data.omniglot.Omniglot."""
+    return target.split(".")[-2] if "." in target else target
