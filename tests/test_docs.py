@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from metalearn.analysis.readme import fill
 
@@ -67,13 +70,19 @@ def test_every_verb_in_the_readme_exists(tmp_path: Path) -> None:
         assert done.returncode == 0, f"metalearn {verb} --help: {done.stderr}"
 
 
-def test_the_python_lines_of_the_readme_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    done = shell(f"metalearn train run_dir=run {' '.join(SMALL)}", tmp_path)
+def test_the_python_lines_of_the_readme_run(tmp_path: Path) -> None:
+    done = shell(f"metalearn train run_dir=RUN_DIR {' '.join(SMALL)}", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
+    for number, name in enumerate(["a", "b", "c", "d", "e", "unknown_1", "unknown_2"]):
+        picture = np.full((105, 105), 255, np.uint8)
+        picture[10 * number : 10 * number + 20, 20:80] = 0
+        Image.fromarray(picture).save(tmp_path / f"{name}.png")
     [lines] = blocks(document("README.md"), "python")
     assert len([line for line in lines.splitlines() if line]) <= 6
-    exec(lines.replace("RUN_DIR", str(tmp_path / "run")), {})
-    assert len(capsys.readouterr().out) > 0
+    (tmp_path / "six_lines.py").write_text(lines)
+    done = shell("python six_lines.py", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert set(ast.literal_eval(done.stdout)) <= set("abcde")
 
 
 @pytest.mark.parametrize("section", ["An algorithm", "A dataset"])

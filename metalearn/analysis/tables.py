@@ -84,8 +84,8 @@ def published_line(config: dict[str, Any]) -> str:
     """The published figures that a recipe aims at, or else that of the algorithm; empty when none is known."""
     about = config.get("about") or (config.get("algo") or {}).get("about") or {}
     known = [f"{figure['name']} {figure['published']}{unit_of(figure)}" for figure in about.get("figures", []) if figure.get("published")]
-    if about.get("published"):
-        known.append(published(about["published"]))
+    if about.get("published"):  # of an algorithm, whatever this run's data and sizes are
+        known.append(f"under its own protocol {published(about['published'])}")
     if not known:
         return ""
     text = f"published: {'; '.join(known)} ({about['paper']})"
@@ -138,7 +138,7 @@ def _job(folder: Path) -> Job:
     results = read_json(folder / "results.json") or {}
     primary = results.get("primary")
     value = results["metrics"][primary] if primary else {}
-    status = (read_json(folder / "status.json") or {}).get("state", "not started")
+    status = (read_json(folder / "status.json") or {}).get("status", "not started")
     minutes = sum(wall_seconds(read_metrics(folder)).values()) / 60
     return Job(folder, read_yaml(folder / "overrides.yaml") or [], status, primary, value.get("mean"), value.get("ci95"), minutes)
 

@@ -43,7 +43,7 @@ def make_run(run_dir: Path, *, accuracy: float = 0.9631, seed: int = 0, override
     config = {"seed": seed, "trusted": list(trusted), "about": ABOUT, "algo": {}, "trainer": {"outer_steps": 200}}
     (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
     (run_dir / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)))
-    (run_dir / "status.json").write_text(json.dumps({"state": "finished", "exit_code": 0}))
+    (run_dir / "status.json").write_text(json.dumps({"status": "finished", "exit_code": 0}))
     return run_dir
 
 

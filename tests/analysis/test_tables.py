@@ -44,7 +44,8 @@ def test_next_commands_name_the_folder_and_the_trusted_packages(write_run: Write
 def test_an_algorithms_published_figure_stands_in_where_no_recipe_has_one() -> None:
     about = {"paper": "Snell 2017", "published": {"value": 98.8, "unit": "% Omniglot 5-way 1-shot", "source": "table 1"}}
     assert (
-        tables.published_line({"about": None, "algo": {"about": about}}) == "published: 98.8 % Omniglot 5-way 1-shot, table 1 (Snell 2017)"
+        tables.published_line({"about": None, "algo": {"about": about}})
+        == "published: under its own protocol 98.8 % Omniglot 5-way 1-shot, table 1 (Snell 2017)"
     )
 
 
@@ -72,7 +73,7 @@ def sweep_of(write_run: Write, root: Path) -> Path:
     failed = root / "10"
     failed.mkdir()
     (failed / "overrides.yaml").write_text("[algo=protonet, seed=1]\n")
-    (failed / "status.json").write_text(json.dumps({"state": "failed", "exit_code": 1}))
+    (failed / "status.json").write_text(json.dumps({"status": "failed", "exit_code": 1}))
     return root
 
 
