@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from metalearn import listing
+from metalearn import completion, listing
 from metalearn.errors import ConfigError, MetalearnError
 from metalearn.schema import closest
 
@@ -206,6 +206,74 @@ def show_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_dir(parser)
 
 
+def data(args: argparse.Namespace) -> int:
+    """Fetch and unpack a dataset now, or draw a few of its episodes.
+
+    metalearn data prepare omniglot        needed only before a machine goes offline
+    metalearn data preview omniglot data.way=3 --png episodes.png
+    """
+    from metalearn import config
+
+    cfg = config.compose([f"data={args.name}", *args.overrides], args.config_dir)
+    from metalearn import build
+
+    build.prepare_host(cfg)
+    source = build.build_source(cfg, build.build_device({"device": {"name": "cpu"}}))
+    if args.action == "prepare":
+        fingerprint = source.fingerprint()
+        for split in ("train", "val", "test"):
+            print(f"{split}: " + ", ".join(f"{key} {value}" for key, value in source.protocol(split).items()))
+        print(f"data={args.name} is ready (sha256 {fingerprint})")
+        return 0
+    from metalearn.analysis import preview
+
+    tasks = source.tasks(args.split, seed=cfg["eval"]["seed"], first=0, count=args.tasks)
+    path = args.png or Path(f"{args.name}_{args.split}.png")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        print(preview.episodes(path, tasks, count=args.tasks))
+    except OSError as error:
+        raise ConfigError(f"--png {path} cannot be written: {error.strerror or error}; choose another file") from error
+    return 0
+
+
+def data_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", metavar="ACTION", type=known_action, help="prepare or preview")
+    parser.add_argument("name", metavar="NAME", help="a dataset; `metalearn ls data` lists them")
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="data.key=value")
+    parser.add_argument("--split", choices=["train", "val", "test"], default="train", help="of the previewed episodes (default: train)")
+    parser.add_argument("--tasks", type=int, choices=range(1, 13), default=3, metavar="N", help="how many to draw, 1 to 12 (default: 3)")
+    parser.add_argument("--png", metavar="FILE", type=Path, help="where to draw them (default: NAME_SPLIT.png)")
+    add_config_dir(parser)
+
+
+def known_action(word: str) -> str:
+    if word not in completion.ACTIONS:
+        meant = closest(word, completion.ACTIONS)
+        raise ConfigError(f"metalearn data {word} does not exist; " + (f"did you mean {meant}?" if meant else "choose prepare or preview"))
+    return word
+
+
+def complete(args: argparse.Namespace) -> int:
+    """Print the script that gives a shell tab completion.
+
+    eval "$(metalearn completion bash)"        in ~/.bashrc, or zsh in ~/.zshrc
+    """
+    if args.shell == "query":  # what the script asks; no shell
+        line = os.environ.get("COMP_LINE", "")
+        point = os.environ.get("COMP_POINT", "")
+        print("\n".join(completion.complete(line, int(point) if point.isdigit() else len(line), tuple(VERBS))))
+    elif args.shell in completion.SHELLS:
+        print(completion.script(args.shell), end="")
+    else:
+        raise ConfigError(f"there is no completion for {args.shell}; choose from {', '.join(completion.SHELLS)}")
+    return 0
+
+
+def complete_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", metavar="SHELL", help=" or ".join(completion.SHELLS))
+
+
 def add_config_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-dir", metavar="DIR", help="folder with YAMLs of your own, searched besides $METALEARN_CONFIG_DIR")
 
@@ -216,6 +284,8 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "eval": evaluate,
     "ls": ls,
     "show": show,
+    "data": data,
+    "completion": complete,
 }
 ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "train": train_arguments,
@@ -223,6 +293,8 @@ ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "eval": run_arguments,
     "ls": ls_arguments,
     "show": show_arguments,
+    "data": data_arguments,
+    "completion": complete_arguments,
 }
 
 

@@ -203,7 +203,7 @@ def blame_experiment(problem: str, choices: Mapping[str, Any]) -> str:
     group = key.partition(".")[0]
     if not is_key or not choices.get("experiment"):
         return problem
-    return f"experiment={choices['experiment']} sets {problem.replace(' is not a key', f', which {group}={choices.get(group)} does not have', 1)}"
+    return f"experiment={choices['experiment']} sets {key}, which {group}={choices.get(group)} does not have"
 
 
 class Library:
@@ -289,12 +289,16 @@ def one_line(error: BaseException) -> str:
 def loader_of(folders: tuple[Path, ...]) -> ConfigLoaderImpl:
     Plugins.instance()  # registers the kinds of folders that a search path may name
     setup_globals()
+    return ConfigLoaderImpl(search_path_of(folders))
+
+
+def search_path_of(folders: tuple[Path, ...]) -> ConfigSearchPathImpl:
     search_path = ConfigSearchPathImpl()
     search_path.append("hydra", "pkg://hydra.conf")
     for i, folder in enumerate(folders):
         search_path.append("user" if i else "main", folder.as_uri())
     search_path.append("schema", "structured://")
-    return ConfigLoaderImpl(search_path)
+    return search_path
 
 
 def packaged_folder() -> Path:

@@ -101,6 +101,6 @@ def runs(folder: Path) -> str:
         primary = results.get("primary")
         value = results["metrics"][primary] if primary else {}
         result = f"{primary} {shown(primary, value['mean'], value['ci95'])}" if primary else ""
-        state = (read_json(status) or {}).get("state", "unknown")
+        state = (read_json(status) or {}).get("status", "unknown")
         rows.append([str(status.parent), state, result, str(results.get("episodes", ""))])
     return grid(rows) if len(rows) > 1 else f"no runs under {folder}; start one with: metalearn train"

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-# Types where the default does not tell: keys whose default is null (which stays allowed), and keys of two types.
+# Types of the keys whose default is null; null stays allowed.
 TYPES: dict[str, tuple[type, ...]] = {
     "run_dir": (str,),
     "trainer.patience": (int,),
@@ -23,8 +23,8 @@ TYPES: dict[str, tuple[type, ...]] = {
     "data.train.way": (int,),
     "data.train.shot": (int,),
     "data.train.query_shot": (int,),
-    "algo.adapts": (str, list),
 }
+MIXED: dict[str, tuple[type, ...]] = {"algo.adapts": (str, list)}  # keys that take more than their default's type
 
 # Lowest value that is allowed; exclusive where the table says so.
 AT_LEAST: dict[str, int] = {
@@ -168,9 +168,9 @@ def known_keys(schema: dict[str, Any], prefix: str = "") -> list[str]:
 
 def fit(name: str, default: Any, value: Any) -> tuple[Any, list[str]]:
     """The value as its type, and what is wrong with it."""
-    if value is None and default is None:
+    if value is None and (default is None or name in TYPES):
         return None, []
-    allowed = TYPES.get(name) or (None if default is None else (type(default),))
+    allowed = TYPES.get(name) or MIXED.get(name) or (None if default is None else (type(default),))
     if allowed is None:
         return value, []
     if isinstance(default, dict):
