@@ -113,7 +113,9 @@ class Source(ABC):
 
         y: class numbers 0 … num_train_classes-1, int64 (count,).
         """
-        raise ValueError(f"data={self.name} has no labelled classes to draw flat minibatches from; choose an algorithm that learns from tasks")
+        raise ValueError(
+            f"data={self.name} has no labelled classes to draw flat minibatches from; choose an algorithm that learns from tasks"
+        )
 
     def num_tasks(self, split: Split) -> int | None:
         """How many different tasks the split holds (users, say); None when they are drawn without end."""
@@ -182,7 +184,8 @@ class Algorithm(nn.Module):
 
     def losses(self, tasks: TaskBatch | Examples, how: Plan) -> tuple[Tensor, Metrics]:
         """Losses (C,) and metrics {name: (C, …)} of a chunk of C tasks."""
-        return how.map(self.task_loss, tasks)
+        losses, metrics = how.map(self.task_loss, tasks)
+        return losses, metrics
 
     def gradient(self, params: Parameters, tasks: TaskBatch | Examples, how: Plan) -> tuple[Parameters, Tensor, Metrics]:
         """Gradient summed over the chunk, its losses (C,) and metrics {name: (C, …)}. Pure."""

@@ -1,9 +1,9 @@
 """What can go wrong for a person, and the exit code that says so. Messages give value, expectation, fix.
 
-    MetalearnError    1   the run failed
-    ├ ConfigError     2   usage or configuration; holds every problem that was found
-    ├ DataError       3   data missing or corrupt
-    └ CheckpointError 4   no valid checkpoint
+MetalearnError    1   the run failed
+├ ConfigError     2   usage or configuration; holds every problem that was found
+├ DataError       3   data missing or corrupt
+└ CheckpointError 4   no valid checkpoint
 """
 
 from __future__ import annotations

@@ -99,4 +99,5 @@ def _wrap(word: int) -> int:
 def _quantiles() -> Tensor:
     # float64 erfinv on the CPU, rounded once: every device then looks up the same bits.
     grid = (torch.arange(QUANTILES, dtype=torch.float64) + 0.5) / QUANTILES
-    return torch.special.ndtri(grid).to(torch.float32)
+    quantiles: Tensor = torch.special.ndtri(grid)
+    return quantiles.to(torch.float32)

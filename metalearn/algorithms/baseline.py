@@ -45,7 +45,9 @@ class Baseline(Algorithm):
         if spec.kind != "classification" or spec.num_train_classes == 0:
             raise ValueError(f"algo=baseline pretrains a classifier over labelled classes, but the tasks are {spec.kind}; choose algo=maml")
         if self.model.norm_statistics != "running":
-            raise ValueError(f"algo=baseline tests with running averages; set model.norm_statistics=running (it is {self.model.norm_statistics})")
+            raise ValueError(
+                f"model.norm_statistics={self.model.norm_statistics}, but algo=baseline tests with running averages; set it to running"
+            )
 
     def draws(self, spec: TaskSpec) -> dict[str, Draw]:
         return {"order": Draw("permutation", (self.eval_adaptation_steps, spec.support_size))}

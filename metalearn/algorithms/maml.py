@@ -36,7 +36,9 @@ class MAML(NetworkAlgorithm):
         self.inner_lr, self.order = inner_lr, order
         self.adaptation_steps, self.eval_adaptation_steps = adaptation_steps, eval_adaptation_steps
         names = [name for name, _ in self.named_parameters()]
-        self.adapted_names = names if adapts == "all" else [n for n in names if n.startswith(tuple([adapts] if isinstance(adapts, str) else adapts))]
+        self.adapted_names = (
+            names if adapts == "all" else [n for n in names if n.startswith(tuple([adapts] if isinstance(adapts, str) else adapts))]
+        )
         if not self.adapted_names:
             raise ValueError(f"algo.adapts={adapts} matches no parameter; choose 'all' or prefixes of: {', '.join(names)}")
 

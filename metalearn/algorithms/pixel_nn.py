@@ -25,7 +25,9 @@ class PixelNN(Algorithm):
 
     def check(self, spec: TaskSpec) -> None:
         if spec.kind != "classification" or isinstance(spec.input_spec, dict):
-            raise ValueError(f"algo=pixel_nn compares raw images of classes, but the tasks are {spec.kind}; choose algo=maml or data=glyphs")
+            raise ValueError(
+                f"algo=pixel_nn compares raw images of classes, but the tasks are {spec.kind}; choose algo=maml or data=glyphs"
+            )
 
     def adapt(self, task: Task, *, steps: int) -> dict[str, Any]:
         return {"rows": self.vectors(task.support.x), "members": members(task, self.spec)}

@@ -47,7 +47,7 @@ def execute(algorithm: Algorithm, batch: TaskBatch | Examples, plan: TaskPlan) -
 
     A flat minibatch (`Examples`) is one chunk and is never split: batch-norm statistics span it.
     """
-    params = {name: p for name, p in algorithm.named_parameters() if p.requires_grad}
+    params: dict[str, Tensor] = {name: p for name, p in algorithm.named_parameters() if p.requires_grad}
     chunks = [batch] if isinstance(batch, Examples) else plan.chunks(batch)
     total: dict[str, Tensor] = {}
     losses, metrics = [], []

@@ -29,7 +29,9 @@ class Conv4(Model):
     ) -> None:
         super().__init__(init=init, head_init=head_init)
         if isinstance(input_spec, dict) or len(input_spec.shape) != 3:
-            raise ValueError("model=conv4 needs images (channels, height, width); choose model=mlp for vectors or model=user_item for mappings")
+            raise ValueError(
+                "model=conv4 needs images (channels, height, width); choose model=mlp for vectors or model=user_item for mappings"
+            )
         for name, value, allowed in (
             ("downsample", downsample, ("stride", "pool")),
             ("readout", readout, ("mean", "flatten")),
@@ -46,7 +48,10 @@ class Conv4(Model):
             in_channels = channels
             height, width = ((height + 1) // 2, (width + 1) // 2) if downsample == "stride" else (height // 2, width // 2)
         if height * width == 0:
-            raise ValueError(f"images of {input_spec.shape[1]}x{input_spec.shape[2]} pixels vanish after four poolings; raise data.image_size to 16 or more")
+            raise ValueError(
+                f"images of {input_spec.shape[1]}x{input_spec.shape[2]} pixels vanish after four poolings; "
+                "raise data.image_size to 16 or more"
+            )
         self.out_features = channels if readout == "mean" else channels * height * width
         initialise(self, init)
 

@@ -16,7 +16,12 @@ class MLP(Model):
     """Inputs (n, …), flattened → features (n, hidden[-1]); ReLU after every layer."""
 
     def __init__(
-        self, input_spec: InputSpec, *, hidden: Sequence[int] = (40, 40), init: str = "truncated_normal", head_init: str = "truncated_normal"
+        self,
+        input_spec: InputSpec,
+        *,
+        hidden: Sequence[int] = (40, 40),
+        init: str = "truncated_normal",
+        head_init: str = "truncated_normal",
     ) -> None:
         super().__init__(init=init, head_init=head_init)
         if isinstance(input_spec, dict):

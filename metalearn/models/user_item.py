@@ -31,7 +31,9 @@ class UserItem(Model):
     ) -> None:
         super().__init__(init=init, head_init=head_init)
         if not isinstance(input_spec, dict):
-            raise ValueError("model=user_item needs a mapping of inputs (user, item, …); choose model=conv4 for images or model=mlp for vectors")
+            raise ValueError(
+                "model=user_item needs a mapping of inputs (user, item, …); choose model=conv4 for images or model=mlp for vectors"
+            )
         self.names = sorted(input_spec)
         self.embeddings = nn.ModuleDict()
         width = 0

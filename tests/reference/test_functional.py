@@ -62,7 +62,9 @@ class Identity(Model):
 
 
 def plane_task() -> tuple[TaskSpec, Task]:
-    support = Examples(torch.tensor([[0.0, 0.0], [0.0, 2.0], [4.0, 0.0], [4.0, 2.0]]), torch.tensor([0, 0, 1, 1]), torch.ones(4, dtype=torch.bool))
+    support = Examples(
+        torch.tensor([[0.0, 0.0], [0.0, 2.0], [4.0, 0.0], [4.0, 2.0]]), torch.tensor([0, 0, 1, 1]), torch.ones(4, dtype=torch.bool)
+    )
     query = Examples(torch.tensor([[1.0, 1.0], [3.0, 1.0]]), torch.tensor([0, 1]), torch.ones(2, dtype=torch.bool))
     return TaskSpec("classification", Classification(), 2, InputSpec((2,)), 4, 2, 2), Task(support, query, torch.tensor(0))
 
