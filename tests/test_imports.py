@@ -32,8 +32,9 @@ ALLOWED: dict[str, set[str]] = {
     "build": {"config", "allowlist", "engine", "analysis", "core", "errors"},
     "run": {"build", "config", "engine", "analysis", "core", "hashing", "errors"},
     "listing": {"config", "schema", "analysis", "errors"},
+    "completion": {"config", "schema", "listing", "errors"},
     "sweep": {"run", "build", "config", "analysis", "errors"},
-    "cli": {"run", "sweep", "listing", "config", "schema", "build", "analysis", "errors"},
+    "cli": {"run", "sweep", "listing", "completion", "config", "schema", "build", "analysis", "errors"},
     "__main__": {"cli"},
     "__init__": {"run"},
 }
