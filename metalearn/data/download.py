@@ -25,7 +25,8 @@ from metalearn.errors import ConfigError, DataError
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
-STALL_S = 10.0  # without a new byte, an attempt is given up
+PAUSE_S = 1.0  # before the second attempt, twice that before the third
+STALL_S = 8.0  # without a new byte, an attempt is given up
 SILENCE_S = 20.0  # without any byte at all, the download is given up, whatever attempts are left
 MAX_BYTES = 200 << 20
 CHUNK = 1 << 16
@@ -47,15 +48,14 @@ def open_https(url: str) -> AbstractContextManager[Any]:
 
 
 def download(url: str, target: Path, *, md5: str, help_text: str, open_url: Opener = open_https) -> None:
-    """Fetch url into target. Raises DataError, with the reasons and help_text, when that fails; target then does not exist."""
+    """Fetch url into target. Raises DataError, with the reasons and help_text, when that fails; target is then as it was."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"{target.parent} cannot be written ({error}); choose another folder with data.cache_dir=PATH") from error
     deadline = time.monotonic() + SILENCE_S
     reasons: list[str] = []
-    for attempt in range(ATTEMPTS):
+    for attempt in range(1, ATTEMPTS + 1):
         log.info("downloading %s", url)
         fetching = _Fetch(url, target, open_url)
         reason = fetching.wait(deadline) or _wrong(fetching.part, md5)
@@ -63,16 +63,13 @@ def download(url: str, target: Path, *, md5: str, help_text: str, open_url: Open
             os.replace(fetching.part, target)
             return
         fetching.part.unlink(missing_ok=True)
-        log.warning("attempt %d of %d: %s", attempt + 1, ATTEMPTS, reason)
+        log.warning("attempt %d of %d: %s", attempt, ATTEMPTS, reason)
         reasons.append(reason)
-        if time.monotonic() + attempt >= deadline and not fetching.received:
+        if attempt < ATTEMPTS:
+            time.sleep(PAUSE_S * attempt)
+        if time.monotonic() >= deadline and not fetching.received:
             break
-        time.sleep(attempt)
     raise DataError(f"{url}: {'; '.join(dict.fromkeys(reasons))}.\n{help_text}")
-
-
-def md5_of(path: Path) -> str:
-    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
 class _Fetch:
@@ -118,7 +115,7 @@ class _Fetch:
 
 
 def _wrong(path: Path, md5: str) -> str | None:
-    found = md5_of(path)
+    found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
     return None if found == md5 else f"the file has md5 {found}, expected {md5}, and was deleted"
 
 

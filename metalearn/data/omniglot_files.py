@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from metalearn.data.download import download, md5_of
+from metalearn.data.download import download
 from metalearn.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -89,25 +89,22 @@ def fetch(part: str, cache: Path) -> Path:
     from torchvision.datasets import Omniglot as Official
 
     target = cache / "omniglot" / f"{part}.zip"
-    url, md5 = f"{Official.download_url_prefix}/{part}.zip", Official.zips_md5[part]
-    if target.exists() and md5_of(target) == md5:
-        return target
     archives = " and ".join(f"{Official.download_url_prefix}/{name}.zip" for name in CONTENT)
     help_text = (
         f"Omniglot is not there and could not be downloaded. Fetch {archives} on another machine and put both, "
         f"as they are, into a folder; then run again with data.root=FOLDER (or put them into {target.parent}). "
         "data=glyphs needs no download at all."
     )
-    download(url, target, md5=md5, help_text=help_text)
+    download(f"{Official.download_url_prefix}/{part}.zip", target, md5=Official.zips_md5[part], help_text=help_text)
     return target
 
 
 def _find(places: Sequence[Path], part: str) -> Path | None:
-    """The first archive or extracted folder of this part. What the cache holds was downloaded, and `fetch` checks it."""
+    """The first archive or extracted folder of this part."""
     for place in places:
         for folder in FOLDERS:
             for path in (place / folder / f"{part}.zip", place / folder / part):
-                if path.is_dir() or (path.is_file() and place is not places[-1]) or (path.is_file() and len(places) == 1):
+                if path.exists():
                     return path
     return None
 

@@ -73,7 +73,7 @@ def _pairs(path: Path) -> list[tuple[str, Any]]:
             f"data.partition={path} cannot be read ({error.strerror}); expected random or a .json, .yaml or .csv file"
         ) from error
     except (ValueError, KeyError, yaml.YAMLError, csv.Error) as error:
-        raise ConfigError(f"data.partition={path} is not valid ({error}); {EXPECTED}") from error
+        raise ConfigError(f"data.partition={path} is not valid ({str(error).splitlines()[0]}); {EXPECTED}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"data.partition={path} holds a {type(content).__name__}; {EXPECTED}")
     if all(isinstance(value, list) for value in content.values()):
