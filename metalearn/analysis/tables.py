@@ -144,17 +144,21 @@ def _job(folder: Path) -> Job:
 
 
 def sweep(sweep_dir: Path) -> str:
-    """One line per job, then mean and spread over seeds wherever two or more jobs differ in nothing else."""
+    """One line per job, then mean and spread over seeds wherever two or more jobs differ in nothing else.
+
+    Overrides that all jobs share are said once, above the table.
+    """
     found = jobs(sweep_dir)
+    shared = [word for word in found[0].overrides if len(found) > 1 and all(word in job.overrides for job in found)] if found else []
     rows = [["job", "overrides", "result ± 95% CI", "minutes", "folder"]]
     for job in found:
-        rows.append([job.folder.name, " ".join(job.overrides) or "(defaults)", _result(job), f"{job.minutes:.1f}", str(job.folder)])
-    text = grid(rows, right=(2, 3))
-    over_seeds = seed_spread(found)
-    return f"{text}\n\n{over_seeds}" if over_seeds else text
+        rows.append([job.folder.name, _words(job.overrides, shared), _result(job), f"{job.minutes:.1f}", str(job.folder)])
+    parts = [f"in all jobs: {' '.join(shared)}"] if shared else []
+    parts += [grid(rows, right=(2, 3)), seed_spread(found, shared)]
+    return "\n\n".join(part for part in parts if part)
 
 
-def seed_spread(found: list[Job]) -> str:
+def seed_spread(found: list[Job], shared: Sequence[str] = ()) -> str:
     """Mean and standard deviation over seeds of the jobs' results; empty when no two jobs differ by their seed alone."""
     groups: dict[tuple[str, ...], list[Job]] = {}
     for job in found:
@@ -166,7 +170,7 @@ def seed_spread(found: list[Job]) -> str:
         if len(means) > 1:
             name = members[0].primary or ""
             spread = shown(name, statistics.stdev(means))
-            rows.append([" ".join(overrides) or "(defaults)", str(len(means)), f"{name} {shown(name, statistics.fmean(means))}", spread])
+            rows.append([_words(overrides, shared), str(len(means)), f"{name} {shown(name, statistics.fmean(means))}", spread])
     return grid(rows, right=(1, 2, 3)) if len(rows) > 1 else ""
 
 
@@ -179,6 +183,10 @@ def sweep_csv(sweep_dir: Path) -> str:
         cells = [job.status, job.primary, job.mean, job.ci95, f"{job.minutes:.2f}", str(job.folder)]
         writer.writerow([job.folder.name, " ".join(job.overrides), *("" if cell is None else cell for cell in cells)])
     return text.getvalue()
+
+
+def _words(overrides: Sequence[str], shared: Sequence[str]) -> str:
+    return " ".join(word for word in overrides if word not in shared) or "(defaults)"
 
 
 def _result(job: Job) -> str:

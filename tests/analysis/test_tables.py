@@ -69,10 +69,10 @@ def test_closing_without_results_says_what_to_run(tmp_path: Path) -> None:
 
 def sweep_of(write_run: Write, root: Path) -> Path:
     for number, (algo, seed, accuracy) in enumerate([("maml", 0, 0.90), ("maml", 1, 0.94), ("protonet", 0, 0.97)]):
-        write_run(root / str(number), accuracy=accuracy, seed=seed, overrides=[f"algo={algo}", f"seed={seed}"])
+        write_run(root / str(number), accuracy=accuracy, seed=seed, overrides=[f"algo={algo}", "data=glyphs", f"seed={seed}"])
     failed = root / "10"
     failed.mkdir()
-    (failed / "overrides.yaml").write_text("[algo=protonet, seed=1]\n")
+    (failed / "overrides.yaml").write_text("[algo=protonet, data=glyphs, seed=1]\n")
     (failed / "status.json").write_text(json.dumps({"status": "failed", "exit_code": 1}))
     return root
 
@@ -80,9 +80,10 @@ def sweep_of(write_run: Write, root: Path) -> Path:
 def test_sweep_has_a_line_per_job_and_the_spread_over_seeds(write_run: Write, tmp_path: Path) -> None:
     text = tables.sweep(sweep_of(write_run, tmp_path))
     lines = [line.split() for line in text.splitlines()]
-    assert [line[0] for line in lines[2:6]] == ["0", "1", "2", "10"]
-    assert lines[2] == ["0", "algo=maml", "seed=0", "accuracy", "90.00", "±", "0.42", "%", "0.9", str(tmp_path / "0")]
-    assert "failed" in lines[5]
+    assert text.startswith("in all jobs: data=glyphs\n\n")
+    assert [line[0] for line in lines[4:8]] == ["0", "1", "2", "10"]
+    assert lines[4] == ["0", "algo=maml", "seed=0", "accuracy", "90.00", "±", "0.42", "%", "0.9", str(tmp_path / "0")]
+    assert "failed" in lines[7]
     assert ["algo=maml", "2", "accuracy", "92.00", "%", "2.83", "%"] in lines
     assert "algo=protonet" not in text.split("standard deviation")[1]  # one seed has no spread
 
@@ -93,7 +94,7 @@ def test_sweep_csv_keeps_fractions_and_leaves_failed_results_empty(write_run: Wr
     assert rows[1]["mean"] == "0.94"
     assert rows[3] | {"folder": ""} == {
         "job": "10",
-        "overrides": "algo=protonet seed=1",
+        "overrides": "algo=protonet data=glyphs seed=1",
         "status": "failed",
         "primary": "",
         "mean": "",
