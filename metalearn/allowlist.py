@@ -80,5 +80,5 @@ def hydra_problems(hydra: Mapping[str, Any]) -> list[str]:
         for part in name.split("."):
             node = (node or {}).get(part)
         if node:
-            problems.append(f"hydra.{name} may not be set; use --config-dir and environment variables instead")
+            problems.append(f"hydra.{name} may not be set; use --config-dir or environment variables instead")
     return problems

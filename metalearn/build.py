@@ -37,20 +37,25 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names of glibc's malloc.h
 
 
 def check_machine(cfg: Config, run_dir: Path) -> None:
-    """Raise one ConfigError for a device that is absent, a folder that cannot be written, and what the data refuses."""
-    problems = []
+    """Raise one ConfigError for a device that is absent, a folder that cannot be written, and what classes and data refuse."""
+    problems: list[str] = []
     device = torch.device("cpu")
     try:
         device = build_device(cfg)
     except ConfigError as error:
         problems += error.problems
     problems += folder_problems(run_dir)
+    for group, base in BASES.items():
+        try:
+            resolve(f"{group}._target_", cfg[group]["_target_"], base, cfg["trusted"])
+        except ConfigError as error:
+            problems += error.problems
     try:
         build_source(cfg, device)
     except ConfigError as error:
         problems += error.problems
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(list(dict.fromkeys(problems)))
 
 
 def folder_problems(run_dir: Path) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import os
 import shlex
 import sys
@@ -29,7 +30,8 @@ class Parser(argparse.ArgumentParser):
     """argparse that reports mistakes as ConfigError instead of printing and leaving."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see: {self.prog} --help")
+        # Overrides are never required, but argparse names them as soon as something else is missing.
+        raise ConfigError(f"{message.removesuffix(', OVERRIDE')}; see: {self.prog} --help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,7 +68,7 @@ def dispatch(words: list[str], args: argparse.Namespace) -> int:
         question = f"did you mean metalearn {meant}?" if meant else f"choose from {', '.join(VERBS)}"
         raise ConfigError(f"metalearn {verb} does not exist; {question}")
     command = VERBS[verb]
-    parser = Parser(prog=f"metalearn {verb}", description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog=f"metalearn {verb}", description=inspect.getdoc(command), formatter_class=argparse.RawDescriptionHelpFormatter)
     ARGUMENTS[verb](parser)
     parser.parse_intermixed_args(words[1:], namespace=args)
     return command(args)

@@ -47,7 +47,7 @@ def compose(overrides: list[str], config_dir: str | None = None) -> dict[str, An
         problems.append(f"trusted={base['trusted']} stands in a YAML; it counts only from the command line")
     allowed = library.load(chosen_without_experiment(base)) if base["hydra"]["runtime"]["choices"].get("experiment") else base
     values, found = known_values(request.values, allowed)
-    composed = library.load([*request.choices, *values])
+    composed = library.load([*request.choices, *values]) if values else dict(base)
     hydra = composed.pop("hydra")
     cfg, wrong = schema.check_types({key: value for key, value in allowed.items() if key != "hydra"}, composed)
     wrong = [blame_experiment(problem, base["hydra"]["runtime"]["choices"]) for problem in wrong]
@@ -150,6 +150,8 @@ def form_problem(override: Override) -> str | None:
         return f"{text}: keys cannot be added, the YAML lists all of them; to set one, write {text.lstrip('+')}"
     if override.is_delete():
         return f"{text}: keys cannot be removed; to switch one off, write {key}=null"
+    if key == "hydra.searchpath":  # composing with it would already import what it names
+        return "hydra.searchpath may not be set; use --config-dir or METALEARN_CONFIG_DIR instead"
     if override.package is not None:
         return f"{text}: a group cannot be moved to another place; write {key}=…"
     if override.is_sweep_override():

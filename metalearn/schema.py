@@ -93,6 +93,9 @@ SYNONYMS: dict[str, str] = {
     "num_steps": "adaptation_steps",
     "task_num": "meta_batch_size",
     "test_adaptation_steps": "eval_adaptation_steps",
+    "evaluate": "eval",
+    "list": "ls",
+    "continue": "resume",
 }
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "several keys"}
 
@@ -242,7 +245,5 @@ def rules(cfg: Mapping[str, Any]) -> list[str]:
     rotations = get("data.rotations")
     for split in rotations if isinstance(rotations, list) else []:
         if split not in SPLITS:
-            problems.append(
-                f"data.rotations names {show(split)}, which is no split; choose from train, val, test{hint(str(split), SPLITS)}"
-            )
+            problems.append(f"data.rotations names {show(split)}, which is none of train, val, test{hint(str(split), SPLITS)}")
     return problems
