@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -116,7 +117,7 @@ def _members(path: Path, part: str) -> Iterator[Drawing]:
     try:
         with zipfile.ZipFile(path) as archive:
             yield from _from_archive(archive, path, part)
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise DataError(
             f"{path} is damaged or incomplete ({error}); it was not used. Delete it, or replace it by the official archive"
         ) from error

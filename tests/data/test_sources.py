@@ -287,8 +287,13 @@ def test_evaluation_meets_every_user_once_and_splits_share_none(ratings: Synthet
     assert len(set().union(*met.values())) == 4000
 
 
-def _single(source: SyntheticRatings, split: str, count: int) -> list[Task]:
-    batch = source.tasks(split, seed=0, first=0, count=count)  # type: ignore[arg-type]
+def test_a_user_has_the_same_ratings_whatever_the_seed(ratings: SyntheticRatings) -> None:
+    users = [{_fingerprint(ratings, task) for task in _single(ratings, "val", 400, seed=seed)} for seed in (0, 1)]
+    assert users[0] == users[1]
+
+
+def _single(source: SyntheticRatings, split: str, count: int, *, seed: int = 0) -> list[Task]:
+    batch = source.tasks(split, seed=seed, first=0, count=count)  # type: ignore[arg-type]
     return [tree_map(lambda leaf, t=t: leaf[t], batch) for t in range(count)]
 
 
