@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
@@ -86,7 +87,7 @@ class CheckpointStore:
             return Checkpoint(step, load_tensors(contents[TENSORS]), json.loads(contents[FACTS]))
         except OSError as error:
             raise CheckpointError(f"{path} is not valid: {error.strerror or error} ({error.filename})") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise CheckpointError(f"{path} is not valid: {error}") from error
 
     def newest(self) -> Checkpoint:
@@ -156,7 +157,7 @@ class CheckpointStore:
 
     def _prune(self, ranked: list[int]) -> None:
         steps = self.steps()
-        kept = {*steps[len(steps) - self.keep_last :], *ranked[: self.keep_best], self.pointed("last"), self.pointed("best")}
+        kept = {*steps[max(len(steps) - self.keep_last, 0) :], *ranked[: self.keep_best], self.pointed("last"), self.pointed("best")}
         for step in steps:
             if step not in kept:
                 shutil.rmtree(self.path(step))
