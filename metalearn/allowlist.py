@@ -59,9 +59,7 @@ def judge_target(path: str, value: Any, trusted: list[str]) -> list[str]:
         return []
     package = str(value).partition(".")[0]
     if isinstance(value, str) and NAME.fullmatch(value) and package not in ("metalearn", "torch"):
-        return [
-            f"{path}={value} is outside the packages that are trusted; if you trust its code, add 'trusted=[{package}]' to the command line"
-        ]
+        return [f"{path}={value} is outside the trusted packages; if you trust its code, add 'trusted=[{package}]' to the command line"]
     return [f"{path}={value} is not a class that a configuration may name; allowed are {', '.join(p + '*' for p in PREFIXES)}"]
 
 

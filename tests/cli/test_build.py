@@ -1,0 +1,130 @@
+"""From configuration to objects: schedules, plan, device, initial weights."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from metalearn import build, config
+from metalearn.core import Algorithm, Source
+from metalearn.engine.execution import TaskPlan
+from metalearn.errors import ConfigError
+
+CPU = torch.device("cpu")
+
+
+def compose(*overrides: str) -> dict[str, Any]:
+    return config.compose(["data=sinusoid", *overrides])
+
+
+def built(*overrides: str) -> tuple[dict[str, Any], Source, Algorithm]:
+    cfg = compose(*overrides)
+    source = build.build_source(cfg, CPU)
+    return cfg, source, build.build_algorithm(cfg, source, CPU)
+
+
+def factors(name: str, *steps: int, **dials: Any) -> list[float]:
+    words = [f"optimizer.schedule.{key}={value}" for key, value in dials.items()]
+    schedule = build.build_schedule(compose(f"optimizer.schedule.name={name}", "trainer.outer_steps=100", *words))
+    return [schedule(step) for step in steps]
+
+
+def test_schedules_against_hand_computed_factors() -> None:
+    assert factors("constant", 0, 99) == [1.0, 1.0]
+    assert factors("cosine", 0, 25, 50, 100, 200) == pytest.approx([1.0, (1 + math.sqrt(0.5)) / 2, 0.5, 0.0, 0.0])
+    assert factors("cosine", 50, 100, final=0.5) == pytest.approx([0.75, 0.5])
+    assert factors("linear", 0, 25, 100, 101) == pytest.approx([1.0, 0.75, 0.0, 0.0])
+    assert factors("step", 0, 9, 10, 25, every=10, gamma=0.5) == [1.0, 1.0, 0.5, 0.25]
+
+
+def test_the_plan_is_the_algorithm_s_own_unless_the_device_says_otherwise() -> None:
+    assert build.build_plan(compose("algo.chunk=7")) == TaskPlan("vmap", 7)
+    assert build.build_plan(compose("device.plan=loop", "device.chunk=3")) == TaskPlan("loop", 3)
+
+
+def test_device_names() -> None:
+    assert build.build_device(compose("device=cpu")) == CPU
+    with pytest.raises(ConfigError, match="device.name=gpu is none of auto, cpu, cuda, cuda:NUMBER"):
+        build.build_device(compose("device.name=gpu"))
+
+
+def test_an_absent_device_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert build.build_device(compose("device=auto")) == torch.device("cuda")
+    with pytest.raises(ConfigError, match="device=cuda:1, but PyTorch finds 1 CUDA devices on this machine"):
+        build.build_device(compose("device.name=cuda:1"))
+
+
+def test_the_seed_alone_decides_the_initial_weights() -> None:
+    first, again, other = (built(f"seed={seed}")[2].state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_the_optimizer_takes_its_dials_and_is_fused() -> None:
+    cfg, _, algorithm = built("optimizer=sgd", "optimizer.momentum=0.5", "optimizer.lr=2")
+    optimizer = build.build_optimizer(cfg, algorithm)
+    assert type(optimizer) is torch.optim.SGD
+    assert {key: optimizer.defaults[key] for key in ("lr", "momentum", "fused")} == {"lr": 2.0, "momentum": 0.5, "fused": True}
+
+
+@pytest.mark.parametrize("name", config.Library().options("optimizer"))
+def test_every_optimizer_yaml_builds(name: str) -> None:
+    cfg, _, algorithm = built(f"optimizer={name}")
+    assert build.build_optimizer(cfg, algorithm) is not None
+
+
+def test_nothing_to_train_has_no_optimizer() -> None:
+    cfg, _, algorithm = built()
+    for parameter in algorithm.parameters():
+        parameter.requires_grad_(False)
+    assert build.build_optimizer(cfg, algorithm) is None
+
+
+def test_what_the_constructors_refuse_is_a_configuration_error() -> None:
+    cfg = config.compose(["data=sinusoid", "model=conv4"])
+    with pytest.raises(ConfigError, match="model=conv4 needs images"):
+        build.build_algorithm(cfg, build.build_source(cfg, CPU), CPU)
+
+
+def test_a_method_that_refuses_several_splits_says_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Algorithm, spec: object) -> None:
+        raise ValueError("not with these tasks; choose others")
+
+    cfg = compose()
+    source = build.build_source(cfg, CPU)
+    monkeypatch.setattr("metalearn.algorithms.maml.MAML.check", refuse)
+    with pytest.raises(ConfigError) as caught:
+        build.build_algorithm(cfg, source, CPU)
+    assert caught.value.problems == ["not with these tasks; choose others"]
+
+
+def test_host_settings_are_set_in_full_and_not_inherited() -> None:
+    before = torch.get_num_threads()
+    try:
+        build.prepare_host(compose("device.threads=1", "device.precision=float64"))
+        assert (torch.get_num_threads(), torch.get_default_dtype()) == (1, torch.float64)
+        build.prepare_host(compose())
+        assert (torch.get_num_threads(), torch.get_default_dtype()) == (build.default_threads(), torch.float32)
+    finally:
+        torch.set_num_threads(before)
+
+
+class TestFolders:
+    def test_a_folder_that_can_be_made_is_fine_and_is_not_made(self, tmp_path: Path) -> None:
+        assert build.folder_problems(tmp_path / "a" / "b") == []
+        assert not (tmp_path / "a").exists()
+
+    def test_a_path_below_a_file_is_refused_for_root_too(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        [sentence] = build.folder_problems(tmp_path / "file" / "run")
+        assert sentence == f"run_dir={tmp_path}/file/run cannot be written: {tmp_path}/file is not a folder; choose another run_dir"
+
+    def test_a_dangling_link_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+        assert "is not a folder" in build.folder_problems(tmp_path / "link" / "run")[0]
