@@ -66,7 +66,7 @@ class CheckpointStore:
         """
         ranked = list(ranked)
         try:
-            self._write(step, tensors, facts)
+            self._write(step, tensors, {**facts, "best": ranked[0] if ranked else None})
             self.point("last", step)
             fault("save:after_last")
             if ranked:
@@ -158,9 +158,18 @@ class CheckpointStore:
     def _prune(self, ranked: list[int]) -> None:
         steps = self.steps()
         kept = {*steps[max(len(steps) - self.keep_last, 0) :], *ranked[: self.keep_best], self.pointed("last"), self.pointed("best")}
+        # A run that must fall back to an older checkpoint needs the one that was best then.
+        kept |= {self._best_then(step) for step in steps if step in kept}
         for step in steps:
             if step not in kept:
                 shutil.rmtree(self.path(step))
+
+    def _best_then(self, step: int) -> int | None:
+        try:
+            best: int | None = json.loads((self.path(step) / FACTS).read_bytes()).get("best")
+        except (OSError, ValueError):
+            return None  # a corrupt checkpoint protects nothing
+        return best
 
 
 def _verified(path: Path) -> list[str]:

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.reliability import harness
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def cfg(cache: Path) -> dict[str, Any]:
+    return harness.configuration(cache, *harness.QUICK)
+
+
+@pytest.fixture(scope="session")
+def reference(cfg: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never stopped."""
+    run_dir = tmp_path_factory.mktemp("reference") / "run"
+    threads = torch.get_num_threads()
+    harness.train(cfg, run_dir.with_name("warm_up"))()  # in this process: what it loads, its forks need not load again
+    torch.set_num_threads(threads)
+    assert harness.finish(harness.train(cfg, run_dir), plots=True) == 0
+    return run_dir

@@ -1,0 +1,134 @@
+"""Runs in processes of their own that can be killed for real, and a comparison of what they leave behind.
+
+The processes are forked, so that thirty of them do not import torch thirty times; one thread each, since a fork
+does not take a thread pool along.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from metalearn import run
+from metalearn.config import compose
+from metalearn.engine.checkpoint import CheckpointStore
+from metalearn.errors import MetalearnError
+from metalearn.run import life
+
+KILLED = -signal.SIGKILL
+TINY = [
+    "device=cpu",
+    "device.threads=1",
+    "data=glyphs",
+    "data.num_classes=48",
+    "data.num_drawings=6",
+    "data.image_size=14",
+    "data.way=3",
+    "data.query_shot=2",
+    "model.channels=4",
+    "trainer.outer_steps=6",
+    "trainer.meta_batch_size=2",
+    "trainer.batch_size=8",
+    "trainer.log_every=4",
+    "trainer.eval_every=2",
+    "trainer.checkpoint_every=3",
+    "eval.val_episodes=4",
+    "eval.episodes=6",
+    "eval.batch_size=3",
+]
+QUICK = ["algo=protonet", "model.norm_statistics=running"]  # Adam's moments, weights and running averages, in a third of a second
+
+
+def configuration(cache: Path, *overrides: str) -> dict[str, Any]:
+    return compose([*TINY, f"data.cache_dir={cache}", *overrides])
+
+
+def start(work: Callable[[], int], fault: str | None = None, *, plots: bool = False) -> int:
+    """Process id of a child that does the work and exits with its code; MetalearnErrors become their exit codes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads that we do not use
+        child = os.fork()
+    if child:
+        return child
+    code = 99
+    try:
+        if not plots:
+            life.draw_plots = lambda *parts: None  # half the time of a tiny run
+        if fault is not None:
+            os.environ["METALEARN_FAULT"] = fault
+        code = work()
+    except MetalearnError as error:
+        os.write(2, f"{error}\n".encode())
+        code = error.exit_code
+    except BaseException:  # noqa: BLE001 - the child must not return into pytest
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def wait(child: int) -> int:
+    """Exit code of a child, or minus the number of the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def finish(work: Callable[[], int], fault: str | None = None, *, plots: bool = False) -> int:
+    return wait(start(work, fault, plots=plots))
+
+
+def finish_killed_after(work: Callable[[], int], seconds: float) -> int:
+    """Kill the child after so long, unless it was faster."""
+    child = start(work)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    return wait(child)
+
+
+def train(cfg: dict[str, Any], run_dir: Path) -> Callable[[], int]:
+    return lambda: run.train(cfg, ["seed=0"], run_dir)
+
+
+def resume(run_dir: Path, *overrides: str) -> Callable[[], int]:
+    return lambda: run.resume(run_dir, list(overrides))
+
+
+def status(run_dir: Path) -> Mapping[str, Any]:
+    return json.loads((run_dir / "status.json").read_text())
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without their times."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if not name.startswith("time_")} for line in lines]
+
+
+def assert_same_end(run_dir: Path, reference: Path) -> None:
+    """Bit-equal weights, optimizer, random state, metrics and results."""
+    assert status(run_dir)["status"] == "finished"
+    store, wanted = CheckpointStore(run_dir), CheckpointStore(reference)
+    for pointer in ("last", "best"):
+        step = wanted.pointed(pointer)
+        assert store.pointed(pointer) == step
+        if step is not None:
+            tensors, expected = (load_file(s.path(step) / "tensors.safetensors") for s in (store, wanted))
+            assert {name: value.numpy().tobytes() for name, value in tensors.items()} == {
+                name: value.numpy().tobytes() for name, value in expected.items()
+            }
+            facts, expected_facts = store.load(step).facts, wanted.load(step).facts
+            assert {**facts, "metrics_offset": 0} == {**expected_facts, "metrics_offset": 0}
+    assert metrics(run_dir) == metrics(reference)
+    for name in ("results.json", "eval_test.csv"):
+        assert (run_dir / name).read_bytes() == (reference / name).read_bytes()
