@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+
+import pytest
+import torch
+
+from metalearn.core import Task
+from metalearn.engine.evaluate import curve_steps, evaluate, summarise
+from metalearn.engine.execution import TaskPlan
+from metalearn.errors import ConfigError
+from tests.engine.toy import ToyAlgorithm, ToySource
+
+VMAP = TaskPlan("vmap")
+
+
+def run(
+    algorithm: ToyAlgorithm,
+    source: ToySource | None = None,
+    *,
+    episodes: int = 7,
+    plan: TaskPlan = VMAP,
+    batch_size: int = 3,
+    seed: int = 5,
+):
+    return evaluate(algorithm, source or ToySource(), "test", seed=seed, episodes=episodes, plan=plan, batch_size=batch_size)
+
+
+def test_task_numbers_come_first_and_there_is_a_row_per_task() -> None:
+    columns = run(ToyAlgorithm()).columns
+    assert next(iter(columns)) == "task_id"
+    assert columns["task_id"] == list(range(7))
+    assert {len(values) for values in columns.values()} == {7}
+
+
+@pytest.mark.parametrize("plan", [TaskPlan("loop"), TaskPlan("vmap")])
+@pytest.mark.parametrize("batch_size", [1, 4, 7])
+def test_numbers_depend_neither_on_the_plan_nor_on_the_batch_size(plan: TaskPlan, batch_size: int) -> None:
+    expected = run(ToyAlgorithm(noise=0.3)).columns
+    found = run(ToyAlgorithm(noise=0.3), plan=plan, batch_size=batch_size).columns
+    assert list(found) == list(expected)
+    assert all(found[name] == pytest.approx(values) for name, values in expected.items())
+
+
+def test_state_mode_and_random_numbers_are_as_before() -> None:
+    algorithm = ToyAlgorithm()
+    algorithm.train()
+    before, random_state = copy.deepcopy(algorithm.state_dict()), torch.get_rng_state()
+    run(algorithm)
+    assert all(torch.equal(before[name], value) for name, value in algorithm.state_dict().items())
+    assert torch.equal(random_state, torch.get_rng_state())
+    assert algorithm.training
+    assert all(p.grad is None for p in algorithm.parameters())
+
+
+def test_adaptation_never_sees_the_answers() -> None:
+    class Cheat(ToyAlgorithm):
+        def adapt(self, task: Task, *, steps: int) -> dict[str, torch.Tensor]:
+            return {"guess": task.query.y.mean(0)}
+
+    result = run(Cheat())
+    assert result.summary["mse"]["mean"] > 1.0  # it predicts the blank, 0, where the answers are near 2
+
+
+def test_interval_is_that_of_the_normal_approximation() -> None:
+    values = [1.0, 2.0, 4.0, 9.0]
+    found = summarise(values)
+    assert found["mean"] == 4.0
+    assert found["std"] == pytest.approx(statistics.stdev(values))
+    assert found["ci95"] == pytest.approx(1.96 * statistics.stdev(values) / 2)
+
+
+def test_metric_that_is_not_finite_has_no_mean() -> None:
+    assert math.isnan(summarise([1.0, math.inf])["mean"])
+
+
+def test_finite_split_is_judged_once_and_never_repeated() -> None:
+    source = ToySource(limit=5)
+    result = run(ToyAlgorithm(), source, episodes=600)
+    assert result.episodes == 5
+    assert sum(count for *_, count in source.asked) == 5
+
+
+def test_one_task_gives_no_interval_and_is_refused() -> None:
+    with pytest.raises(ConfigError, match="1 tasks of split 'test' give no interval"):
+        run(ToyAlgorithm(), ToySource(limit=1))
+
+
+def test_curve_ends_in_the_protocols_own_number() -> None:
+    summary = run(ToyAlgorithm()).summary
+    assert [name for name in summary if "_step_" in name] == [f"mse_step_{k}" for k in range(4)]
+    assert summary["mse_step_3"] == summary["mse"]
+    assert summary["mse_step_0"]["mean"] > summary["mse_step_3"]["mean"]
+    assert summary["mse_inductive"] == summary["mse"]
+
+
+@pytest.mark.parametrize(
+    ("last", "steps"),
+    [(0, [0]), (3, [0, 1, 2, 3]), (10, list(range(11))), (50, [0, 1, 2, 5, 10, 20, 50]), (60, [0, 1, 2, 5, 10, 20, 50, 60])],
+)
+def test_steps_of_the_curve(last: int, steps: list[int]) -> None:
+    assert curve_steps(last) == steps
+
+
+def test_tasks_do_not_depend_on_anything_but_seed_split_and_number() -> None:
+    first, second = ToySource(), ToySource()
+    run(ToyAlgorithm(), first, batch_size=7)
+    run(ToyAlgorithm(noise=1.0), second, batch_size=7)
+    assert first.asked == second.asked == [("test", 5, 0, 7)]

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from metalearn.core import Examples, Metrics, Plan, TaskBatch
+from metalearn.engine.checkpoint import CheckpointStore
+from metalearn.engine.execution import TaskPlan
+from metalearn.engine.nonfinite import NonFiniteError
+from metalearn.engine.record import Record
+from metalearn.engine.runlog import RunLog
+from metalearn.engine.trainer import Settings, Trainer, is_time
+from metalearn.engine.update import Clip, Updater
+from tests.engine.toy import ToyAlgorithm, ToySource
+
+SETTINGS = Settings(
+    seed=3,
+    outer_steps=6,
+    meta_batch_size=4,
+    batch_size=5,
+    log_every=4,
+    eval_every=2,
+    checkpoint_every=5,
+    patience=None,
+    val_episodes=8,
+    eval_seed=9,
+    eval_batch_size=8,
+)
+
+
+def trainer(log: RunLog, source: ToySource, algorithm: ToyAlgorithm | None = None, *, lr: float = 0.1, **changes: Any) -> Trainer:
+    algorithm = algorithm or ToyAlgorithm()
+    optimizer = torch.optim.Adam(algorithm.parameters(), lr=lr, fused=True)
+    updater = Updater(algorithm, optimizer, lambda step: 1.0, Clip()) if algorithm.trains_on else None
+    settings = replace(SETTINGS, **changes)
+    return Trainer(algorithm, updater, source, TaskPlan("vmap"), CheckpointStore(log.run_dir), log, settings, facts={})
+
+
+def lines(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_loop_draws_logs_validates_and_saves_when_it_is_time(tmp_path: Path) -> None:
+    source = ToySource()
+    with RunLog(tmp_path) as log:
+        trainer(log, source).train()
+    drawn = [(first, count) for split, seed, first, count in source.asked if split == "train"]
+    assert drawn == [(4 * step, 4) for step in range(6)]
+    assert {seed for split, seed, *_ in source.asked if split == "train"} == {3}
+    assert {seed for split, seed, *_ in source.asked if split == "val"} == {9}
+    assert {split for split, *_ in source.asked} == {"train", "val"}  # test is not read here
+    assert [(line["step"], line["split"]) for line in lines(tmp_path)] == [(2, "val"), (4, "train"), (4, "val"), (6, "train"), (6, "val")]
+    store = CheckpointStore(tmp_path)
+    assert store.pointed("last") == 6
+    assert store.pointed("best") == 6
+
+
+def test_loss_of_a_line_is_the_mean_since_the_line_before(tmp_path: Path) -> None:
+    with RunLog(tmp_path / "a") as every, RunLog(tmp_path / "b") as seldom:
+        trainer(every, ToySource(), log_every=1, eval_every=100).train()
+        trainer(seldom, ToySource(), log_every=3, eval_every=100).train()
+    fine = [line["loss"] for line in lines(tmp_path / "a") if line["split"] == "train"]
+    coarse = [line["loss"] for line in lines(tmp_path / "b") if line["split"] == "train"]
+    assert coarse == pytest.approx([sum(fine[:3]) / 3, sum(fine[3:]) / 3])
+
+
+def test_flat_minibatches_are_counted_in_rows(tmp_path: Path) -> None:
+    class Flat(ToyAlgorithm):
+        trains_on = "examples"
+
+        def losses(self, tasks: TaskBatch | Examples, how: Plan) -> tuple[torch.Tensor, Metrics]:
+            assert isinstance(tasks, Examples)
+            return (self.prior - tasks.y).square().mean()[None], {}
+
+    source = ToySource()
+    with RunLog(tmp_path) as log:
+        trainer(log, source, Flat(), outer_steps=3).train()
+    assert [asked for asked in source.asked if asked[0] == "examples"] == [("examples", 3, 5 * step, 5) for step in range(3)]
+
+
+def test_method_without_training_ends_at_step_zero_with_a_checkpoint(tmp_path: Path) -> None:
+    class Fixed(ToyAlgorithm):
+        trains_on = None
+
+    source = ToySource()
+    with RunLog(tmp_path) as log:
+        trainer(log, source, Fixed()).train()
+    assert source.asked == []
+    assert CheckpointStore(tmp_path).steps() == [0]
+
+
+def test_impatient_training_stops_when_validation_no_longer_improves(tmp_path: Path) -> None:
+    with RunLog(tmp_path) as log:
+        actor = trainer(log, ToySource(), patience=2, eval_every=1, outer_steps=100, lr=5.0)
+        actor.train()
+    best = actor.record.best()
+    assert best is not None
+    assert actor.step == best + 2
+    assert CheckpointStore(tmp_path).pointed("best") == best
+
+
+def test_bad_step_and_its_tasks_are_named_and_the_good_checkpoint_kept(tmp_path: Path) -> None:
+    with RunLog(tmp_path) as log:
+        actor = trainer(log, ToySource(bad_tasks=(13, 14)), checkpoint_every=1)
+        with pytest.raises(NonFiniteError) as caught:
+            actor.train()
+    message = str(caught.value)
+    assert "at step 3 (counted from 0), train tasks 13, 14, algo.inner_lr=0.5" in message
+    assert f"last good checkpoint: {tmp_path}/checkpoints/step-000003" in message
+    assert caught.value.exit_code == 1
+    store = CheckpointStore(tmp_path)
+    assert store.newest().step == 3
+    assert torch.equal(store.newest().tensors["weights.prior"], actor.algorithm.prior)
+    assert all("Infinity" not in text and "NaN" not in text for text in (tmp_path / "metrics.jsonl").read_text().splitlines())
+
+
+@pytest.mark.parametrize(("step", "due"), [(0, False), (3, True), (4, False), (6, True), (7, True)])
+def test_periods_count_from_one_and_always_hold_the_last_step(step: int, due: bool) -> None:
+    assert is_time(step, 3, 7) is due
+
+
+def test_record_ranks_by_the_direction_of_the_metric_and_the_earlier_of_equals() -> None:
+    record = Record(higher_is_better=True)
+    for step, value in ((1, 0.5), (2, float("nan")), (3, 0.7), (4, 0.7)):
+        record.enter(step, value)
+    assert record.ranked(2) == [3, 4]
+    assert record.since_best() == 1
+    assert Record(False, record.entries).best() == 1
+    assert Record(True).best() is None
