@@ -7,20 +7,17 @@ answer at once.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import inspect
 import os
-import shlex
 import sys
-import tempfile
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import NoReturn
 
 from metalearn import completion, listing
 from metalearn.errors import ConfigError, MetalearnError
 from metalearn.schema import closest
+from metalearn.terminal import complain, complain_unexpected, patient_streams, say_error
 
 OVERRIDES = "key=value to set, group=name to choose; `metalearn ls` lists the choices, `metalearn show NAME` the keys"
 RUN_DIR = "folder of a run; `metalearn ls runs` lists them"
@@ -298,65 +295,3 @@ ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "data": data_arguments,
     "completion": complete_arguments,
 }
-
-
-def complain(error: MetalearnError) -> int:
-    """Every problem on a line of its own; the exit code."""
-    for problem in getattr(error, "problems", [str(error)]):
-        say_error(f"error: {problem}")
-    return error.exit_code
-
-
-def complain_unexpected(error: Exception, run_dir: Path | None) -> int:
-    """One line for a mistake of ours; the traceback goes into the run's log."""
-    if run_dir is not None and run_dir.is_dir():
-        log = run_dir / "train.log"
-    else:
-        handle, name = tempfile.mkstemp(prefix="metalearn-", suffix=".log")
-        os.close(handle)
-        log = Path(name)
-    with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
-        file.write("".join(traceback.format_exception(error)))
-    reason = str(error).splitlines()[0] if str(error) else "no further reason"
-    say_error(f"error: {type(error).__name__}: {reason} (details in {shlex.quote(str(log))})")
-    return 1
-
-
-def say_error(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
-class PatientStream:
-    """A stream whose reader may leave (`| head -1`): what it would have read is dropped, and the run goes on."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
-
-    def write(self, text: str) -> int:
-        try:
-            return self.stream.write(text)
-        except BrokenPipeError:
-            return self.abandon(len(text))
-
-    def flush(self) -> None:
-        try:
-            self.stream.flush()
-        except BrokenPipeError:
-            self.abandon(0)
-
-    def abandon(self, length: int) -> int:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-        return length
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-
-@contextlib.contextmanager
-def patient_streams() -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        for name, redirect in (("stdout", contextlib.redirect_stdout), ("stderr", contextlib.redirect_stderr)):
-            stream: Any = PatientStream(getattr(sys, name))
-            stack.enter_context(redirect(stream))
-            stack.callback(stream.flush)
-        yield

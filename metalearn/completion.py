@@ -11,6 +11,7 @@ from typing import Any
 
 from metalearn import config, schema
 from metalearn.errors import MetalearnError
+from metalearn.library import GROUPS, Library
 
 SHELLS = ("bash", "zsh")
 FLAGS = {
@@ -67,28 +68,28 @@ def answers(words: list[str], verbs: tuple[str, ...]) -> Iterator[str]:
     if word.startswith("-"):
         yield from FLAGS.get(verb, ("--help",))
     elif verb == "train":
-        yield from override_answers(word, given, config.Library(config_dir))
+        yield from override_answers(word, given, Library(config_dir))
     elif verb in ("resume", "eval"):
         yield from saved_answers(word, Path(given[0])) if given else run_folders()
     elif verb == "data":
-        yield from data_answers(word, given, config.Library(config_dir))
+        yield from data_answers(word, given, Library(config_dir))
     elif verb in ("ls", "show", "completion") and not given:
-        library = config.Library(config_dir)
-        names = [option for group in config.GROUPS for option in library.options(group)]
-        yield from {"ls": [*config.GROUPS, "runs"], "show": names, "completion": [*SHELLS]}[verb]
+        library = Library(config_dir)
+        names = [option for group in GROUPS for option in library.options(group)]
+        yield from {"ls": [*GROUPS, "runs"], "show": names, "completion": [*SHELLS]}[verb]
 
 
-def override_answers(word: str, given: list[str], library: config.Library) -> Iterator[str]:
+def override_answers(word: str, given: list[str], library: Library) -> Iterator[str]:
     """Group choices, or keys of the tree that the choices so far compose, or values of a key that has few."""
     key, is_value, value = word.partition("=")
     if is_value and key in library.groups:
         done = value.rpartition(",")[0]
         yield from (f"{key}={done},{option}" if done else f"{key}={option}" for option in library.options(key))
         return
-    choices = [text for text in given if (pair := text.partition("="))[0] in config.GROUPS and pair[2] in library.options(pair[0])]
+    choices = [text for text in given if (pair := text.partition("="))[0] in GROUPS and pair[2] in library.options(pair[0])]
     tree = {key: value for key, value in library.load(choices).items() if key != "hydra"}
     if not is_value:
-        yield from (f"{group}=" for group in config.GROUPS)
+        yield from (f"{group}=" for group in GROUPS)
     yield from value_answers(word, tree)
 
 
@@ -104,7 +105,7 @@ def value_answers(word: str, tree: Mapping[str, Any]) -> Iterator[str]:
             yield word + rest.partition(".")[0] + "." if "." in rest else f"{name}="
 
 
-def data_answers(word: str, given: list[str], library: config.Library) -> Iterator[str]:
+def data_answers(word: str, given: list[str], library: Library) -> Iterator[str]:
     if not given:
         yield from ACTIONS
     elif len(given) == 1:

@@ -12,8 +12,9 @@ import yaml
 
 from metalearn.analysis.runfiles import read_json, shown
 from metalearn.analysis.tables import grid, published
-from metalearn.config import GROUPS, Library, compose
+from metalearn.config import compose
 from metalearn.errors import ConfigError
+from metalearn.library import GROUPS, Library
 from metalearn.schema import lookup
 
 

@@ -25,6 +25,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from metalearn import config
 from metalearn.errors import ConfigError, MetalearnError
+from metalearn.library import PRIMARY, Library, raise_if, search_path_of
 
 STOPPED = (130, 143)  # SIGINT, SIGTERM: the whole sweep was meant
 
@@ -91,16 +92,16 @@ def multirun(overrides: list[str], config_dir: str | None, say: Callable[[str], 
     """Run every combination; 0 if all of them succeeded, 1 if any failed. Ends with a table and sweep.csv."""
     words, folder = take_folder(overrides, config_dir)
     jobs = config.expand_sweep([word for word in words if not word.startswith("hydra")], config_dir)
-    config.raise_if(sweep_problems(words, jobs, config_dir))
+    raise_if(sweep_problems(words, jobs, config_dir))
     refuse_existing_sweep(folder)
-    config.raise_if(machine_problems(jobs, config_dir, folder))
+    raise_if(machine_problems(jobs, config_dir, folder))
     say(f"{len(jobs)} jobs in {folder}")
-    hydra = Hydra.create_main_hydra2("train", config.search_path_of(tuple(config.Library(config_dir).folders)))
+    hydra = Hydra.create_main_hydra2("train", search_path_of(tuple(Library(config_dir).folders)))
     stopped = 0
     codes: list[int] = []
     try:
         where = "hydra.sweep.dir='" + str(folder).replace("'", "\\'") + "'"
-        batches = hydra.multirun(config.PRIMARY, RunJob(config_dir, len(jobs), say), [*words, where], with_log_configuration=False)
+        batches = hydra.multirun(PRIMARY, RunJob(config_dir, len(jobs), say), [*words, where], with_log_configuration=False)
         codes = [job.return_value for batch in batches for job in batch]
     except SweepStopped as stop:
         stopped = stop.exit_code
@@ -113,7 +114,7 @@ def multirun(overrides: list[str], config_dir: str | None, say: Callable[[str], 
 def take_folder(overrides: list[str], config_dir: str | None) -> tuple[list[str], Path]:
     """The overrides without the sweep's folder, and that folder: run_dir, hydra.sweep.dir, or a new one under outputs/sweeps."""
     rest, folder = [], Path("outputs/sweeps") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{secrets.token_hex(2)}"
-    for override in config.Library(config_dir).parse(overrides):
+    for override in Library(config_dir).parse(overrides):
         if override.key_or_group in ("run_dir", "hydra.sweep.dir") and not override.is_sweep_override():
             folder = Path(str(override.value()))
         elif override.key_or_group == "run_dir":

@@ -28,17 +28,19 @@ ALLOWED: dict[str, set[str]] = {
     "analysis": {"core", "errors"},
     "schema": {"errors"},
     "allowlist": {"errors"},
-    "config": {"schema", "allowlist", "errors"},
+    "library": {"errors"},
+    "terminal": {"errors"},
+    "config": {"library", "schema", "allowlist", "errors"},
     "build": {"config", "allowlist", "engine", "analysis", "core", "errors"},
     "run": {"build", "config", "engine", "analysis", "core", "hashing", "errors"},
-    "listing": {"config", "schema", "analysis", "errors"},
-    "completion": {"config", "schema", "listing", "errors"},
-    "sweep": {"run", "build", "config", "analysis", "errors"},
-    "cli": {"run", "sweep", "listing", "completion", "config", "schema", "build", "analysis", "errors"},
+    "listing": {"config", "library", "schema", "analysis", "errors"},
+    "completion": {"config", "library", "schema", "errors"},
+    "sweep": {"run", "build", "config", "library", "analysis", "errors"},
+    "cli": {"terminal", "run", "sweep", "listing", "completion", "config", "schema", "build", "analysis", "errors"},
     "__main__": {"cli"},
     "__init__": {"run"},
 }
-MAY_IMPORT_HYDRA = {"config", "build", "sweep"}
+MAY_IMPORT_HYDRA = {"config", "library", "build", "sweep"}
 # Reached by --help, ls, completion and configuration errors, which must answer before torch could have been loaded.
 NO_TORCH_AT_IMPORT = [
     "metalearn",

@@ -13,6 +13,7 @@ from metalearn import build, config
 from metalearn.core import Algorithm, Source
 from metalearn.engine.execution import TaskPlan
 from metalearn.errors import ConfigError
+from metalearn.library import Library
 
 CPU = torch.device("cpu")
 
@@ -73,7 +74,7 @@ def test_the_optimizer_takes_its_dials_and_is_fused() -> None:
     assert {key: optimizer.defaults[key] for key in ("lr", "momentum", "fused")} == {"lr": 2.0, "momentum": 0.5, "fused": True}
 
 
-@pytest.mark.parametrize("name", config.Library().options("optimizer"))
+@pytest.mark.parametrize("name", Library().options("optimizer"))
 def test_every_optimizer_yaml_builds(name: str) -> None:
     cfg, _, algorithm = built(f"optimizer={name}")
     assert build.build_optimizer(cfg, algorithm) is not None

@@ -8,6 +8,7 @@ import pytest
 
 from metalearn import config, schema
 from metalearn.errors import ConfigError
+from metalearn.library import Library
 
 
 def problems(*overrides: str, config_dir: Path | None = None) -> list[str]:
@@ -118,22 +119,20 @@ def test_null_is_kept_where_the_default_is_null_and_a_number_is_a_name_where_tex
 
 
 def test_every_key_whose_default_is_null_has_a_type() -> None:
-    library = config.Library()
+    library = Library()
     for data in library.options("data"):
         untyped = [name for name, value in schema.leaves(config.compose([f"data={data}"])) if value is None and name not in schema.TYPES]
         assert untyped == [], f"data={data}: say in schema.TYPES what type these keys have"
 
 
-@pytest.mark.parametrize("experiment", config.Library().options("experiment"))
+@pytest.mark.parametrize("experiment", Library().options("experiment"))
 def test_every_recipe_composes(experiment: str) -> None:
     assert config.compose([f"experiment={experiment}"])["about"]["title"]
 
 
 def test_a_recipe_overrides_choices_and_values_and_the_command_line_wins() -> None:
     recipe = ["experiment=omniglot_maml"]
-    assert (
-        config.compose(recipe)["trainer"]["outer_steps"] == config.Library().read("experiment", "omniglot_maml")["trainer"]["outer_steps"]
-    )
+    assert config.compose(recipe)["trainer"]["outer_steps"] == Library().read("experiment", "omniglot_maml")["trainer"]["outer_steps"]
     cfg = config.compose([*recipe, "trainer.outer_steps=5", "data=glyphs", "data.shot=2"])
     assert (cfg["trainer"]["outer_steps"], cfg["data"]["_target_"], cfg["data"]["shot"]) == (5, "metalearn.data.glyphs.Glyphs", 2)
 

@@ -1,0 +1,77 @@
+"""How things end on a terminal: one clean line per problem, and no noise when the reader of a pipe has left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from metalearn.errors import MetalearnError
+
+
+def complain(error: MetalearnError) -> int:
+    """Every problem on a line of its own; the exit code."""
+    for problem in getattr(error, "problems", [str(error)]):
+        say_error(f"error: {problem}")
+    return error.exit_code
+
+
+def complain_unexpected(error: Exception, run_dir: Path | None) -> int:
+    """One line for a mistake of ours; the traceback goes into the run's log."""
+    if run_dir is not None and run_dir.is_dir():
+        log = run_dir / "train.log"
+    else:
+        handle, name = tempfile.mkstemp(prefix="metalearn-", suffix=".log")
+        os.close(handle)
+        log = Path(name)
+    with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
+        file.write("".join(traceback.format_exception(error)))
+    reason = str(error).splitlines()[0] if str(error) else "no further reason"
+    say_error(f"error: {type(error).__name__}: {reason} (details in {shlex.quote(str(log))})")
+    return 1
+
+
+def say_error(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+class PatientStream:
+    """A stream whose reader may leave (`| head -1`): what it would have read is dropped, and the run goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except BrokenPipeError:
+            return self.abandon(len(text))
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except BrokenPipeError:
+            self.abandon(0)
+
+    def abandon(self, length: int) -> int:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+        return length
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextlib.contextmanager
+def patient_streams() -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for name, redirect in (("stdout", contextlib.redirect_stdout), ("stderr", contextlib.redirect_stderr)):
+            stream: Any = PatientStream(getattr(sys, name))
+            stack.enter_context(redirect(stream))
+            stack.callback(stream.flush)
+        yield
