@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.reliability import harness
 
@@ -23,8 +22,6 @@ def cfg(cache: Path) -> dict[str, Any]:
 def reference(cfg: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was never stopped."""
     run_dir = tmp_path_factory.mktemp("reference") / "run"
-    threads = torch.get_num_threads()
-    harness.train(cfg, run_dir.with_name("warm_up"))()  # in this process: what it loads, its forks need not load again
-    torch.set_num_threads(threads)
+    harness.warm_up(cfg, run_dir.with_name("warm_up"))
     assert harness.finish(harness.train(cfg, run_dir), plots=True) == 0
     return run_dir

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 
 from metalearn import run
@@ -99,6 +100,13 @@ def finish_killed_after(work: Callable[[], int], seconds: float) -> int:
 
 def train(cfg: dict[str, Any], run_dir: Path) -> Callable[[], int]:
     return lambda: run.train(cfg, ["seed=0"], run_dir)
+
+
+def warm_up(cfg: dict[str, Any], run_dir: Path) -> None:
+    """One run in this process: what it loads, its forks need not load again."""
+    threads = torch.get_num_threads()
+    train(cfg, run_dir)()
+    torch.set_num_threads(threads)
 
 
 def resume(run_dir: Path, *overrides: str) -> Callable[[], int]:

@@ -1,0 +1,179 @@
+"""The promises that every later part must keep, one test each; the details are tested where they are made.
+
+Runs live in processes of their own: tests/reliability/harness.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from metalearn.build import build_algorithm, build_plan, build_source
+from metalearn.core import Algorithm, Source
+from metalearn.engine.checkpoint import TENSORS, CheckpointStore
+from metalearn.engine.evaluate import evaluate
+from metalearn.engine.results import REQUIRED
+from metalearn.run import life
+from tests.reliability import harness
+from tests.reliability.harness import KILLED, QUICK, assert_same_end, finish, resume, train
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("invariants")
+
+
+@pytest.fixture(scope="module")
+def cfg(place: Path) -> dict[str, Any]:
+    return harness.configuration(place / "cache", *QUICK)
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path, cfg: dict[str, Any]) -> Path:
+    harness.warm_up(cfg, place / "warm_up")
+    assert finish(train(cfg, place / "run"), plots=True) == 0
+    return place / "run"
+
+
+def built(place: Path, *overrides: str) -> tuple[dict[str, Any], Algorithm, Source]:
+    cfg = harness.configuration(place / "cache", *overrides)
+    source = build_source(cfg, CPU)
+    return cfg, build_algorithm(cfg, source, CPU), source
+
+
+def test_invariant_01_equal_configurations_give_equal_runs(cfg: dict[str, Any], finished: Path, place: Path, tmp_path: Path) -> None:
+    assert finish(train(cfg, tmp_path / "again")) == 0
+    assert_same_end(tmp_path / "again", finished)
+    assert finish(train(harness.configuration(place / "cache", *QUICK, "seed=1"), tmp_path / "other")) == 0
+    assert harness.metrics(tmp_path / "other") != harness.metrics(finished)
+
+
+@pytest.mark.parametrize("place_of_death", ["step:end@5", "save:before_rename@3", "eval:batch@3", "end:before_results"])
+def test_invariant_02_killed_and_resumed_equals_never_killed(
+    place_of_death: str, cfg: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
+    assert finish(train(cfg, tmp_path / "run"), fault=place_of_death) == KILLED
+    assert finish(resume(tmp_path / "run")) == 0
+    assert_same_end(tmp_path / "run", finished)
+
+
+@pytest.mark.parametrize("algo", ["maml", "protonet", "reptile", "baseline", "pixel_nn"])
+def test_invariant_03_evaluation_changes_nothing_and_everyone_meets_the_same_tasks(algo: str, place: Path) -> None:
+    words = [f"algo={algo}", *(["model.norm_statistics=running"] if algo == "baseline" else [])]
+    words += ["algo.eval_adaptation_steps=1"] if algo in ("maml", "reptile", "baseline") else []
+    cfg, algorithm, source = built(place, *words, "seed=7")
+    before, random_state = copy.deepcopy(algorithm.state_dict()), torch.get_rng_state()
+    asked: list[Any] = []
+    tasks = source.tasks
+    source.tasks = lambda split, **numbers: asked.append((split, numbers)) or tasks(split, **numbers)  # type: ignore[func-returns-value,method-assign]
+    evaluate(algorithm, source, "test", seed=1000, episodes=4, plan=build_plan(cfg), batch_size=2)
+    assert all(torch.equal(before[name], value) for name, value in algorithm.state_dict().items())
+    assert torch.equal(random_state, torch.get_rng_state())
+    assert asked == [("test", {"seed": 1000, "first": first, "count": 2}) for first in (0, 2)]
+
+
+def test_invariant_04_val_chooses_and_test_is_read_once_after_training(cfg: dict[str, Any], finished: Path, tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+
+    def watched() -> int:
+        usual = life.Parts.build
+
+        def build(cfg: dict[str, Any]) -> life.Parts:
+            parts = usual(cfg)
+            tasks = parts.source.tasks
+
+            def noted(split: Any, **numbers: int) -> Any:
+                with journal.open("a") as file:
+                    file.write(f"{split}\n")
+                return tasks(split, **numbers)
+
+            parts.source.tasks = noted  # type: ignore[method-assign]
+            return parts
+
+        life.Parts.build = build  # type: ignore[method-assign,assignment]
+        life.Life._rehearse = lambda *parts: None  # type: ignore[method-assign]
+        return train(cfg, tmp_path / "run")()
+
+    assert finish(watched) == 0
+    read = journal.read_text().split()
+    first_test = read.index("test")
+    assert set(read[first_test:]) == {"test"}
+    assert len(read[first_test:]) == 2  # six tasks, three at a time
+    values = {line["step"]: line["accuracy"] for line in harness.metrics(finished) if line["split"] == "val"}
+    assert CheckpointStore(finished).pointed("best") == max(values, key=lambda step: (values[step], -step))
+    assert json.loads((finished / "results.json").read_text())["step"] == CheckpointStore(finished).pointed("best")
+
+
+def test_invariant_07_no_number_without_interval_tasks_protocol_seed_and_step(finished: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    assert {"split", "primary", "metrics", "episodes", "step", "protocol", "seed"} <= set(results)
+    assert results["primary"] in results["metrics"]
+    assert f"{results['primary']}_inductive" in results["metrics"]
+    assert all(set(value) == {"mean", "ci95", "std"} for value in results["metrics"].values())
+    assert set(REQUIRED) <= set(results["protocol"])
+    rows = (finished / "eval_test.csv").read_text().splitlines()
+    assert rows[0].split(",")[0] == "task_id"
+    assert len(rows) - 1 == results["episodes"]
+    for line in harness.metrics(finished):
+        if line["split"] != "train":
+            named = {name for name in line if name not in ("step", "split", "episodes") and not name.endswith("_ci95")}
+            assert {f"{name}_ci95" for name in named} <= set(line)
+            assert "episodes" in line
+
+
+def test_invariant_08_what_is_not_finite_never_reaches_the_weights(place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run_dir = tmp_path / "run"
+    wild = harness.configuration(place / "cache", "algo.inner_lr=1.0e+38", "algo.adaptation_steps=2", "algo.eval_adaptation_steps=1")
+    assert finish(train(wild, run_dir)) == 1
+    assert "is not finite at step 0 (counted from 0), train tasks 0, 1, algo.inner_lr=1e+38" in capfd.readouterr().err
+    assert harness.status(run_dir)["status"] == "failed"
+    assert harness.status(run_dir)["exit_code"] == 1
+    weights = CheckpointStore(run_dir).newest()
+    assert weights.step == 0
+    assert all(torch.isfinite(value).all() for name, value in weights.tensors.items() if name.startswith("weights."))
+
+
+def test_invariant_09_a_corrupt_checkpoint_is_named_and_the_one_before_it_used(cfg: dict[str, Any], finished: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    assert finish(train(cfg, run_dir), fault="end:before_results") == KILLED
+    store = CheckpointStore(run_dir)
+    damaged = store.path(store.steps()[-1])
+    content = bytearray((damaged / TENSORS).read_bytes())
+    content[len(content) // 2] ^= 1
+    (damaged / TENSORS).write_bytes(content)
+    assert finish(resume(run_dir)) == 0
+    assert f"{damaged.name} is not valid: {TENSORS} does not have the sha256" in (run_dir / "train.log").read_text()
+    assert_same_end(run_dir, finished)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "expected"),
+    [
+        (["train", "algo.iner_lr=1"], 2, "did you mean algo.inner_lr"),
+        (["train", "algo=mamel"], 2, "did you mean algo=maml"),
+        (["train", "data.way=-3", "data.shot=0"], 2, "data.shot=0 must be at least 1"),
+        (["trian"], 2, "train"),
+        (["resume", "{tmp}"], 2, "{tmp}"),
+        (["train", "run_dir={tmp}/file/run"], 2, "choose another run_dir"),
+    ],
+)
+def test_invariant_10_nothing_that_is_typed_gives_a_traceback(words: list[str], code: int, expected: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    typed = [word.format(tmp=tmp_path) for word in words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "METALEARN_DATA": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", "metalearn", *typed], capture_output=True, text=True, check=False, env=environment, cwd=tmp_path
+    )
+    assert done.returncode == code, done.stderr
+    assert expected.format(tmp=tmp_path) in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
