@@ -119,6 +119,13 @@ def test_bad_step_and_its_tasks_are_named_and_the_good_checkpoint_kept(tmp_path:
     assert all("Infinity" not in text and "NaN" not in text for text in (tmp_path / "metrics.jsonl").read_text().splitlines())
 
 
+def test_cpu_run_stops_at_the_bad_step_itself(tmp_path: Path) -> None:
+    source = ToySource(bad_tasks=(5,))
+    with RunLog(tmp_path) as log, pytest.raises(NonFiniteError, match=r"train task 5,"):
+        trainer(log, source, log_every=100, checkpoint_every=100, eval_every=100).train()
+    assert [first for split, _, first, _ in source.asked if split == "train"] == [0, 4, 4]  # drawn again to find the culprit
+
+
 @pytest.mark.parametrize(("step", "due"), [(0, False), (3, True), (4, False), (6, True), (7, True)])
 def test_periods_count_from_one_and_always_hold_the_last_step(step: int, due: bool) -> None:
     assert is_time(step, 3, 7) is due

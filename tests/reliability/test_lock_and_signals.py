@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -125,3 +128,24 @@ def test_preflight_leaves_no_trace_in_the_numbers(cfg: dict[str, Any], reference
 
     assert finish(unprepared) == 0
     assert_same_end(run_dir, reference)
+
+
+def test_command_line_stops_and_resumes(cfg: dict[str, Any], cache: Path, tmp_path: Path) -> None:
+    words = [*harness.TINY, *harness.QUICK, f"data.cache_dir={cache}", "trainer.outer_steps=1000000", f"run_dir={tmp_path / 'run'}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "metalearn"]
+    process = subprocess.Popen([*command, "train", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "checkpoints" / "last").exists():
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    printed, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "Traceback" not in errors
+    step = CheckpointStore(tmp_path / "run").pointed("last")
+    assert step is not None
+    assert shlex.split(printed.splitlines()[-1])[-3:] == ["metalearn", "resume", str(tmp_path / "run")]
+    resumed = [*command, "resume", str(tmp_path / "run"), f"trainer.outer_steps={step + 1}"]
+    assert subprocess.run(resumed, capture_output=True, text=True, env=environment, check=False, timeout=120).returncode == 0
+    assert harness.status(tmp_path / "run")["status"] == "finished"
