@@ -31,7 +31,7 @@ from metalearn.errors import ConfigError
 Config = dict[str, Any]
 BASES: dict[str, type] = {"algo": Algorithm, "data": Source, "model": nn.Module, "optimizer": torch.optim.Optimizer}
 # Keys of a group that steer the run and are no arguments of its class.
-NOT_ARGUMENTS = {"algo": ("plan", "chunk"), "optimizer": ("schedule", "clip")}
+NOT_ARGUMENTS = {"algo": ("plan", "chunk", "norm_statistics"), "optimizer": ("schedule", "clip")}
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names of glibc's malloc.h
 

@@ -197,6 +197,13 @@ class Algorithm(nn.Module):
         grads, (losses, metrics) = grad(total, has_aux=True)(params)
         return grads, losses, metrics
 
+    def update_running(self, statistics: Any) -> None:
+        """Let running batch-norm averages follow; called once per outer step if the metrics hold `statistics`.
+
+        statistics: as the metrics had them, averaged over tasks.
+        """
+        raise NotImplementedError(f"{type(self).__name__} returns statistics, so it must say what follows them")
+
     def call(self, params: Parameters, method: str, *args: Any, **kwargs: Any) -> Any:
         """self.<method>(…) with some or all parameters replaced. Nests: the rest keep their present values."""
         return functional_call(self, params, (method, *args), kwargs, tie_weights=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from metalearn.config import compose
 from metalearn.core import Algorithm, Examples, Source, Task, blank_query
 from metalearn.engine.evaluate import evaluate
 from metalearn.engine.execution import TaskPlan, execute
+from metalearn.engine.update import Clip, Updater
 from metalearn.errors import ConfigError
 from metalearn.hashing import draw
 
@@ -49,9 +51,9 @@ def overrides(algo: str, data: str, folder: Path) -> list[str]:
         "omniglot": [cache, "data.way=3", "data.query_shot=2"],
         "image_folder": [cache, f"data.root={folder / 'images'}", "data.way=3", "data.query_shot=2"],
     }
-    statistics = {"protonet": "running", "baseline": "running", "pixel_nn": "transductive"}.get(algo, "support")
     words += small.get(data, [])
-    words += [f"model.norm_statistics={statistics}", "model.channels=8"] if data in small else []
+    words += ["model.channels=8"] if data in small else []
+    words += ["model.norm_statistics=support"] if data in small and algo in ("maml", "reptile") else []
     words += ["algo.eval_adaptation_steps=3"] if algo in ("maml", "reptile", "baseline") else []
     words += ["algo.inner_lr=0.01"] if algo == "maml" else []  # a rate that every kind of task can stand
     return words
@@ -148,6 +150,20 @@ def test_evaluation_leaves_the_state_bit_equal_and_repeats_itself(pair: tuple[Al
     assert all(torch.equal(before[name], value) for name, value in algorithm.state_dict().items())
     primary = source.spec("val").objective.primary
     assert {primary, f"{primary}_inductive"} <= set(first.summary)
+
+
+def test_running_averages_follow_the_training_batches(pair: tuple[Algorithm, Source]) -> None:
+    algorithm, source = pair
+    if getattr(algorithm, "model", None) is None or algorithm.model.norm_statistics != "running":
+        return
+    actor = copy.deepcopy(algorithm)
+    updater = Updater(actor, torch.optim.SGD(actor.parameters(), lr=0.1, fused=True), lambda step: 1.0, Clip())
+    losses, metrics = execute(actor, training_batch(actor, source), TaskPlan("vmap"))
+    statistics = metrics["statistics"]
+    updater.update(0, losses, statistics)
+    for norm, (mean, var) in zip(actor.model.norms(), statistics, strict=True):
+        torch.testing.assert_close(norm.running_mean, 0.1 * mean)
+        torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * var)
 
 
 def test_answers_of_the_query_never_reach_the_prediction(pair: tuple[Algorithm, Source]) -> None:

@@ -59,6 +59,9 @@ class Baseline(Algorithm):
         metrics: Metrics = dict(self.objective.metrics(logits, tasks.y, tasks.mask)) | {"statistics": statistics}
         return self.objective.loss(logits, tasks.y, tasks.mask)[None], tree_map(lambda leaf: leaf[None], metrics)
 
+    def update_running(self, statistics: Any) -> None:
+        self.model.update_running(statistics)
+
     def adapt(self, task: Task, *, steps: int) -> dict[str, Any]:
         features_SD, _ = self.model(task.support.x, given=self.model.running())
         num_rows, size = len(task.support.y), self.inner_batch_size

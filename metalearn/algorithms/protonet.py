@@ -38,6 +38,9 @@ class ProtoNet(Algorithm):
         running = self.model.running() if self.norm_statistics == "running" else None
         return self.model(x, given=running if given is None else given)
 
+    def update_running(self, statistics: Any) -> None:
+        self.model.update_running(statistics)
+
     def adapt(self, task: Task, *, steps: int) -> dict[str, Any]:
         z_SD, statistics = self.embed(task.support.x)
         adapted = self.prototypes(z_SD, task)

@@ -74,10 +74,7 @@ class Updater:
 
     def _follow(self, statistics: Any) -> None:
         """Let running batch-norm averages follow, unless the update was refused."""
-        follow = getattr(self.algorithm, "update_running", None)
-        if follow is None:
-            return
         before = [(buffer, buffer.clone()) for buffer in self.algorithm.buffers()]
-        follow(statistics)
+        self.algorithm.update_running(statistics)
         for buffer, old in before:
             buffer.copy_(torch.where(self.bad_step == HEALTHY, buffer, old))
