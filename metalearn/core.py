@@ -100,6 +100,9 @@ class Source(ABC):
 
     name: str
 
+    def prepare(self) -> None:  # noqa: B027 - a source that computes its tasks has nothing to fetch
+        """Fetch, verify and cache the data now rather than on first use."""
+
     @abstractmethod
     def spec(self, split: Split) -> TaskSpec:
         """What the tasks of this split look like."""
