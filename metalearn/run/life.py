@@ -119,6 +119,7 @@ class Life:
                 f"trainer.outer_steps={trainer.outer_steps} but the run is at step {checkpoint.step}; give at least that many"
             )
         self.store.set_aside(after=checkpoint.step)
+        self.store.point("last", checkpoint.step)  # it lags behind if the process died between the rename and the pointer
         trainer.resume(checkpoint)
         self._verify_best(trainer)
         self.log.say(f"resuming at step {checkpoint.step}")

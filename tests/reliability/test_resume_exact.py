@@ -25,6 +25,7 @@ PLACES = [
     "save:after_file_2@3",
     "save:before_rename@4",
     "save:after_rename@4",
+    "save:after_rename@5",
     "save:after_last@4",
     "save:before_prune@5",
     "test:batch@1",
