@@ -53,7 +53,7 @@ def adaptation_curve(run_dir: Path) -> Path | None:
     points = curve_of(results) if results else []
     if results is None or not points:
         return None
-    steps, mean, ci95 = (np.array(column) for column in zip(*points, strict=True))
+    steps, mean, ci95 = (np.array(column, dtype=float) for column in zip(*points, strict=True))  # null becomes NaN
     scale = 100.0 if is_fraction(results["primary"]) else 1.0
     figure = Figure(figsize=(5.2, 3.4), layout="constrained")
     axis = figure.subplots()
@@ -101,4 +101,6 @@ def _draw_test(axis: Axes, results: dict[str, Any]) -> None:
     scale = 100.0 if is_fraction(name) else 1.0
     label = f"{results['split']} {shown(name, value['mean'], value['ci95'])}"
     style: dict[str, Any] = {"color": RED, "marker": "D", "markersize": 5, "capsize": 3, "linestyle": "none", "zorder": 3}
-    axis.errorbar([results["step"]], [value["mean"] * scale], yerr=[value["ci95"] * scale], label=label, **style)
+    # A mean that is not finite is null in the file; as NaN it stays in the legend and is not drawn.
+    mean, ci95 = (np.array([value[key]], dtype=float) * scale for key in ("mean", "ci95"))
+    axis.errorbar([results["step"]], mean, yerr=ci95, label=label, **style)

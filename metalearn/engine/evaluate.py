@@ -116,7 +116,8 @@ def summarise(values: list[float]) -> dict[str, float]:
     if not all(map(math.isfinite, values)):
         return {"mean": math.nan, "ci95": math.nan, "std": math.nan}
     mean = math.fsum(values) / count
-    std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
+    # hypot scales its arguments, so that the squares of an adaptation that diverges cannot overflow.
+    std = math.hypot(*(value - mean for value in values)) / math.sqrt(count - 1)
     return {"mean": mean, "ci95": Z95 * std / math.sqrt(count), "std": std}
 
 

@@ -120,3 +120,13 @@ def test_a_final_evaluation_on_val_is_no_point_of_the_curve(run_dir: Path, monke
     plots.learning_curve(run_dir)
     assert [50, 100, 150, 200] in steps
     assert all(curve == sorted(curve) for curve in steps)
+
+
+def test_a_result_that_is_not_finite_is_drawn_and_told(run_dir: Path) -> None:
+    results = json.loads((run_dir / "results.json").read_text())
+    for name in results["metrics"]:
+        if name == results["primary"] or "_step_" in name:
+            results["metrics"][name] = {"mean": None, "ci95": None, "std": None}
+    (run_dir / "results.json").write_text(json.dumps(results))
+    assert plots.learning_curve(run_dir) is not None
+    assert plots.adaptation_curve(run_dir) is not None

@@ -74,6 +74,7 @@ def test_interval_is_that_of_the_normal_approximation() -> None:
 
 def test_metric_that_is_not_finite_has_no_mean() -> None:
     assert math.isnan(summarise([1.0, math.inf])["mean"])
+    assert math.isfinite(summarise([1.0, 1e200])["std"]), "the squares of a divergence must not overflow"
 
 
 def test_finite_split_is_judged_once_and_never_repeated() -> None:
