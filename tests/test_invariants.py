@@ -18,10 +18,14 @@ import torch
 
 from metalearn.build import build_algorithm, build_plan, build_source
 from metalearn.core import Algorithm, Source
+from metalearn.data.sampling import draw_classes, task_keys
 from metalearn.engine.checkpoint import TENSORS, CheckpointStore
-from metalearn.engine.evaluate import evaluate
+from metalearn.engine.evaluate import draw_tasks, evaluate, judge
+from metalearn.engine.execution import TaskPlan
 from metalearn.engine.results import REQUIRED
 from metalearn.run import life
+from tests.reference.tasks import image_tasks
+from tests.reference.test_gradients import gradients, maml, mismatch
 from tests.reliability import harness
 from tests.reliability.harness import KILLED, QUICK, assert_same_end, finish, resume, train
 
@@ -112,6 +116,36 @@ def test_invariant_04_val_chooses_and_test_is_read_once_after_training(cfg: dict
     values = {line["step"]: line["accuracy"] for line in harness.metrics(finished) if line["split"] == "val"}
     assert CheckpointStore(finished).pointed("best") == max(values, key=lambda step: (values[step], -step))
     assert json.loads((finished / "results.json").read_text())["step"] == CheckpointStore(finished).pointed("best")
+
+
+def test_invariant_05_class_order_in_an_episode_is_random_and_does_not_matter(place: Path) -> None:
+    _, _, source = built(place, "data.way=4", "data.query_shot=2")
+    key = task_keys(0, "train", first=0, count=4000, device=CPU)
+    smallest = draw_classes(key, source.spec("train").num_train_classes, 4).argmin(1)
+    counts = torch.bincount(smallest, minlength=4)
+    assert ((counts - 1000).abs() < 5 * 27.4).all(), f"labels of the lowest class: {counts.tolist()}"  # 5 binomial deviations
+    for algo in ("protonet", "pixel_nn", "baseline"):  # the methods that claim it; MAML's head has an order
+        cfg, algorithm, source = built(place, f"algo={algo}", "data.way=4", "data.query_shot=2")
+        tasks = draw_tasks(algorithm, source, "test", seed=0, first=0, count=20)
+        other = torch.tensor([2, 0, 3, 1])
+        support, query = (rows._replace(y=other[rows.y]) for rows in (tasks.support, tasks.query))
+        scores = [
+            judge(algorithm, batch, source.spec("test").objective, build_plan(cfg), curve=False)["accuracy"]
+            for batch in (tasks, tasks._replace(support=support, query=query))
+        ]
+        assert torch.equal(*scores), algo
+        assert scores[0].mean() > 0.25
+
+
+def test_invariant_06_plans_agree_and_second_order_is_really_on() -> None:
+    tasks = image_tasks(3)
+    for order in (1, 2):
+        reference = gradients(maml(order), tasks, TaskPlan("loop"))
+        for plan in (TaskPlan("vmap"), TaskPlan("vmap", 2)):
+            for name, grad in gradients(maml(order), tasks, plan).items():
+                torch.testing.assert_close(grad, reference[name], rtol=1e-9, atol=1e-12)
+    assert mismatch(maml(order=2), image_tasks(2)) < 1e-5
+    assert mismatch(maml(order=1), image_tasks(2)) > 1e-2, "the first-order gradient must fail this check, or it checks nothing"
 
 
 def test_invariant_07_no_number_without_interval_tasks_protocol_seed_and_step(finished: Path) -> None:
