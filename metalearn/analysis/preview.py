@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 MAX_ROWS, MAX_COLUMNS = 10, 10  # classes, and queries of a class, that still fit a screen
 CELL = 0.62  # inches
+TITLE = 6.0  # columns that the longest title takes
 GAP = 0.5  # of a column, between supports and queries
 
 
@@ -81,7 +82,7 @@ def _image_grids(path: Path, pairs: list[tuple[Rows, Rows]]) -> Path:
     low = min(float(side.x.min()) for pair in pairs for side in pair if side.x is not None)
     high = max(float(side.x.max()) for pair in pairs for side in pair if side.x is not None)
     sizes = [_grid_size(*pair) for pair in pairs]
-    width, height = max(size[0] for size in sizes), max(size[1] for size in sizes)
+    width, height = max(TITLE, *(size[0] for size in sizes)), max(size[1] for size in sizes)
     figure = Figure(figsize=(CELL * (width + 1.1), (CELL * (height + 0.55) + 0.35) * len(pairs)), layout="constrained")
     for number, (axis, (support, query)) in enumerate(zip(np.atleast_1d(figure.subplots(len(pairs), 1)), pairs, strict=True)):
         _draw_grid(axis, support, query, (low, high))
