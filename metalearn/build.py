@@ -10,6 +10,7 @@ import ctypes
 import functools
 import importlib
 import inspect
+import json
 import math
 import os
 import platform
@@ -24,11 +25,13 @@ from hydra.utils import instantiate
 from torch import nn
 
 from metalearn.allowlist import PREFIXES, is_allowed, nodes, target_problems
-from metalearn.core import Algorithm, Source, Split
+from metalearn.core import Algorithm, Source, Split, TaskSpec
 from metalearn.engine.execution import TaskPlan
-from metalearn.errors import ConfigError
+from metalearn.errors import ConfigError, DataError, MetalearnError
+from metalearn.library import raise_all, raise_if
 
 Config = dict[str, Any]
+Specs = dict[Split, TaskSpec]
 BASES: dict[str, type] = {"algo": Algorithm, "data": Source, "model": nn.Module, "optimizer": torch.optim.Optimizer}
 # Keys of a group that steer the run and are no arguments of its class.
 NOT_ARGUMENTS = {"algo": ("plan", "chunk", "norm_statistics"), "optimizer": ("schedule", "clip")}
@@ -36,26 +39,42 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names of glibc's malloc.h
 
 
-def check_machine(cfg: Config, run_dir: Path) -> None:
-    """Raise one ConfigError for a device that is absent, a folder that cannot be written, and what classes and data refuse."""
-    problems: list[str] = []
-    device = torch.device("cpu")
-    try:
-        device = build_device(cfg)
-    except ConfigError as error:
-        problems += error.problems
-    problems += folder_problems(run_dir)
-    for group, base in BASES.items():
+def check_machine(cfg: Config, run_dir: Path, known: dict[str, Specs] | None = None) -> None:
+    """Everything that machine, classes, data and method say against a run, in one error.
+
+    known: what the tasks of each data configuration are like, filled here, so that a sweep reads its data once.
+    Raises ConfigError if any problem is one of configuration, otherwise DataError.
+    """
+    errors: list[MetalearnError] = []
+
+    def attempt(check: Callable[[], Any]) -> Any:
         try:
-            resolve(f"{group}._target_", cfg[group]["_target_"], base, cfg["trusted"])
-        except ConfigError as error:
-            problems += error.problems
-    try:
-        build_source(cfg, device)
-    except ConfigError as error:
-        problems += error.problems
-    if problems:
-        raise ConfigError(list(dict.fromkeys(problems)))
+            return check()
+        except (ConfigError, DataError) as error:
+            errors.append(error)
+            return None
+
+    device = attempt(lambda: build_device(cfg)) or torch.device("cpu")
+    for problem in folder_problems(run_dir):
+        errors.append(ConfigError(problem))
+    for group, base in BASES.items():
+        attempt(functools.partial(resolve, f"{group}._target_", cfg[group]["_target_"], base, cfg["trusted"]))
+    specs = attempt(lambda: known_specs(cfg, device, {} if known is None else known))
+    algorithm = attempt(lambda: initial_algorithm(cfg, specs)) if specs else None
+    if algorithm is not None:
+        attempt(lambda: build_optimizer(cfg, algorithm))
+    raise_all(errors)
+
+
+def known_specs(cfg: Config, device: torch.device, known: dict[str, Specs]) -> Specs:
+    key = json.dumps([cfg["data"], str(device)])
+    if key not in known:
+        known[key] = specs_of(build_source(cfg, device))
+    return known[key]
+
+
+def specs_of(source: Source) -> Specs:
+    return {split: source.spec(split) for split in SPLITS}
 
 
 def folder_problems(run_dir: Path) -> list[str]:
@@ -110,22 +129,24 @@ def build_source(cfg: Config, device: torch.device) -> Source:
 
 def build_algorithm(cfg: Config, source: Source, device: torch.device) -> Algorithm:
     """The algorithm with its initial weights, a function of cfg["seed"] alone, checked against the tasks of every split."""
-    spec = source.spec("train")
+    return initial_algorithm(cfg, specs_of(source)).to(device)
+
+
+def initial_algorithm(cfg: Config, specs: Specs) -> Algorithm:
     torch.manual_seed(cfg["seed"])
     # Built on the CPU even for CUDA: the same seed gives the same initial weights on both.
-    model = construct(cfg, "model", input_spec=spec.input_spec)
-    algorithm: Algorithm = construct(cfg, "algo", model=model, spec=spec)
+    model = construct(cfg, "model", input_spec=specs["train"].input_spec)
+    algorithm: Algorithm = construct(cfg, "algo", model=model, spec=specs["train"])
     problems = []
-    for split in SPLITS:
+    for spec in specs.values():
         try:
-            algorithm.check(source.spec(split))
+            algorithm.check(spec)
         except ConfigError as error:
             problems += error.problems
         except ValueError as error:
             problems.append(str(error))
-    if problems:
-        raise ConfigError(list(dict.fromkeys(problems)))
-    return algorithm.to(device)
+    raise_if(problems)
+    return algorithm
 
 
 def build_optimizer(cfg: Config, algorithm: Algorithm) -> torch.optim.Optimizer | None:
@@ -162,9 +183,7 @@ def construct(cfg: Config, group: str, **given: Any) -> Any:
     """The object that a group's `_target_` names, from its keys and the given arguments."""
     dropped = ("about", *NOT_ARGUMENTS.get(group, ()))
     node = {key: value for key, value in cfg[group].items() if key not in dropped}
-    problems = target_problems({group: node}, cfg["trusted"])
-    if problems:
-        raise ConfigError(problems)
+    raise_if(target_problems({group: node}, cfg["trusted"]))
     classes = {path: value for path, key, value in nodes(node, group) if key == "_target_"}
     for path, target in classes.items():
         base = BASES[group] if path == f"{group}._target_" else tuple(BASES.values())

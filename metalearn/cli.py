@@ -30,6 +30,10 @@ class Parser(argparse.ArgumentParser):
         # Overrides are never required, but argparse names them as soon as something else is missing.
         raise ConfigError(f"{message.removesuffix(', OVERRIDE')}; see: {self.prog} --help")
 
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        sys.stdout.flush()  # a help text on a full disk
+        super().exit(status, message)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of a command line."""
@@ -37,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with patient_streams():
         args = argparse.Namespace(run_dir=None)
         try:
-            return dispatch(words, args)
+            code = dispatch(words, args)
+            sys.stdout.flush()  # here, so that a full disk is still answered below
+            return code
         except MetalearnError as error:
             return complain(error)
         except SystemExit as stop:  # argparse after --help

@@ -9,7 +9,7 @@ import functools
 import importlib.util
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from metalearn.errors import ConfigError
+from metalearn.errors import ConfigError, DataError, MetalearnError
 
 GROUPS = ("algo", "data", "model", "optimizer", "device", "experiment")
 PRIMARY = "train"
@@ -145,3 +145,12 @@ def raise_if(problems: Iterable[str]) -> None:
     found = list(dict.fromkeys(problems))
     if found:
         raise ConfigError(found)
+
+
+def raise_all(errors: Sequence[MetalearnError]) -> None:
+    """One error with every sentence of these: ConfigError if any of them is one, otherwise DataError."""
+    problems = list(dict.fromkeys(problem for error in errors for problem in getattr(error, "problems", [str(error)])))
+    if any(isinstance(error, ConfigError) for error in errors):
+        raise ConfigError(problems)
+    if problems:
+        raise DataError("\n".join(problems))

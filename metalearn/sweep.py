@@ -12,7 +12,7 @@ import os
 import secrets
 import shlex
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -24,8 +24,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 from metalearn import config
-from metalearn.errors import ConfigError, MetalearnError
-from metalearn.library import PRIMARY, Library, raise_if, search_path_of
+from metalearn.errors import ConfigError, DataError, MetalearnError
+from metalearn.library import PRIMARY, Library, raise_all, search_path_of
 
 STOPPED = (130, 143)  # SIGINT, SIGTERM: the whole sweep was meant
 
@@ -92,9 +92,9 @@ def multirun(overrides: list[str], config_dir: str | None, say: Callable[[str], 
     """Run every combination; 0 if all of them succeeded, 1 if any failed. Ends with a table and sweep.csv."""
     words, folder = take_folder(overrides, config_dir)
     jobs = config.expand_sweep([word for word in words if not word.startswith("hydra")], config_dir)
-    raise_if(sweep_problems(words, jobs, config_dir))
+    config_check(words, jobs, config_dir)
     refuse_existing_sweep(folder)
-    raise_if(machine_problems(jobs, config_dir, folder))
+    machine_check(jobs, config_dir, folder)
     say(f"{len(jobs)} jobs in {folder}")
     hydra = Hydra.create_main_hydra2("train", search_path_of(tuple(Library(config_dir).folders)))
     stopped = 0
@@ -129,31 +129,34 @@ def refuse_existing_sweep(folder: Path) -> None:
         raise ConfigError(f"run_dir={folder} is not empty; a sweep begins in a folder of its own, choose another run_dir")
 
 
-def sweep_problems(words: list[str], jobs: list[list[str]], config_dir: str | None) -> Iterator[str]:
-    """What is wrong with the configurations of the jobs, and with Hydra's own settings."""
+def config_check(words: list[str], jobs: list[list[str]], config_dir: str | None) -> None:
+    """Raise for what is wrong with the configurations of the jobs, and with Hydra's own settings."""
     own = [word for word in words if word.startswith("hydra")]
-    return gather([functools.partial(config.compose, [*own, *job], config_dir) for job in jobs])
+    check_all([functools.partial(config.compose, [*own, *job], config_dir) for job in jobs])
 
 
-def machine_problems(jobs: list[list[str]], config_dir: str | None, folder: Path) -> Iterator[str]:
-    """What the machine and the data say against each job, once all configurations are known to be right."""
+def machine_check(jobs: list[list[str]], config_dir: str | None, folder: Path) -> None:
+    """Raise for what the machine and the data say against the jobs, once all configurations are known to be right."""
     from metalearn import build
 
-    return gather([functools.partial(build.check_machine, config.compose(job, config_dir), folder) for job in jobs])
+    known: dict[str, Any] = {}
+    check_all([functools.partial(build.check_machine, config.compose(job, config_dir), folder, known) for job in jobs])
 
 
-def gather(checks: Sequence[Callable[[], Any]]) -> Iterator[str]:
-    """Every different problem once, with the numbers of the jobs that have it unless all do."""
-    found: dict[str, list[int]] = {}
+def check_all(checks: Sequence[Callable[[], Any]]) -> None:
+    """Raise every different problem once, with the numbers of the jobs that have it unless all do."""
+    found: dict[tuple[type[MetalearnError], str], list[int]] = {}
     for number, check in enumerate(checks):
         try:
             check()
-        except ConfigError as error:
-            for problem in dict.fromkeys(error.problems):
-                found.setdefault(problem, []).append(number)
-    for problem, numbers in found.items():
+        except (ConfigError, DataError) as error:
+            for problem in dict.fromkeys(getattr(error, "problems", str(error).splitlines())):
+                found.setdefault((type(error), problem), []).append(number)
+    errors = []
+    for (kind, problem), numbers in found.items():
         jobs = f"job {numbers[0]}" if len(numbers) == 1 else f"jobs {', '.join(map(str, numbers))}"
-        yield problem if len(numbers) == len(checks) else f"{problem} ({jobs} of {len(checks)}, counted from 0)"
+        errors.append(kind(problem if len(numbers) == len(checks) else f"{problem} ({jobs} of {len(checks)}, counted from 0)"))
+    raise_all(errors)
 
 
 def report(folder: Path, say: Callable[[str], None]) -> None:

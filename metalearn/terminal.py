@@ -17,7 +17,7 @@ from metalearn.errors import MetalearnError
 
 def complain(error: MetalearnError) -> int:
     """Every problem on a line of its own; the exit code."""
-    for problem in getattr(error, "problems", [str(error)]):
+    for problem in str(error).splitlines():
         say_error(f"error: {problem}")
     return error.exit_code
 
@@ -42,7 +42,10 @@ def say_error(text: str) -> None:
 
 
 class PatientStream:
-    """A stream whose reader may leave (`| head -1`): what it would have read is dropped, and the run goes on."""
+    """A stream whose reader may leave (`| head -1`): what it would have read is dropped, and the run goes on.
+
+    A full disk behind standard output is an error in one sentence; behind standard error there is nowhere to say it.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -50,18 +53,20 @@ class PatientStream:
     def write(self, text: str) -> int:
         try:
             return self.stream.write(text)
-        except BrokenPipeError:
-            return self.abandon(len(text))
+        except OSError as error:
+            self.abandon(error)
+            return len(text)
 
     def flush(self) -> None:
         try:
             self.stream.flush()
-        except BrokenPipeError:
-            self.abandon(0)
+        except OSError as error:
+            self.abandon(error)
 
-    def abandon(self, length: int) -> int:
+    def abandon(self, error: OSError) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-        return length
+        if not isinstance(error, BrokenPipeError) and self.stream.fileno() == 1:
+            raise MetalearnError(f"standard output cannot be written: {error.strerror}; send it to another file or device") from error
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -69,9 +74,15 @@ class PatientStream:
 
 @contextlib.contextmanager
 def patient_streams() -> Iterator[None]:
+    """Standard output and error that no reader, encoding or closed descriptor can break."""
     with contextlib.ExitStack() as stack:
         for name, redirect in (("stdout", contextlib.redirect_stdout), ("stderr", contextlib.redirect_stderr)):
-            stream: Any = PatientStream(getattr(sys, name))
+            raw: Any = getattr(sys, name)
+            if raw is None:  # closed by the shell (`>&-`): the words go nowhere, the exit code still speaks
+                raw = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            if hasattr(raw, "reconfigure"):  # a terminal without ± shows ? in its place
+                raw.reconfigure(errors="replace")
+            stream: Any = PatientStream(raw)
             stack.enter_context(redirect(stream))
             stack.callback(stream.flush)
         yield

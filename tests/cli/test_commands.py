@@ -85,6 +85,36 @@ class TestTrain:
         assert "data.way=500" in lines[2]
         assert not list(tmp_path.glob("file/*"))
 
+    def test_missing_data_hides_no_other_problem(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        (tmp_path / "file").touch()
+        words = ["data=image_folder", f"data.root={tmp_path}/nowhere", f"run_dir={tmp_path}/file/run"]
+        code, _, complaint = answer(capsys, "train", *words, "device=cuda")
+        lines = complaint.splitlines()
+        assert (code, len(lines)) == (2, 3)
+        assert "no CUDA device" in lines[0]
+        assert "run_dir=" in lines[1]
+        assert f"{tmp_path}/nowhere" in lines[2]
+
+    def test_missing_data_alone_is_exit_3_and_makes_no_folder(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        words = ["data=image_folder", f"data.root={tmp_path}/nowhere", f"run_dir={tmp_path}/run"]
+        code, shown, complaint = answer(capsys, "train", *words)
+        assert (code, shown, complaint.count("\n")) == (3, "", 1)
+        assert not (tmp_path / "run").exists()
+
+    def test_what_the_method_refuses_is_in_the_same_list(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        code, shown, complaint = answer(capsys, "train", "data=sinusoid", "algo=protonet", "device=cuda", f"run_dir={tmp_path}/run")
+        lines = complaint.splitlines()
+        assert (code, shown, len(lines)) == (2, "", 2)
+        assert "no CUDA device" in lines[0]
+        assert "algo=protonet needs classes" in lines[1]
+        assert not (tmp_path / "run").exists()
+
     def test_a_folder_that_holds_a_run_names_resume(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         (tmp_path / "config.yaml").touch()
         code, _, complaint = answer(capsys, "train", f"run_dir={tmp_path}")

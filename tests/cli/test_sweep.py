@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from metalearn import cli, run
+from metalearn import cli, run, sweep
 from metalearn.errors import DataError
 
 SMALL = ["data.num_classes=60", "data.query_shot=1", "eval.episodes=4", "eval.val_episodes=2", "trainer.outer_steps=2", "device=cpu"]
@@ -118,3 +118,9 @@ def timeless(path: Path) -> list[dict[str, Any]]:
     return [
         {key: value for key, value in json.loads(line).items() if not key.startswith("time_")} for line in path.read_text().splitlines()
     ]
+
+
+def test_a_job_without_data_is_named_before_any_job_runs(tmp_path: Path) -> None:
+    jobs = [["data=sinusoid"], ["data=image_folder", f"data.root={tmp_path}/nowhere"]]
+    with pytest.raises(DataError, match=r"nowhere.* \(job 1 of 2, counted from 0\)$"):
+        sweep.machine_check(jobs, None, tmp_path / "sweep")
