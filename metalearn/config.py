@@ -6,7 +6,7 @@ Nothing here imports torch, so that a mistake is answered at once.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def compose(overrides: list[str], config_dir: str | None = None) -> dict[str, An
     hydra = composed.pop("hydra")
     cfg, wrong = schema.check_types({key: value for key, value in allowed.items() if key != "hydra"}, composed)
     wrong = [blame_experiment(problem, base["hydra"]["runtime"]["choices"]) for problem in wrong]
-    problems += found + wrong + hydra_problems(hydra) + schema.value_problems(cfg)
+    problems += found + wrong + hydra_problems(hydra) + schema.value_problems(cfg) + schema.unkept_problems(cfg)
     trusted = cfg.get("trusted")
     problems += target_problems(cfg, trusted if isinstance(trusted, list) and not wrong else [])
     raise_if(problems)
@@ -188,19 +188,60 @@ def blame_experiment(problem: str, choices: Mapping[str, Any]) -> str:
 
 
 def refuse_existing_run(cfg: Mapping[str, Any]) -> None:
-    """A folder that already holds a run is continued, never trained into again."""
+    """A run begins in a folder of its own: one that holds a run is continued, and other files are not mixed with it."""
     folder = cfg["run_dir"]
-    if folder and any((Path(folder) / name).exists() for name in ("config.yaml", "status.json")):
+    if not folder or not Path(folder).is_dir():
+        return
+    try:
+        names = sorted(path.name for path in Path(folder).iterdir() if path.name != ".lock")
+    except OSError as error:
+        raise ConfigError(f"run_dir={folder} cannot be read: {error.strerror}; choose another run_dir") from error
+    if "config.yaml" in names:
         raise ConfigError(f"run_dir={folder} already holds a run; continue it with: metalearn resume {folder}, or choose another run_dir")
+    if names:
+        held = ", ".join([*names[:3], *(["…"] if len(names) > 3 else [])])
+        raise ConfigError(f"run_dir={folder} is not empty (it holds {held}); a run begins in a folder of its own, choose another run_dir")
+
+
+def refuse_unkept(cfg: Mapping[str, Any]) -> None:
+    """Raise ConfigError if the final evaluation of training asks for a checkpoint that may be gone by then."""
+    raise_if(schema.unkept_problems(cfg))
 
 
 def read_saved(run_dir: Path) -> dict[str, Any]:
-    """The configuration that a run was started with."""
+    """The configuration that a run was started with. ConfigError naming everything that is damaged in it."""
     path = run_dir / "config.yaml"
     try:
         saved = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read: {one_line(error)}") from error
-    if not isinstance(saved, dict) or any(not isinstance(saved.get(group), dict) for group in ("algo", "data", "trainer")):
-        raise ConfigError(f"{path} is not the configuration of a run")
-    return saved
+        raise ConfigError(f"{path} cannot be read: {one_line(error)}; restore it from a backup") from error
+    groups = saved if isinstance(saved, dict) else {}
+    if not any(group in groups for group in GROUPS):
+        raise ConfigError(f"{path} is not the configuration of a run; restore it from a backup")
+    raise_if(f"{path} is damaged: {problem}; restore it from a backup" for problem in damages(groups))
+    return groups
+
+
+def damages(saved: dict[str, Any]) -> Iterator[str]:
+    """What a saved configuration lacks, and what in it has the wrong type, judged by train.yaml."""
+    for group in ("algo", "data", "model", "optimizer"):
+        if not isinstance(saved.get(group), dict) or not isinstance(saved[group].get("_target_"), str):
+            yield f"{group} names no class (_target_)"
+    absent = {"optimizer"} - saved.keys()
+    for name, default in primary_values().items():
+        group = name.partition(".")[0]
+        exists, value = schema.lookup(saved, name)
+        if exists:
+            yield from schema.fit(name, default, value)[1]
+        elif group not in absent:
+            yield f"{name if isinstance(saved.get(group), dict) else group} is missing"
+            absent |= set() if isinstance(saved.get(group), dict) else {group}
+
+
+def primary_values() -> dict[str, Any]:
+    """Dotted names and defaults of everything that a run reads besides the keys of its classes."""
+    library = Library()
+    values = {key: value for key, value in library.primary().items() if key not in ("defaults", "hydra")}
+    values["device"] = library.read("device", "auto")
+    values["optimizer"] = {key: library.read("optimizer", "adam")[key] for key in ("schedule", "clip")}
+    return {name: None if isinstance(value, str) and "${" in value else value for name, value in schema.leaves(values)}

@@ -31,6 +31,8 @@ class RunLog:
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
+        self._made = False
+        self._held: list[str] | None = None
         self._lock: TextIO | None = None
         self._text: TextIO | None = None
         self._metrics: TextIO | None = None
@@ -38,6 +40,7 @@ class RunLog:
 
     def __enter__(self) -> RunLog:
         try:
+            self._made = not self.run_dir.exists()
             self.run_dir.mkdir(parents=True, exist_ok=True)
             self._lock = (self.run_dir / ".lock").open("a+", encoding="utf-8")
         except OSError as error:
@@ -59,10 +62,6 @@ class RunLog:
         self._close()
         if self._lock is not None:
             self._lock.close()
-
-    @property
-    def is_run(self) -> bool:
-        return (self.run_dir / "config.yaml").exists()
 
     def write_request(self, cfg: dict[str, Any], overrides: list[str]) -> None:
         """overrides.yaml and, last, config.yaml, whose presence makes the folder a run."""
@@ -91,11 +90,14 @@ class RunLog:
         return found
 
     def discard(self) -> None:
-        """Leave the folder as if the run had never been asked for: only files that a run writes are removed."""
+        """Leave the folder as if the run had never been asked for: only files that a run writes are removed.
+
+        The folder itself goes if this process made it.
+        """
         self._close()
         for name in (*WRITTEN_EARLY, ".lock"):
             (self.run_dir / name).unlink(missing_ok=True)
-        for folder in (self.run_dir / "checkpoints", self.run_dir):
+        for folder in (self.run_dir / "checkpoints", *([self.run_dir] if self._made else [])):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 
@@ -119,6 +121,16 @@ class RunLog:
         except OSError as error:
             raise ConfigError(f"cannot write {path}: {error.strerror}; free space or choose another run_dir") from error
 
+    def hold(self) -> None:
+        """Keep lines for train.log back until `release`; without it they are dropped, as for a command that is refused."""
+        self._held = []
+
+    def release(self) -> None:
+        """Write the lines that were held back."""
+        held, self._held = self._held or [], None
+        for text in held:
+            self.note(text)
+
     def say(self, text: str) -> None:
         """A line for the person watching and for train.log."""
         self.note(text)
@@ -126,6 +138,9 @@ class RunLog:
 
     def note(self, text: str) -> None:
         """A line for train.log alone."""
+        if self._held is not None:
+            self._held.append(text)
+            return
         if self._text is None:
             self._text = (self.run_dir / "train.log").open("a", encoding="utf-8", buffering=1)
         stamp = datetime.now().isoformat(sep=" ", timespec="seconds")
@@ -145,13 +160,15 @@ class RunLog:
 
     def rewind_metrics(self, offset: int) -> None:
         """Forget the lines after a checkpoint; CheckpointError if lines before it are missing."""
-        file = self._metrics_file()
-        have = os.fstat(file.fileno()).st_size
+        self.require_metrics(offset)
+        os.ftruncate(self._metrics_file().fileno(), offset)
+
+    def require_metrics(self, offset: int) -> None:
+        """CheckpointError if metrics.jsonl is shorter than a checkpoint knows it."""
+        path = self.run_dir / "metrics.jsonl"
+        have = path.stat().st_size if path.exists() else 0
         if have < offset:
-            raise CheckpointError(
-                f"{self.run_dir / 'metrics.jsonl'} has {have} bytes, the checkpoint knows {offset}; restore the file from a backup"
-            )
-        os.ftruncate(file.fileno(), offset)
+            raise CheckpointError(f"{path} has {have} bytes, the checkpoint knows {offset}; restore the file from a backup")
 
     def open_bar(self, total: int, initial: int) -> None:
         """Show progress on a terminal; elsewhere `progress` prints plain lines."""

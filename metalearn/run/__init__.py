@@ -28,9 +28,9 @@ __all__ = ["Loaded", "evaluate_run", "load", "new_run_dir", "resume", "train"]
 
 def train(cfg: dict[str, Any], overrides: list[str], run_dir: Path) -> int:
     """A new run; its exit code. ConfigError if the folder already holds one."""
+    config.refuse_existing_run(dict(cfg, run_dir=run_dir))
     with StopSignals() as signals, RunLog(run_dir) as log:
-        if log.is_run:
-            raise ConfigError(f"{run_dir} already holds a run; continue it with: metalearn resume {run_dir}, or choose another run_dir")
+        config.refuse_existing_run(dict(cfg, run_dir=run_dir))  # again: another process may have been faster to the lock
         log.write_request(cfg, overrides)
         fault("start:config")
         try:
@@ -53,11 +53,14 @@ def resume(run_dir: Path, overrides: list[str]) -> int:
         if log.finished and cfg["trainer"]["outer_steps"] == old["trainer"]["outer_steps"]:
             echo(f"{run_dir} is finished; nothing to do")
             return 0
-        if cfg != old:
-            log.write_request(cfg, [*log.overrides(), *overrides])
-        if cfg["trainer"]["outer_steps"] != old["trainer"]["outer_steps"]:
-            reopen_end(cfg, log)
-        return Life(cfg, log, signals, resuming=True).live()
+
+        def begin(step: int) -> None:
+            if cfg["trainer"]["outer_steps"] != old["trainer"]["outer_steps"]:
+                reopen_end(cfg, log)
+            if cfg != old:
+                log.write_request(cfg, [*log.overrides(), *overrides])
+
+        return Life(cfg, log, signals, begin=begin).live()
 
 
 def reopen_end(cfg: dict[str, Any], log: RunLog) -> None:

@@ -47,34 +47,59 @@ class Parts:
 
 
 class Life:
-    """One process's share in a run."""
+    """One process's share in a run.
 
-    def __init__(self, cfg: dict[str, Any], log: RunLog, signals: StopSignals, *, resuming: bool = False) -> None:
-        self.cfg, self.log, self.signals, self.resuming = cfg, log, signals, resuming
+    begin: for a run that is resumed, writes down what was asked anew; it is called with the step to continue at once
+    everything that can be refused was checked, and until then nothing in the folder changes. None for a new run.
+    """
+
+    def __init__(self, cfg: dict[str, Any], log: RunLog, signals: StopSignals, *, begin: Callable[[int], None] | None = None) -> None:
+        self.cfg, self.log, self.signals, self.begin = cfg, log, signals, begin
+        self.begun = False
         trainer = cfg["trainer"]
         self.store = CheckpointStore(log.run_dir, keep_last=trainer["keep_last"], keep_best=trainer["keep_best"], warn=self._warn)
         self.trainer: Trainer | None = None
 
     def live(self) -> int:
         """Run to the end, and leave in status.json how it went."""
+        if self.begin is None:
+            self._mark_begun()
+        else:
+            self.log.hold()
+        try:
+            return self._run_until_stopped()
+        except BaseException as error:
+            if self.begun:
+                code = error.exit_code if isinstance(error, MetalearnError) else 1
+                self.log.note(f"failed: {error}")
+                self.log.status("failed", code)
+            raise
+
+    def _mark_begun(self) -> None:
+        self.begun = True
         self.log.status("running")
-        self.log.say(f"run folder: {self.log.run_dir}")
+
+    def _run_until_stopped(self) -> int:
         try:
             self._run()
         except PreemptedError as stop:
             return self._preempted(stop)
-        except BaseException as error:
-            code = error.exit_code if isinstance(error, MetalearnError) else 1
-            self.log.note(f"failed: {error}")
-            self.log.status("failed", code)
-            raise
-        self.log.status("finished", 0)
+        if self.begun:
+            self.log.status("finished", 0)
         return 0
 
     def _run(self) -> None:
         cfg = self.cfg
         checkpoint = self._checkpoint()
         parts = Parts.build(cfg)
+        if checkpoint is not None:
+            self._require_same(parts, checkpoint)
+        if self.begin is not None:
+            if cfg["trainer"]["dry_run"]:
+                self.log.say(f"{self.log.run_dir} can be resumed; nothing was changed (trainer.dry_run=true)")
+                return
+            self._begin_again(checkpoint)
+        self.log.say(f"run folder: {self.log.run_dir}")
         self._environment(parts)
         fault("start:built")
         self.signals.check()
@@ -98,26 +123,37 @@ class Life:
 
     def _checkpoint(self) -> Checkpoint | None:
         """Where to continue; None to begin at step 0. CheckpointError if there are checkpoints and none is valid."""
-        if not self.resuming:
+        if self.begin is None:
             return None
         self.store.recover()
-        if not self.store.steps():
-            self.log.say(f"{self.log.run_dir} was stopped before its first checkpoint; starting again at step 0")
-            self.log.rewind_metrics(0)
-            return None
-        return self.store.newest()
+        return self.store.newest() if self.store.steps() else None
 
-    def _continue(self, trainer: Trainer, checkpoint: Checkpoint) -> None:
+    def _require_same(self, parts: Parts, checkpoint: Checkpoint) -> None:
+        """Raise if the run cannot go on from this checkpoint. The folder is only read."""
         refuse_new_science(checkpoint.facts["config"], science(self.cfg))
-        if checkpoint.facts["data_sha256"] != trainer.facts["data_sha256"]:
+        sha256 = parts.source.fingerprint()
+        if checkpoint.facts["data_sha256"] != sha256:
             raise DataError(
-                f"the data is not what this run was trained on (sha256 {trainer.facts['data_sha256'][:12]}…, "
+                f"the data is not what this run was trained on (sha256 {sha256[:12]}…, "
                 f"was {checkpoint.facts['data_sha256'][:12]}…); restore it, or start a new run"
             )
-        if trainer.updater is not None and trainer.outer_steps < checkpoint.step:
-            raise ConfigError(
-                f"trainer.outer_steps={trainer.outer_steps} but the run is at step {checkpoint.step}; give at least that many"
-            )
+        steps = self.cfg["trainer"]["outer_steps"]
+        if steps < checkpoint.step:
+            raise ConfigError(f"trainer.outer_steps={steps} but the run is at step {checkpoint.step}; give at least that many")
+        self.log.require_metrics(checkpoint.facts["metrics_offset"])
+        load_weights(parts.algorithm, checkpoint.tensors)
+
+    def _begin_again(self, checkpoint: Checkpoint | None) -> None:
+        """Nothing is refused any more: write down what was asked, and that the run goes on."""
+        assert self.begin is not None
+        self.log.release()
+        self._mark_begun()  # first: killed within the lines below, the run is one that was not finished
+        self.begin(0 if checkpoint is None else checkpoint.step)
+        if checkpoint is None:
+            self.log.say(f"{self.log.run_dir} was stopped before its first checkpoint; starting again at step 0")
+            self.log.rewind_metrics(0)
+
+    def _continue(self, trainer: Trainer, checkpoint: Checkpoint) -> None:
         self.store.set_aside(after=checkpoint.step)
         self.store.point("last", checkpoint.step)  # it lags behind if the process died between the rename and the pointer
         trainer.resume(checkpoint)
