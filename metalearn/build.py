@@ -197,8 +197,9 @@ def construct(cfg: Config, group: str, **given: Any) -> Any:
         raise ConfigError(f"{group}: {node['_target_']} cannot be built from its YAML: {str(error).splitlines()[0]}") from error
     try:
         return factory(**given)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    except ValueError as error:  # of a class that is not ours, it names no key
+        says_where = any(f"{group}{mark}" in str(error) for mark in ".=")
+        raise ConfigError(str(error) if says_where else f"{group}: {error}") from error
 
 
 def resolve(path: str, target: str, base: type | tuple[type, ...], trusted: list[str]) -> type:

@@ -123,8 +123,10 @@ def resume(args: argparse.Namespace) -> int:
     metalearn resume RUN_DIR
     metalearn resume RUN_DIR trainer.outer_steps=20000        train longer
     """
+    from metalearn import config
+
     args.run_dir = existing_run(args.run)
-    check_saved(args)
+    config.refuse_unkept(config.reopen(config.read_saved(args.run_dir), args.overrides))
     from metalearn import run
 
     return run.resume(args.run_dir, args.overrides)
@@ -136,11 +138,13 @@ def evaluate(args: argparse.Namespace) -> int:
     metalearn eval RUN_DIR eval.episodes=2000
     metalearn eval RUN_DIR data.way=20 eval.split=val eval.checkpoint=last
     """
-    args.run_dir = existing_run(args.run)
-    check_saved(args)
+    from metalearn import config
+
+    run_dir = existing_run(args.run)  # not args.run_dir: a failure of an evaluation does not belong into the run's own log
+    config.reopen(config.read_saved(run_dir), args.overrides)
     from metalearn import run
 
-    return run.evaluate_run(args.run_dir, args.overrides)
+    return run.evaluate_run(run_dir, args.overrides)
 
 
 def run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -155,14 +159,6 @@ def existing_run(folder: Path) -> Path:
         raise ConfigError(f"{folder} is no folder; the folder of a run comes first: RUN_DIR {folder}")
     reason = "does not exist" if not folder.exists() else "holds no config.yaml" if folder.is_dir() else "is not a folder"
     raise ConfigError(f"{folder} is not a run: it {reason}; list the runs with: metalearn ls runs")
-
-
-def check_saved(args: argparse.Namespace) -> None:
-    """The overrides against the configuration of the run, before torch is imported."""
-    from metalearn import config
-
-    saved = config.read_saved(args.run_dir)
-    config.reopen(saved, args.overrides)
 
 
 def ls(args: argparse.Namespace) -> int:
@@ -248,7 +244,7 @@ def data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="data.key=value")
     parser.add_argument("--split", choices=["train", "val", "test"], default="train", help="of the previewed episodes (default: train)")
     parser.add_argument("--tasks", type=int, choices=range(1, 13), default=3, metavar="N", help="how many to draw, 1 to 12 (default: 3)")
-    parser.add_argument("--png", metavar="FILE", type=Path, help="where to draw them (default: NAME_SPLIT.png)")
+    parser.add_argument("--png", metavar="FILE", type=picture, help="where to draw them (default: NAME_SPLIT.png)")
     add_config_dir(parser)
 
 
@@ -257,6 +253,13 @@ def known_action(word: str) -> str:
         meant = closest(word, completion.ACTIONS)
         raise ConfigError(f"metalearn data {word} does not exist; " + (f"did you mean {meant}?" if meant else "choose prepare or preview"))
     return word
+
+
+def picture(word: str) -> Path:
+    if Path(word).is_dir() or Path(word).suffix != ".png":
+        reason = "is a folder" if Path(word).is_dir() else "does not end in .png"
+        raise ConfigError(f"--png {word} {reason}; name a file, as in --png episodes.png")
+    return Path(word)
 
 
 def complete(args: argparse.Namespace) -> int:

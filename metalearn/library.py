@@ -67,6 +67,11 @@ class Library:
             raise ConfigError(f"{self.path(group, option)} cannot be read: {one_line(error)}") from error
         return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
 
+    def primary(self) -> dict[str, Any]:
+        """train.yaml as it stands."""
+        found: dict[str, Any] = yaml.safe_load((self.folders[0] / f"{PRIMARY}.yaml").read_text(encoding="utf-8"))
+        return found
+
     def parse(self, overrides: list[str]) -> list[Override]:
         problems, parsed = [], []
         parser = OverridesParser.create(config_loader=self.loader)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import fcntl
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,10 +99,39 @@ def runs(folder: Path) -> str:
         raise ConfigError(f"{folder} is not a folder; runs are written to ./outputs, or say where: metalearn ls runs FOLDER")
     rows = [["run", "state", "result ± 95% CI", "tasks"]]
     for status in sorted(folder.rglob("status.json")):
-        results = read_json(status.parent / "results.json") or {}
-        primary = results.get("primary")
-        value = results["metrics"][primary] if primary else {}
-        result = f"{primary} {shown(primary, value['mean'], value['ci95'])}" if primary else ""
-        state = (read_json(status) or {}).get("status", "unknown")
-        rows.append([str(status.parent), state, result, str(results.get("episodes", ""))])
+        rows.append([str(status.parent), state_of(status), *result_of(status.parent / "results.json")])
     return grid(rows) if len(rows) > 1 else f"no runs under {folder}; start one with: metalearn train"
+
+
+def state_of(status: Path) -> str:
+    """What status.json says, unless the process behind it is gone without a word: then nobody holds the run's lock."""
+    try:
+        state = str((read_json(status) or {})["status"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return "unreadable"
+    return "killed; resume it" if state == "running" and not is_locked(status.parent / ".lock") else state
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process holds this lock; a folder whose lock cannot be asked is believed."""
+    try:
+        with path.open(encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def result_of(path: Path) -> tuple[str, str]:
+    """Primary metric with interval, and the number of tasks; empty before the run has ended."""
+    try:
+        results = read_json(path)
+        if results is None:
+            return "", ""
+        primary = results["primary"]
+        value = results["metrics"][primary]
+        return f"{primary} {shown(primary, value['mean'], value['ci95'])}", str(results["episodes"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return "unreadable", ""

@@ -52,14 +52,27 @@ AT_LEAST: dict[str, int] = {
     "data.partition_seed": 0,
     "data.image_size": 1,
     "data.min_images": 0,
+    "data.num_classes": 1,
+    "data.num_drawings": 1,
+    "data.num_items": 1,
+    "data.num_users": 1,
+    "data.min_ratings": 1,
+    "data.max_ratings": 1,
+    "data.channels": 1,
+    "model.channels": 1,
+    "model.embedding_dim": 1,
     "algo.adaptation_steps": 0,
     "algo.eval_adaptation_steps": 0,
+    "algo.inner_batch_size": 1,
+    "algo.eval_inner_batch_size": 1,
     "optimizer.weight_decay": 0,
     "optimizer.schedule.final": 0,
     "optimizer.schedule.every": 1,
     "device.chunk": 0,
     "device.threads": 1,
 }
+LARGEST_SEED = 2**63 - 1  # the tasks are hashed from int64
+AT_MOST = dict.fromkeys(("seed", "eval.seed", "data.seed", "data.partition_seed"), LARGEST_SEED)
 ABOVE_ZERO = {"algo.inner_lr", "optimizer.lr", "optimizer.schedule.gamma", "optimizer.clip.norm", "optimizer.clip.value"}
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -213,6 +226,8 @@ def value_problems(cfg: Mapping[str, Any]) -> list[str]:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if number and value < AT_LEAST.get(name, value):
             problems.append(f"{name}={value} must be at least {AT_LEAST[name]}")
+        if number and value > AT_MOST.get(name, value):
+            problems.append(f"{name}={value} must be at most {AT_MOST[name]}")
         if number and name in ABOVE_ZERO and value <= 0:
             problems.append(f"{name}={value} must be greater than 0")
         if isinstance(value, str) and value not in CHOICES.get(name, (value,)) and not is_unfinished(name, value):
@@ -247,3 +262,14 @@ def rules(cfg: Mapping[str, Any]) -> list[str]:
         if split not in SPLITS:
             problems.append(f"data.rotations names {show(split)}, which is none of train, val, test{hint(str(split), SPLITS)}")
     return problems
+
+
+def unkept_problems(cfg: Mapping[str, Any]) -> list[str]:
+    """A checkpoint for the final evaluation of training that may be gone by then."""
+    checkpoint = dict(leaves(cfg)).get("eval.checkpoint")
+    if not isinstance(checkpoint, str) or not checkpoint.removeprefix("step-").isdigit():
+        return []
+    return [
+        f"eval.checkpoint={checkpoint}: training keeps its best and its newest checkpoints only, and judges one of them; "
+        f"choose best or last, and judge another one that was kept with: metalearn eval RUN_DIR eval.checkpoint={checkpoint}"
+    ]

@@ -129,3 +129,9 @@ class TestFolders:
     def test_a_dangling_link_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "link").symlink_to(tmp_path / "nowhere")
         assert "is not a folder" in build.folder_problems(tmp_path / "link" / "run")[0]
+
+
+def test_a_refusal_of_a_class_that_is_not_ours_names_the_group() -> None:
+    cfg, _, algorithm = built("optimizer.betas=[2.0,3.0]")
+    with pytest.raises(ConfigError, match=r"^optimizer: Invalid beta parameter"):
+        build.build_optimizer(cfg, algorithm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -138,7 +139,62 @@ class TestTrain:
         assert str(run_dir) in answer(capsys, "ls", "runs", str(tmp_path))[1]
 
 
+def saved_run(folder: Path, **changes: object) -> Path:
+    """A folder with the configuration of a run; a change of None leaves the key out."""
+    cfg = {**config.compose(["algo=protonet"]), **changes}
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump({key: value for key, value in cfg.items() if changes.get(key, "") is not None}))
+    return folder
+
+
+class TestDamage:
+    def test_a_configuration_names_all_that_it_lacks(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        trainer = {**config.compose([])["trainer"], "outer_steps": "many"}
+        run_dir = saved_run(tmp_path / "run", model=5, eval=None, trainer=trainer)
+        code, _, complaint = answer(capsys, "eval", str(run_dir))
+        lines = complaint.splitlines()
+        start, end = f"error: {run_dir}/config.yaml is damaged: ", "; restore it from a backup"
+        assert code == 2
+        assert lines[0] == f"{start}model names no class (_target_){end}"
+        assert f"{start}trainer.outer_steps=many is not a whole number (default: 400){end}" in lines
+        assert f"{start}eval is missing{end}" in lines
+        assert len(lines) == 3
+
+    @pytest.mark.parametrize("text", ["[1]", '{"primary": "accuracy"}', "{"])
+    def test_one_bad_result_does_not_hide_the_other_runs(self, capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str) -> None:
+        for name in ("bad", "good"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "status.json").write_text('{"status": "finished"}')
+        (tmp_path / "bad" / "results.json").write_text(text)
+        code, shown, _ = answer(capsys, "ls", "runs", str(tmp_path))
+        assert code == 0
+        assert [" ".join(line.split()[1:]) for line in shown.splitlines()[-2:]] == ["finished unreadable", "finished"]
+
+    def test_an_evaluation_leaves_the_log_of_the_run_alone(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run_dir = saved_run(tmp_path / "run")
+        monkeypatch.setattr("metalearn.run.evaluate_run", lambda *_: 1 / 0)
+        assert answer(capsys, "eval", str(run_dir))[0] == 1
+        assert not (run_dir / "train.log").exists()
+
+    def test_a_killed_run_is_not_running(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        (tmp_path / "status.json").write_text('{"status": "running"}')
+        with (tmp_path / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            assert "running" in answer(capsys, "ls", "runs", str(tmp_path))[1]
+        assert "killed; resume it" in answer(capsys, "ls", "runs", str(tmp_path))[1]
+
+
 class TestRunFolders:
+    def test_training_judges_no_checkpoint_that_may_be_gone(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        sentence = (
+            "error: eval.checkpoint=step-1: training keeps its best and its newest checkpoints only, and judges one of them; "
+            "choose best or last, and judge another one that was kept with: metalearn eval RUN_DIR eval.checkpoint=step-1\n"
+        )
+        assert answer(capsys, "train", "eval.checkpoint=step-1") == (2, "", sentence)
+        assert answer(capsys, "resume", str(saved_run(tmp_path / "run")), "eval.checkpoint=step-1") == (2, "", sentence)
+
     @pytest.mark.parametrize("verb", ["resume", "eval"])
     def test_a_folder_that_is_no_run_is_named(self, capsys: pytest.CaptureFixture[str], tmp_path: Path, verb: str) -> None:
         (tmp_path / "file").touch()
@@ -157,8 +213,7 @@ class TestRunFolders:
         (tmp_path / "config.yaml").write_text(text)
         code, _, complaint = answer(capsys, "resume", str(tmp_path))
         assert code == 2
-        assert complaint.startswith(f"error: {tmp_path}/config.yaml ")
-        assert len(complaint.splitlines()) == 1
+        assert all(line.startswith(f"error: {tmp_path}/config.yaml ") for line in complaint.splitlines())
 
     def test_a_misspelt_key_is_found_against_the_saved_configuration(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.compose(["algo=protonet"])))
@@ -245,6 +300,12 @@ def test_quick_answers_do_not_import_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-500:]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("word", "reason"), [(".", "is a folder"), ("x.txt", "does not end in .png")])
+def test_a_picture_is_a_png(capsys: pytest.CaptureFixture[str], word: str, reason: str) -> None:
+    sentence = f"error: --png {word} {reason}; name a file, as in --png episodes.png\n"
+    assert answer(capsys, "data", "preview", "glyphs", "--png", word) == (2, "", sentence)
 
 
 def test_a_reader_that_leaves_makes_no_noise() -> None:

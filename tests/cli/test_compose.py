@@ -218,3 +218,14 @@ def test_a_sweep_expands_to_its_combinations_in_order() -> None:
         ["algo=protonet", "trainer.outer_steps=3", "seed=0"],
         ["algo=protonet", "trainer.outer_steps=3", "seed=1"],
     ]
+
+
+def test_values_that_torch_could_not_take_are_named() -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.compose(["seed=99999999999999999999", "eval.seed=9223372036854775808", "model.channels=0", "data.num_classes=0"])
+    assert set(caught.value.problems) == {
+        "seed=99999999999999999999 must be at most 9223372036854775807",
+        "eval.seed=9223372036854775808 must be at most 9223372036854775807",
+        "model.channels=0 must be at least 1",
+        "data.num_classes=0 must be at least 1",
+    }
