@@ -153,11 +153,16 @@ class Algorithm(nn.Module):
     adaptation_steps: int = 0
     eval_adaptation_steps: int = 0  # 0: adaptation is not a number of steps
     transductive: bool = False  # True: the query batch influences its own predictions
+    norm_statistics: str = "none"  # whose batch-norm statistics predictions use
 
     def __init__(self, spec: TaskSpec) -> None:
         super().__init__()
         self.spec = spec
         self.objective = spec.objective
+
+    def protocol(self) -> dict[str, Any]:
+        """The dials without which a result of this method cannot be read; JSON values."""
+        return {}
 
     def check(self, spec: TaskSpec) -> None:
         """Raise ValueError, with the reason and the way out, if tasks like these are beyond the method."""

@@ -19,8 +19,10 @@ def gradient_descent(loss: Loss, weights: Parameters, *, lr: float | Tensor, ste
     first_order: treat every inner gradient as a constant, so that no second derivative is taken.
     """
     for _ in range(steps):
-        grads = grad(loss)(weights)
-        weights = {name: weight - lr * (grads[name].detach() if first_order else grads[name]) for name, weight in weights.items()}
+        # Without grad mode an outer `grad` records nothing here, so that first order does not pay second order's memory.
+        with torch.set_grad_enabled(not first_order):
+            grads = grad(loss)(weights)
+        weights = {name: weight - lr * grads[name] for name, weight in weights.items()}
     return weights
 
 
@@ -34,11 +36,12 @@ def minibatch_adam(
     second = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     total = torch.zeros((), dtype=next(iter(weights.values())).dtype, device=next(iter(weights.values())).device)
     for step in range(steps):
-        grads, value = grad_and_value(loss)(weights, step)
+        with torch.no_grad():
+            grads, value = grad_and_value(loss)(weights, step)
         correction = 1 - beta2 ** (step + 1)
-        second = {name: beta2 * s + (1 - beta2) * grads[name].detach().square() for name, s in second.items()}
-        weights = {name: w - lr * grads[name].detach() / ((second[name] / correction).sqrt() + eps) for name, w in weights.items()}
-        total = total + value.detach()
+        second = {name: beta2 * s + (1 - beta2) * grads[name].square() for name, s in second.items()}
+        weights = {name: w - lr * grads[name] / ((second[name] / correction).sqrt() + eps) for name, w in weights.items()}
+        total = total + value
     return weights, total / max(steps, 1)
 
 
@@ -55,8 +58,9 @@ def momentum_sgd(
     """`steps` steps of `torch.optim.SGD`'s update on loss(weights, step); no second order."""
     velocity: Parameters = {}
     for step in range(steps):
-        grads = grad(loss)(weights, step)
-        decayed = {name: grads[name].detach() + weight_decay * w for name, w in weights.items()}
+        with torch.no_grad():
+            grads = grad(loss)(weights, step)
+        decayed = {name: grads[name] + weight_decay * w for name, w in weights.items()}
         velocity = {name: momentum * velocity[name] + (1 - dampening) * g if velocity else g for name, g in decayed.items()}
         weights = {name: w - lr * velocity[name] for name, w in weights.items()}
     return weights

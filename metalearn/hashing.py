@@ -34,7 +34,7 @@ def fold(*words: int | Tensor, device: torch.device | str | None = None) -> Tens
     """One int64 hash of a sequence of integers, broadcasting over tensors; the order matters."""
     state = torch.zeros((), dtype=torch.int64, device=device)
     for word in words:
-        word = word if isinstance(word, Tensor) else torch.tensor(_wrap(word), device=state.device)
+        word = word if isinstance(word, Tensor) else torch.full((), _wrap(word), dtype=torch.int64, device=state.device)
         state = mix(state.to(word.device) ^ mix(word))
     return state
 
@@ -66,7 +66,7 @@ def uniform(key: Tensor, shape: Sequence[int]) -> Tensor:
 
 def normal(key: Tensor, shape: Sequence[int]) -> Tensor:
     """Standard normals through a table of 65,536 quantiles, float32 (*key.shape, *shape)."""
-    return _quantiles().to(key.device)[_shift(_words(key, shape), 48)]
+    return _quantiles(key.device)[_shift(_words(key, shape), 48)]
 
 
 def permutation(key: Tensor, shape: Sequence[int]) -> Tensor:
@@ -95,9 +95,9 @@ def _wrap(word: int) -> int:
     return (word + 2**63) % 2**64 - 2**63
 
 
-@lru_cache(maxsize=1)
-def _quantiles() -> Tensor:
+@lru_cache(maxsize=8)
+def _quantiles(device: torch.device) -> Tensor:
     # float64 erfinv on the CPU, rounded once: every device then looks up the same bits.
     grid = (torch.arange(QUANTILES, dtype=torch.float64) + 0.5) / QUANTILES
     quantiles: Tensor = torch.special.ndtri(grid)
-    return quantiles.to(torch.float32)
+    return quantiles.to(torch.float32).to(device)

@@ -37,6 +37,7 @@ class Baseline(Algorithm):
     ) -> None:
         super().__init__(spec)
         self.model = model
+        self.norm_statistics: str = model.norm_statistics
         self.classifier = model.head(max(spec.num_train_classes, 1))
         self.sgd = {"lr": inner_lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
         self.inner_batch_size, self.eval_adaptation_steps = inner_batch_size, eval_adaptation_steps
@@ -44,10 +45,15 @@ class Baseline(Algorithm):
     def check(self, spec: TaskSpec) -> None:
         if spec.kind != "classification" or spec.num_train_classes == 0:
             raise ValueError(f"algo=baseline pretrains a classifier over labelled classes, but the tasks are {spec.kind}; choose algo=maml")
-        if self.model.norm_statistics != "running":
+        if spec.ragged:
+            raise ValueError("algo=baseline draws minibatches of real rows only, but these tasks are ragged; choose algo=maml")
+        if self.norm_statistics not in ("running", "none"):
             raise ValueError(
-                f"model.norm_statistics={self.model.norm_statistics}, but algo=baseline tests with running averages; set it to running"
+                f"model.norm_statistics={self.norm_statistics}, but algo=baseline tests with running averages; set it to running"
             )
+
+    def protocol(self) -> dict[str, Any]:
+        return {**self.sgd, "inner_batch_size": self.inner_batch_size, "adaptation_unit": "epochs"}
 
     def draws(self, spec: TaskSpec) -> dict[str, Draw]:
         return {"order": Draw("permutation", (self.eval_adaptation_steps, spec.support_size))}

@@ -2,8 +2,8 @@
 
 Adapt by gradient descent on the support, then differentiate the query loss through that descent (order 2), or
 take the gradient at the adapted weights for the gradient at the initial ones (order 1, the paper's first-order
-approximation). The inner loss is a mean over the support, so inner_lr here is N times smaller than in the authors'
-code, which sums over classes. Deviation: none known otherwise; batch norm's statistics are model.norm_statistics.
+approximation). The inner loss is a mean over the support, where the authors' code sums over the N classes: the same
+inner_lr moves the weights N times less here. Deviation: none known otherwise; batch norm's statistics are model.norm_statistics.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ class MAML(NetworkAlgorithm):
         adapts: str | Sequence[str] = "all",
     ) -> None:
         super().__init__(model, spec)
+        if order not in (1, 2):
+            raise ValueError(f"algo.order={order} is none of 1 (first-order approximation), 2 (differentiate through the inner steps)")
+        self.adapts = adapts
         self.inner_lr, self.order = inner_lr, order
         self.adaptation_steps, self.eval_adaptation_steps = adaptation_steps, eval_adaptation_steps
         names = [name for name, _ in self.named_parameters()]
@@ -41,6 +44,9 @@ class MAML(NetworkAlgorithm):
         )
         if not self.adapted_names:
             raise ValueError(f"algo.adapts={adapts} matches no parameter; choose 'all' or prefixes of: {', '.join(names)}")
+
+    def protocol(self) -> dict[str, Any]:
+        return {"order": self.order, "inner_lr": self.inner_lr, "adapts": self.adapts}
 
     def adapt(self, task: Task, *, steps: int) -> dict[str, Any]:
         parameters = dict(self.named_parameters())

@@ -21,6 +21,8 @@ class PixelNN(Algorithm):
 
     def __init__(self, model: nn.Module, spec: TaskSpec, *, distance: str = "cosine") -> None:
         super().__init__(spec)
+        if distance not in ("cosine", "euclidean"):
+            raise ValueError(f"algo.distance={distance} is none of cosine, euclidean")
         self.distance = distance
 
     def check(self, spec: TaskSpec) -> None:
@@ -28,6 +30,9 @@ class PixelNN(Algorithm):
             raise ValueError(
                 f"algo=pixel_nn compares raw images of classes, but the tasks are {spec.kind}; choose algo=maml or data=glyphs"
             )
+
+    def protocol(self) -> dict[str, Any]:
+        return {"distance": self.distance}
 
     def adapt(self, task: Task, *, steps: int) -> dict[str, Any]:
         return {"rows": self.vectors(task.support.x), "members": members(task, self.spec)}

@@ -23,6 +23,8 @@ class ProtoNet(Algorithm):
 
     def __init__(self, model: nn.Module, spec: TaskSpec, *, distance: str = "euclidean", scale: float = 10.0) -> None:
         super().__init__(spec)
+        if distance not in ("euclidean", "cosine"):
+            raise ValueError(f"algo.distance={distance} is none of euclidean, cosine")
         self.model, self.distance, self.scale = model, distance, scale
         self.norm_statistics: str = model.norm_statistics
         self.transductive = self.norm_statistics == "transductive"
@@ -30,8 +32,13 @@ class ProtoNet(Algorithm):
     def check(self, spec: TaskSpec) -> None:
         if spec.kind != "classification":
             raise ValueError(f"algo=protonet needs classes, but the tasks are {spec.kind}; choose algo=maml or another data source")
+        if spec.ragged:
+            raise ValueError("algo=protonet embeds every row of an episode as one batch, but these tasks are ragged; choose algo=maml")
         if self.norm_statistics == "support_and_one":
             raise ValueError("algo=protonet takes model.norm_statistics=running, support or transductive, not support_and_one")
+
+    def protocol(self) -> dict[str, Any]:
+        return {"distance": self.distance}
 
     def embed(self, x: Inputs, given: Any = None) -> tuple[Tensor, Any]:
         """Embeddings (n, D) and the statistics used."""

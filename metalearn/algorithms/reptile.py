@@ -42,6 +42,9 @@ class Reptile(NetworkAlgorithm):
         if spec.ragged:
             raise ValueError("algo=reptile draws minibatches from a support of fixed size, but these tasks are ragged; choose algo=maml")
 
+    def protocol(self) -> dict[str, Any]:
+        return {"inner_lr": self.inner_lr, "inner_batch_size": self.inner_batch_size, "eval_inner_batch_size": self.eval_inner_batch_size}
+
     def draws(self, spec: TaskSpec) -> dict[str, Draw]:
         rows = max(self.adaptation_steps * self.inner_batch_size, self.eval_adaptation_steps * self.eval_inner_batch_size)
         return {"order": Draw("permutation", (ceil(rows / spec.support_size), spec.support_size))}

@@ -47,17 +47,19 @@ def execute(algorithm: Algorithm, batch: TaskBatch | Examples, plan: TaskPlan) -
 
     A flat minibatch (`Examples`) is one chunk and is never split: batch-norm statistics span it.
     """
-    params: dict[str, Tensor] = {name: p for name, p in algorithm.named_parameters() if p.requires_grad}
+    learned = {name: p for name, p in algorithm.named_parameters() if p.requires_grad}
+    # Detached, or autograd would record a second graph beside that of torch.func, and chain it from chunk to chunk.
+    params = {name: p.detach() for name, p in learned.items()}
     chunks = [batch] if isinstance(batch, Examples) else plan.chunks(batch)
     total: dict[str, Tensor] = {}
     losses, metrics = [], []
     for chunk in chunks:
         grads, chunk_losses, chunk_metrics = algorithm.gradient(params, chunk, plan)
         total = {name: total[name] + g for name, g in grads.items()} if total else dict(grads)
-        losses.append(chunk_losses.detach())
-        metrics.append(tree_map(torch.Tensor.detach, chunk_metrics))
+        losses.append(chunk_losses)
+        metrics.append(chunk_metrics)
     all_losses = torch.cat(losses)
-    for name, p in params.items():
-        p.grad = total[name].detach() / len(all_losses)
+    for name, p in learned.items():
+        p.grad = total[name] / len(all_losses)
     mean = tree_map(lambda *leaves: torch.cat(leaves).mean(0), *metrics)
     return all_losses, mean

@@ -33,11 +33,13 @@ def result_of(
     step: outer step of the weights that were judged. checkpoint: the rule that chose them.
     """
     split = cfg["eval"]["split"]
+    train = source.protocol("train")
     protocol = {
-        **dict.fromkeys(REQUIRED),
         **source.protocol(split),
+        **{f"train_{size}": train[size] for size in ("way", "shot", "query_shot") if size in train},
+        **algorithm.protocol(),
         "split": split,
-        "norm_statistics": cfg["model"].get("norm_statistics"),
+        "norm_statistics": algorithm.norm_statistics,
         "transductive": algorithm.transductive,
         "adaptation_steps": algorithm.eval_adaptation_steps,
         "train_adaptation_steps": algorithm.adaptation_steps,
