@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 # Past this an image is refused, since a few kilobytes can unpack to gigabytes. 50 megapixels exceed most cameras.
 MAX_PIXELS = 50_000_000
+NAMED = 5  # images that cannot be used are named together, and after so many reading stops
 LAYOUT = "expected ROOT/<class>/*.png|jpg|jpeg, or ROOT/train, ROOT/val and ROOT/test with such class folders"
 
 
@@ -65,14 +66,31 @@ def class_folders(root: Path) -> list[ClassFolder]:
 
 
 def read_images(files: Sequence[Path], *, size: int, channels: int, resize: str) -> Tensor:
-    """uint8 (N, C, H, H). Raises DataError that names the first file that cannot be read."""
+    """uint8 (N, C, H, H). Raises DataError that names the first files, at most NAMED of them, that cannot be read."""
     images = torch.empty(len(files), channels, size, size, dtype=torch.uint8)
+    problems: list[str] = []
     for number, file in enumerate(files):
-        pixels = torch.from_numpy(_pixels(file, size, channels, resize))
+        try:
+            pixels = torch.from_numpy(_pixels(file, size, channels, resize))
+        except DataError as error:
+            problems.append(str(error))
+            if len(problems) == NAMED:
+                break
+            continue
         images[number] = pixels.reshape(size, size, channels).permute(2, 0, 1)
         if number % 10_000 == 9_999:
             log.info("read %d of %d images", number + 1, len(files))
+    if problems:
+        raise DataError(_together(problems))
     return images
+
+
+def _together(problems: Sequence[str]) -> str:
+    if len(problems) == 1:
+        return f"{problems[0]}. Nothing was trained"
+    many = f"at least {NAMED} images cannot be used (reading stopped there)" if len(problems) == NAMED else None
+    heading = f"{many or f'{len(problems)} images cannot be used'}; repair or remove them. Nothing was trained"
+    return "\n".join([heading, *(f"  {problem}" for problem in problems)])
 
 
 def _folders(path: Path) -> list[Path]:
@@ -90,7 +108,7 @@ def _pixels(file: Path, size: int, channels: int, resize: str) -> np.ndarray:
                 raise DataError(f"{file} has {image.width}x{image.height} pixels; at most {MAX_PIXELS} are read. Shrink or remove it")
             return np.array(_plain(image, channels).resize((size, size), FILTERS[resize]))
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(f"{file} is not a readable image ({error}); repair or remove it. Nothing was trained") from error
+        raise DataError(f"{file} is not a readable image ({error}); repair or remove it") from error
 
 
 def _plain(image: Image.Image, channels: int) -> Image.Image:

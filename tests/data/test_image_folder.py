@@ -142,6 +142,26 @@ def test_a_corrupt_image_is_named_and_nothing_is_cached(make_folder: Make) -> No
     assert not list((root.parent / "cache").iterdir())
 
 
+def test_corrupt_images_are_told_together_up_to_five_of_them(make_folder: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_folder(SIZES)
+    broken = [root / f"class{number}" / "000.png" for number in range(2)]
+    for file in broken:
+        file.write_bytes(b"no image")
+    with pytest.raises(DataError) as caught:
+        source(root).prepare()
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "2 images cannot be used; repair or remove them. Nothing was trained"
+    for line, file in zip(lines[1:], broken, strict=True):
+        assert line.startswith(f"  {file} is not a readable image (")
+    monkeypatch.setattr(folder_files, "MAX_PIXELS", 100)
+    with pytest.raises(DataError) as caught:
+        source(root).prepare()
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "at least 5 images cannot be used (reading stopped there); repair or remove them. Nothing was trained"
+    assert len(lines) == 6
+    assert lines[2].endswith("class0/001.png has 14x10 pixels; at most 100 are read. Shrink or remove it")
+
+
 def test_a_bomb_is_refused(make_folder: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder_files, "MAX_PIXELS", 100)
     with pytest.raises(DataError, match="000.png has 14x10 pixels; at most 100 are read"):
