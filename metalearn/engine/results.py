@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Any
 
 from metalearn.core import Algorithm, Source
-from metalearn.engine.checkpoint import CheckpointStore
+from metalearn.engine.checkpoint import Checkpoint, CheckpointStore
 from metalearn.engine.evaluate import Evaluation
 from metalearn.engine.record import Record
-from metalearn.errors import ConfigError
+from metalearn.errors import CheckpointError, ConfigError
 
+LONGEST_NAME = 120  # bytes of a file's name are limited to 255
 REQUIRED = (
     "way",
     "shot",
@@ -76,7 +78,33 @@ def choose(store: CheckpointStore, rule: str, record: Record | None = None) -> t
     return rule, step
 
 
+def load_chosen(store: CheckpointStore, step: int) -> Checkpoint:
+    """The checkpoint that `choose` chose; CheckpointError naming the valid others if it is not as it was saved."""
+    try:
+        return store.load(step)
+    except CheckpointError as error:
+        others = [other for other in store.steps() if other != step and _is_valid(store, other)]
+        if not others:
+            raise CheckpointError(f"{error}; no other checkpoint is valid; restore it from a backup") from error
+        names = [*(["last"] if store.pointed("last") in others else []), *(store.path(other).name for other in others)]
+        raise CheckpointError(f"{error}; choose another with eval.checkpoint=NAME of: {', '.join(names)}") from error
+
+
+def _is_valid(store: CheckpointStore, step: int) -> bool:
+    try:
+        store.load(step)
+    except CheckpointError:
+        return False
+    return True
+
+
 def protocol_name(split: str, overrides: list[str]) -> str:
-    """Name of the folder of an evaluation: the split and whatever was changed, such as test_data.way=20."""
-    words = [split, *sorted(word for word in overrides if not word.startswith("eval.split="))]
-    return re.sub(r"[^\w.=,+-]", "-", "_".join(words))[:120]
+    """Name of the folder of an evaluation: the split and whatever was changed, such as test_data.way=20.
+
+    Where characters had to be replaced or cut, a hash of the words keeps different protocols apart.
+    """
+    words = "_".join([split, *sorted(word for word in overrides if not word.startswith("eval.split="))])
+    name = re.sub(r"[^\w.=,+-]", "-", words)[:LONGEST_NAME]
+    if name == words:
+        return name
+    return f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"

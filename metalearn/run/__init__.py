@@ -6,6 +6,7 @@ checkpoint, reads the test split once, and writes results.json. Killed at any mo
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from metalearn.analysis import tables
 from metalearn.engine.checkpoint import CheckpointStore
 from metalearn.engine.faults import fault
 from metalearn.engine.identity import refuse_new_science, science
-from metalearn.engine.results import choose, protocol_name, result_of
+from metalearn.engine.results import choose, load_chosen, protocol_name, result_of
 from metalearn.engine.runlog import RunLog, echo
 from metalearn.engine.signals import PreemptedError, StopSignals
 from metalearn.engine.state import load_weights
@@ -22,6 +23,11 @@ from metalearn.errors import CheckpointError, ConfigError, DataError
 from metalearn.run.folder import new_run_dir, pin_training, read_config
 from metalearn.run.life import Life, Parts, judge_split
 from metalearn.run.loaded import Loaded, load
+
+OLD_END = {
+    "log_every": "metrics.jsonl keeps its line of training",
+    "eval_every": "its validation stays in metrics.jsonl and may choose the best checkpoint",
+}
 
 __all__ = ["Loaded", "evaluate_run", "load", "new_run_dir", "resume", "train"]
 
@@ -51,20 +57,34 @@ def resume(run_dir: Path, overrides: list[str]) -> int:
         cfg = config.reopen(old, overrides)
         refuse_new_science(science(old), science(cfg))
         if log.finished and cfg["trainer"]["outer_steps"] == old["trainer"]["outer_steps"]:
+            refuse_unused_evaluation(run_dir, old["eval"], cfg["eval"], overrides)
             echo(f"{run_dir} is finished; nothing to do")
             return 0
 
         def begin(step: int) -> None:
             if cfg["trainer"]["outer_steps"] != old["trainer"]["outer_steps"]:
-                reopen_end(cfg, log)
+                reopen_end(cfg, log, old["trainer"]["outer_steps"], step)
             if cfg != old:
                 log.write_request(cfg, [*log.overrides(), *overrides])
 
         return Life(cfg, log, signals, begin=begin).live()
 
 
-def reopen_end(cfg: dict[str, Any], log: RunLog) -> None:
-    """The run will end elsewhere: its results so far are withdrawn, and a schedule that is stretched is named."""
+def refuse_unused_evaluation(run_dir: Path, old: dict[str, Any], new: dict[str, Any], overrides: list[str]) -> None:
+    """A finished run was judged once; what asks for another judgement would be ignored."""
+    if new != old:
+        words = [word for word in overrides if word.startswith("eval.")]
+        raise ConfigError(
+            f"{run_dir} is finished, so resume would ignore {shlex.join(words)}; "
+            f"judge it that way with: metalearn eval {shlex.join([str(run_dir), *words])}"
+        )
+
+
+def reopen_end(cfg: dict[str, Any], log: RunLog, old_end: int, step: int) -> None:
+    """The run will end elsewhere: its results so far are withdrawn, and what then differs from a run of that length is named.
+
+    step: where it stands; at its old end it has already done what is due at the last step.
+    """
     for path in (log.run_dir / "results.json", *log.run_dir.glob("eval_*.csv")):
         path.unlink(missing_ok=True)
     schedule = cfg["optimizer"]["schedule"]["name"]
@@ -72,6 +92,10 @@ def reopen_end(cfg: dict[str, Any], log: RunLog) -> None:
         log.say(
             f"warning: optimizer.schedule.name={schedule} depends on trainer.outer_steps; a run of that length from the start would differ"
         )
+    for key, effect in OLD_END.items():
+        every = cfg["trainer"][key]
+        if step == old_end and old_end % every:
+            log.say(f"warning: step {step}, the former end, is no multiple of trainer.{key}={every}: {effect}, unlike a run of that length")
 
 
 def evaluate_run(run_dir: Path, overrides: list[str]) -> int:
@@ -82,16 +106,28 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> int:
         raise CheckpointError(f"{run_dir} has no checkpoint yet; train it first with: metalearn resume {run_dir}")
     parts = Parts.build(cfg)
     chosen, step = choose(store, cfg["eval"]["checkpoint"])
-    load_weights(parts.algorithm, store.load(step).tensors)
-    folder = run_dir / "evals" / protocol_name(cfg["eval"]["split"], overrides)
+    load_weights(parts.algorithm, load_chosen(store, step).tensors)
+    split = cfg["eval"]["split"]
+    folder = run_dir / "evals" / protocol_name(split, overrides)
     with StopSignals() as signals, RunLog(folder) as log:
         try:
             result = judge_split(cfg, parts, on_batch=lambda done: signals.check())
-        except PreemptedError as stop:
-            return stop.exit_code
-        split = cfg["eval"]["split"]
+        except BaseException as error:
+            discard_evaluation(log)
+            if not isinstance(error, PreemptedError):
+                raise
+            echo(f"{error}; nothing was written; run the same command again")
+            return error.exit_code
         log.write_csv(f"eval_{split}.csv", result.columns)
         summary = result_of(cfg, parts.source, parts.algorithm, result, step=step, checkpoint=chosen)
         log.write_json("results.json", summary)
     echo(tables.beside(run_dir, folder))
     return 0
+
+
+def discard_evaluation(log: RunLog) -> None:
+    """Remove the folder of an evaluation without a result, and `evals` if it was the only one."""
+    log.discard()
+    evals = log.run_dir.parent
+    if not any(evals.iterdir()):
+        evals.rmdir()

@@ -20,7 +20,7 @@ from metalearn.engine.execution import TaskPlan
 from metalearn.engine.faults import fault
 from metalearn.engine.identity import refuse_new_science, science
 from metalearn.engine.preflight import rehearse
-from metalearn.engine.results import choose, result_of
+from metalearn.engine.results import choose, load_chosen, result_of
 from metalearn.engine.runlog import RunLog
 from metalearn.engine.signals import PreemptedError, StopSignals
 from metalearn.engine.state import load_weights
@@ -197,7 +197,7 @@ class Life:
         """The one time that the final split is read, with the weights that validation chose."""
         cfg, evaluation = self.cfg, self.cfg["eval"]
         chosen, step = choose(self.store, evaluation["checkpoint"], trainer.record)
-        load_weights(parts.algorithm, self.store.load(step).tensors)
+        load_weights(parts.algorithm, load_chosen(self.store, step).tensors)
         with trainer.timed("eval"):
             result = judge_split(cfg, parts, on_batch=self._between_batches)
         split = evaluation["split"]

@@ -1,0 +1,96 @@
+"""What resume and eval say and leave when they end otherwise than hoped for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metalearn import run
+from metalearn.engine.checkpoint import MANIFEST, CheckpointStore
+from metalearn.errors import CheckpointError, ConfigError, MetalearnError
+from tests.reliability import harness
+from tests.reliability.harness import finish, resume, train
+from tests.reliability.test_lock_and_signals import struck
+from tests.reliability.test_refusals import contents
+
+
+@pytest.fixture
+def copied(reference: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(reference, tmp_path / "run"))
+
+
+def stopped_evaluation(*parts: Any, on_batch: Callable[[int], None]) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    on_batch(1)
+
+
+def test_stopped_evaluation_says_so_and_leaves_nothing(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(copied)
+    monkeypatch.setattr(run, "judge_split", stopped_evaluation)
+    assert run.evaluate_run(copied, ["data.way=2"]) == 143
+    assert "stopped by SIGTERM; nothing was written" in capsys.readouterr().out
+    assert contents(copied) == before
+    assert not (copied / "evals").exists()
+
+
+def test_stopped_evaluation_leaves_an_earlier_one_of_the_same_protocol(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run.evaluate_run(copied, []) == 0
+    before = contents(copied)
+    monkeypatch.setattr(run, "judge_split", stopped_evaluation)
+    assert run.evaluate_run(copied, []) == 143
+    assert contents(copied) == before
+
+
+def test_evaluation_of_a_corrupt_best_names_the_others(copied: Path) -> None:
+    store = CheckpointStore(copied)
+    best, last = store.pointed("best"), store.pointed("last")
+    assert best is not None and last is not None
+    (store.path(best) / MANIFEST).unlink()
+    valid = [store.path(step).name for step in store.steps() if step != best]
+    names = ", ".join(["last"] * (last != best) + valid)
+    with pytest.raises(CheckpointError, match=rf"step-{best:06d} is not valid: .*choose another with eval.checkpoint=.* of: {names}$"):
+        run.evaluate_run(copied, [])
+
+
+def test_evaluation_without_any_valid_checkpoint_offers_none(copied: Path) -> None:
+    store = CheckpointStore(copied)
+    for step in store.steps():
+        (store.path(step) / MANIFEST).unlink()
+    with pytest.raises(CheckpointError, match=r"no other checkpoint is valid; restore it from a backup"):
+        run.evaluate_run(copied, [])
+
+
+def test_finished_run_refuses_another_evaluation_and_names_the_verb(copied: Path) -> None:
+    before = contents(copied)
+    with pytest.raises(ConfigError, match=rf"is finished.*metalearn eval {copied} eval.episodes=9"):
+        run.resume(copied, ["eval.episodes=9"])
+    assert contents(copied) == before
+
+
+def test_longer_run_names_the_lines_that_its_old_end_leaves(copied: Path) -> None:
+    assert finish(resume(copied, "trainer.outer_steps=8")) == 0
+    log = (copied / "train.log").read_text()
+    assert "warning: step 6, the former end, is no multiple of trainer.log_every=4" in log
+    assert "trainer.eval_every" not in log
+
+
+def test_save_that_fails_while_stopping_is_a_failed_run(cfg: dict[str, Any], tmp_path: Path) -> None:
+    def stop_on_a_full_disk() -> None:
+        def refuse(*parts: Any, **options: Any) -> None:
+            raise MetalearnError("cannot save: no space")
+
+        CheckpointStore.save = refuse  # type: ignore[method-assign]
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    run_dir = tmp_path / "run"
+    assert finish(struck(train(cfg, run_dir), stop_on_a_full_disk, step=4)) == 1
+    assert harness.status(run_dir)["status"] == "failed"
+    assert harness.status(run_dir)["exit_code"] == 1
