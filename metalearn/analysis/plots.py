@@ -31,15 +31,16 @@ def learning_curve(run_dir: Path) -> Path | None:
     names = [name for name in ("loss", _primary(lines, results)) if name]
     if not any(line["split"] == "train" for line in lines):
         return None
-    figure = Figure(figsize=(6.4, 2.7 * len(names)), layout="constrained")
+    figure = Figure(figsize=(7.8, 2.7 * len(names)), layout="constrained")
     axes = np.atleast_1d(figure.subplots(len(names), 1, sharex=True))
     for axis, name in zip(axes, names, strict=True):
         _draw_curve(axis, lines, name)
     if results is not None and results["primary"] == names[-1]:
         _draw_test(axes[-1], results)
-    for axis in axes:
-        axis.legend(frameon=False, fontsize=8)
+    for axis in axes:  # beside the curves, since a band may fill any corner of the axis
+        axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     axes[-1].set_xlabel("outer steps")
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].set_title(run_dir.resolve().name, fontsize=9)
     return save(figure, run_dir / "plots" / "learning_curve.png")
 

@@ -7,6 +7,7 @@ C channels, H height, W width.
 
 from __future__ import annotations
 
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +26,7 @@ Array = np.ndarray[Any, Any]
 MAX_ROWS, MAX_COLUMNS = 10, 10  # classes, and queries of a class, that still fit a screen
 CELL = 0.62  # inches
 TITLE = 6.0  # columns that the longest title takes
+ONE_COLUMN = 4  # tasks; more stand in two columns
 GAP = 0.5  # of a column, between supports and queries
 
 
@@ -78,13 +80,18 @@ def _is_function(rows: Rows) -> bool:
 
 
 def _image_grids(path: Path, pairs: list[tuple[Rows, Rows]]) -> Path:
-    """One grid per task, all on the same grey scale."""
+    """One grid per task, all on the same grey scale, in two columns when they are many."""
     low = min(float(side.x.min()) for pair in pairs for side in pair if side.x is not None)
     high = max(float(side.x.max()) for pair in pairs for side in pair if side.x is not None)
     sizes = [_grid_size(*pair) for pair in pairs]
     width, height = max(TITLE, *(size[0] for size in sizes)), max(size[1] for size in sizes)
-    figure = Figure(figsize=(CELL * (width + 1.1), (CELL * (height + 0.55) + 0.35) * len(pairs)), layout="constrained")
-    for number, (axis, (support, query)) in enumerate(zip(np.atleast_1d(figure.subplots(len(pairs), 1)), pairs, strict=True)):
+    columns = 1 if len(pairs) <= ONE_COLUMN else 2
+    lines = ceil(len(pairs) / columns)
+    figure = Figure(figsize=(CELL * (width + 1.1) * columns, (CELL * (height + 0.55) + 0.35) * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axis in axes[len(pairs) :]:
+        axis.axis("off")
+    for number, (axis, (support, query)) in enumerate(zip(axes[: len(pairs)], pairs, strict=True)):
         _draw_grid(axis, support, query, (low, high))
         axis.set(xlim=(-1.0, width - 0.4), ylim=(height - 0.35, -0.85), aspect="equal")
         axis.axis("off")

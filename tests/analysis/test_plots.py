@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+from math import ceil
 from pathlib import Path
 
 import pytest
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from torch import Tensor
 
@@ -54,6 +56,45 @@ def test_learning_curve_needs_no_result_yet(run_dir: Path) -> None:
     with (run_dir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 210, "spl')  # a line that is still being written
     assert plots.learning_curve(run_dir) is not None
+
+
+def figure_of(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Every figure that is saved from now on."""
+    saved: list[Figure] = []
+    original = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (saved.append(self), original(self, *args, **kw))[1])
+    return saved
+
+
+def test_a_short_run_has_whole_steps_on_its_axis(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run_dir / "results.json").unlink()
+    lines = [{"step": step, "split": "train", "loss": 1 / step} for step in (1, 2, 3)]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    figures = figure_of(monkeypatch)
+    plots.learning_curve(run_dir)
+    ticks = [label.get_text() for label in figures[0].axes[-1].get_xticklabels()]
+    assert ticks
+    assert not [tick for tick in ticks if "." in tick]
+
+
+def test_the_legend_lies_beside_the_curves(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = figure_of(monkeypatch)
+    plots.learning_curve(run_dir)
+    for axis in figures[0].axes:
+        legend = axis.get_legend()
+        assert legend is not None
+        assert [text.get_text() for text in legend.get_texts()][:2] == ["train", "val"]
+        assert not legend.get_window_extent().overlaps(axis.bbox)
+        assert legend.get_window_extent().x1 <= figures[0].bbox.x1 + 5  # pixels: text is laid out at another resolution
+
+
+@pytest.mark.parametrize("num_tasks", [5, 12])
+def test_many_tasks_stand_in_two_columns(tmp_path: Path, num_tasks: int) -> None:
+    tasks = image_tasks(num_tasks, way=20, query_shot=5)
+    width, height = size_of(plots.episodes(tmp_path / "many.png", tasks, count=num_tasks))
+    one, alone = size_of(plots.episodes(tmp_path / "four.png", tasks, count=4))
+    assert width > 1.8 * one
+    assert height == pytest.approx(alone / 4 * ceil(num_tasks / 2), rel=0.02)
 
 
 def test_no_learning_curve_for_a_method_that_does_not_train(run_dir: Path) -> None:
