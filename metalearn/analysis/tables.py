@@ -40,7 +40,8 @@ def closing(run_dir: Path) -> str:
     seconds = wall_seconds(read_metrics(run_dir))
     if any(seconds.values()):
         split = " · ".join(f"{part} {spent:.1f} s" for part, spent in seconds.items())
-        parts.append(f"time: {split} · together {sum(seconds.values()) / 60:.1f} min")
+        together = sum(seconds.values())
+        parts.append(f"time: {split} · together {f'{together:.1f} s' if together < 60 else f'{together / 60:.1f} min'}")
     if config:
         parts.append("next:\n" + "\n".join(f"  {command}" for command in next_commands(run_dir, config, results)))
     return "\n\n".join(part for part in parts if part)
@@ -51,7 +52,8 @@ def protocol_line(results: dict[str, Any]) -> str:
     protocol = results["protocol"]
     facts = [f"{results['split']} tasks"]
     if protocol.get("way"):
-        facts.append(f"{protocol['way']}-way {protocol.get('shot')}-shot, {protocol.get('query_shot')} queries per class")
+        queries = "1 query" if protocol.get("query_shot") == 1 else f"{protocol.get('query_shot')} queries"
+        facts.append(f"{protocol['way']}-way {protocol.get('shot')}-shot, {queries} per class")
     if "transductive" in protocol:
         facts.append("transductive" if protocol["transductive"] else "inductive")
     facts += [f"checkpoint {protocol.get('checkpoint', 'best')} (step {results['step']})", f"seed {results['seed']}"]

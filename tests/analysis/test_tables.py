@@ -31,7 +31,19 @@ def test_closing_puts_the_primary_metric_first_and_steps_in_order(run_dir: Path)
 
 
 def test_closing_splits_the_wall_time(run_dir: Path) -> None:
-    assert "time: data 2.0 s · step 40.0 s · eval 12.0 s · save 0.0 s · together 0.9 min" in tables.closing(run_dir)
+    assert "time: data 2.0 s · step 40.0 s · eval 12.0 s · save 0.0 s · together 54.0 s" in tables.closing(run_dir)
+
+
+def test_closing_counts_in_minutes_from_one_minute_on(run_dir: Path) -> None:
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 200, "split": "val", "time_save": 36.0}\n')
+    assert "save 36.0 s · together 1.5 min" in tables.closing(run_dir)
+
+
+def test_one_query_is_no_queries(run_dir: Path) -> None:
+    results = json.loads((run_dir / "results.json").read_text())
+    results["protocol"]["query_shot"] = 1
+    assert "5-way 1-shot, 1 query per class · " in tables.protocol_line(results)
 
 
 def test_next_commands_name_the_folder_and_the_trusted_packages(write_run: Write, tmp_path: Path) -> None:
