@@ -59,28 +59,28 @@ class Loaded:
     def __init__(self, algorithm: Algorithm, prepare: Preprocessing, device: torch.device) -> None:
         self.algorithm, self.prepare, self.device = algorithm, prepare, device
 
-    def adapt(self, support_inputs: Any, labels: Sequence[Any], *, steps: int | None = None) -> Adapted:
+    def adapt(self, support_inputs: Any, labels: Sequence[Any] | np.ndarray | Tensor, *, steps: int | None = None) -> Adapted:
         """Learn from a support set. labels: one per input, any hashable values; numbers (S,) or (S, O) for regression.
 
         A tensor or an array of labels counts as the list of its values. steps: adaptation steps, by default the
         method's own for evaluation. Raises ConfigError, with the reason, for inputs, labels or steps that do not
         fit the run, or if the method cannot take as many classes.
         """
-        labels = _listed(labels)
+        given = _listed(labels)
         x = self._moved(self.prepare(support_inputs))
         count = len(next(iter(x.values())) if isinstance(x, dict) else x)
-        if count != len(labels):
-            raise ConfigError(f"{count} inputs and {len(labels)} labels; give one label for each input, and at least one")
-        classes = _classes(labels) if self.algorithm.spec.kind == "classification" else None
+        if count != len(given):
+            raise ConfigError(f"{count} inputs and {len(given)} labels; give one label for each input, and at least one")
+        classes = _classes(given) if self.algorithm.spec.kind == "classification" else None
         spec = replace(self.algorithm.spec, support_size=count, query_size=count)
         if classes is not None:
             spec = replace(spec, num_outputs=len(classes), max_way=len(classes))
         try:
             self.algorithm.check(spec)
         except ValueError as error:
-            raise ConfigError(f"the support holds {len(classes or labels)} different labels: {error}") from error
+            raise ConfigError(f"the support holds {len(classes or given)} different labels: {error}") from error
         steps = self._steps(steps, spec)
-        support = Examples(x, self._targets(labels, classes), torch.ones(count, dtype=torch.bool, device=self.device))
+        support = Examples(x, self._targets(given, classes), torch.ones(count, dtype=torch.bool, device=self.device))
         key = fold(0, device=self.device)
         # The queries are not known yet; the support stands in for methods that look at query inputs while they adapt.
         task = blank_query(Task(support, support, key, draw(key[None], self.algorithm.draws(spec))))
