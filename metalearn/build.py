@@ -15,6 +15,7 @@ import math
 import os
 import platform
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,7 @@ from torch import nn
 from metalearn.allowlist import PREFIXES, is_allowed, nodes, target_problems
 from metalearn.core import Algorithm, Source, Split, TaskSpec
 from metalearn.engine.execution import TaskPlan
-from metalearn.errors import ConfigError, DataError, MetalearnError
-from metalearn.library import raise_all, raise_if
+from metalearn.errors import ConfigError, DataError, MetalearnError, raise_all, raise_if
 
 Config = dict[str, Any]
 Specs = dict[Split, TaskSpec]
@@ -86,6 +86,10 @@ def folder_problems(run_dir: Path) -> list[str]:
         return [f"run_dir={run_dir} cannot be written: {place} is not a folder; choose another run_dir"]
     if not os.access(place, os.W_OK | os.X_OK):
         return [f"run_dir={run_dir} cannot be written: no permission to write in {place}; choose another run_dir"]
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:  # permission is not enough in /proc, or on a disk that is full
+        return [f"run_dir={run_dir} cannot be written: {place}: {error.strerror}; choose another run_dir"]
     return []
 
 

@@ -125,7 +125,7 @@ def resume(args: argparse.Namespace) -> int:
     """
     from metalearn import config
 
-    args.run_dir = existing_run(args.run)
+    args.run_dir = listing.existing_run(args.run)
     config.refuse_unkept(config.reopen(config.read_saved(args.run_dir), args.overrides))
     from metalearn import run
 
@@ -140,7 +140,7 @@ def evaluate(args: argparse.Namespace) -> int:
     """
     from metalearn import config
 
-    run_dir = existing_run(args.run)  # not args.run_dir: a failure of an evaluation does not belong into the run's own log
+    run_dir = listing.existing_run(args.run)  # not args.run_dir: a failure of an evaluation does not belong into the run's own log
     config.reopen(config.read_saved(run_dir), args.overrides)
     from metalearn import run
 
@@ -150,15 +150,6 @@ def evaluate(args: argparse.Namespace) -> int:
 def run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN_DIR", type=Path, help=RUN_DIR)
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="key=value to change")
-
-
-def existing_run(folder: Path) -> Path:
-    if (folder / "config.yaml").is_file():
-        return folder
-    if "=" in folder.name and not folder.exists():
-        raise ConfigError(f"{folder} is no folder; the folder of a run comes first: RUN_DIR {folder}")
-    reason = "does not exist" if not folder.exists() else "holds no config.yaml" if folder.is_dir() else "is not a folder"
-    raise ConfigError(f"{folder} is not a run: it {reason}; list the runs with: metalearn ls runs")
 
 
 def ls(args: argparse.Namespace) -> int:

@@ -17,8 +17,8 @@ from omegaconf import OmegaConf
 
 from metalearn import schema
 from metalearn.allowlist import hydra_problems, target_problems
-from metalearn.errors import ConfigError
-from metalearn.library import GROUPS, Library, one_line, plain, raise_if
+from metalearn.errors import ConfigError, raise_if
+from metalearn.library import GROUPS, Library, one_line, plain
 from metalearn.schema import hint
 
 
@@ -31,7 +31,7 @@ def compose(overrides: list[str], config_dir: str | None = None) -> dict[str, An
     if base["trusted"]:
         problems.append(f"trusted={base['trusted']} stands in a YAML; it counts only from the command line")
     allowed = library.load(chosen_without_experiment(base)) if base["hydra"]["runtime"]["choices"].get("experiment") else base
-    values, found = known_values(request.values, allowed)
+    values, found = known_values(request.values, allowed, library)
     composed = library.load([*request.choices, *values]) if values else dict(base)
     hydra = composed.pop("hydra")
     cfg, wrong = schema.check_types({key: value for key, value in allowed.items() if key != "hydra"}, composed)
@@ -59,7 +59,7 @@ def reopen(saved: dict[str, Any], overrides: list[str], config_dir: str | None =
             config.device = OmegaConf.create(library.read("device", option))
         else:
             problems.append(f"{choice}: {group} was fixed when the run began; start a new run with metalearn train to change it")
-    values, found = known_values(request.values, dict(saved, trusted=[]))
+    values, found = known_values(request.values, dict(saved, trusted=[]), library)
     for override in library.parse(values):
         OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
     allowed = {**saved, "trusted": []}
@@ -127,6 +127,8 @@ def form_problem(override: Override) -> str | None:
     text, key = written(override), override.key_or_group
     if override.is_add() or override.is_force_add():
         return f"{text}: keys cannot be added, the YAML lists all of them; to set one, write {text.lstrip('+')}"
+    if override.is_delete() and key in GROUPS:
+        return f"{text}: a group cannot be removed; choose another {key} with {key}=NAME, see: metalearn ls {key}"
     if override.is_delete():
         return f"{text}: keys cannot be removed; to switch one off, write {key}=null"
     if key == "hydra.searchpath":  # composing with it would already import what it names
@@ -158,7 +160,7 @@ def judge_choice(override: Override, library: Library) -> tuple[str | None, str 
     return f"{group}={schema.show(value)} does not exist{question} choices: {', '.join(options)}", f"{group}={meant}" if meant else None
 
 
-def known_values(values: list[Override], allowed: dict[str, Any]) -> tuple[list[str], list[str]]:
+def known_values(values: list[Override], allowed: dict[str, Any], library: Library) -> tuple[list[str], list[str]]:
     """The overrides whose key exists, and a sentence with the closest match for each of the others."""
     known, problems = [], []
     names = [name for name in schema.known_keys(allowed) if not name.startswith("hydra.")]
@@ -169,8 +171,17 @@ def known_values(values: list[Override], allowed: dict[str, Any]) -> tuple[list[
         if exists and "about" not in key.split("."):
             known.append(written(override))
         else:
-            problems.append(f"{written(override)}: {key} is not a key{hint(key, candidates)}")
+            homes = [f"{key.partition('.')[0]}={option}" for option in options_with(key, library)]
+            known_from = f"; it is a key of {', '.join(homes)}" if homes else hint(key, candidates)
+            problems.append(f"{written(override)}: {key} is not a key{' of this choice' if homes else ''}{known_from}")
     return known, problems
+
+
+def options_with(key: str, library: Library) -> list[str]:
+    """The options of the key's group that have it."""
+    group, _, rest = key.partition(".")
+    options = library.options(group) if rest and group in GROUPS else []
+    return [option for option in options if schema.lookup(library.read(group, option), rest)[0]]
 
 
 def chosen_without_experiment(base: dict[str, Any]) -> list[str]:

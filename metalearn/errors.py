@@ -8,7 +8,7 @@ MetalearnError    1   the run failed
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class MetalearnError(Exception):
@@ -37,3 +37,18 @@ class CheckpointError(MetalearnError):
     """No checkpoint of a run is valid."""
 
     exit_code = 4
+
+
+def raise_if(problems: Iterable[str]) -> None:
+    found = list(dict.fromkeys(problems))
+    if found:
+        raise ConfigError(found)
+
+
+def raise_all(errors: Sequence[MetalearnError]) -> None:
+    """One error with every sentence of these: ConfigError if any of them is one, otherwise DataError."""
+    problems = list(dict.fromkeys(problem for error in errors for problem in getattr(error, "problems", [str(error)])))
+    if any(isinstance(error, ConfigError) for error in errors):
+        raise ConfigError(problems)
+    if problems:
+        raise DataError("\n".join(problems))

@@ -9,7 +9,6 @@ import functools
 import importlib.util
 import os
 import re
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from metalearn.errors import ConfigError, DataError, MetalearnError
+from metalearn.errors import ConfigError, raise_if
 
 GROUPS = ("algo", "data", "model", "optimizer", "device", "experiment")
 PRIMARY = "train"
@@ -144,18 +143,3 @@ def user_folders(config_dir: str | None) -> list[Path]:
     named = [("--config-dir", config_dir), ("METALEARN_CONFIG_DIR", os.environ.get("METALEARN_CONFIG_DIR"))]
     raise_if(f"{name}={folder} is not a folder" for name, folder in named if folder and not Path(folder).is_dir())
     return list(dict.fromkeys(Path(folder).resolve() for _, folder in named if folder))
-
-
-def raise_if(problems: Iterable[str]) -> None:
-    found = list(dict.fromkeys(problems))
-    if found:
-        raise ConfigError(found)
-
-
-def raise_all(errors: Sequence[MetalearnError]) -> None:
-    """One error with every sentence of these: ConfigError if any of them is one, otherwise DataError."""
-    problems = list(dict.fromkeys(problem for error in errors for problem in getattr(error, "problems", [str(error)])))
-    if any(isinstance(error, ConfigError) for error in errors):
-        raise ConfigError(problems)
-    if problems:
-        raise DataError("\n".join(problems))

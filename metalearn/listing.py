@@ -135,3 +135,17 @@ def result_of(path: Path) -> tuple[str, str]:
         return f"{primary} {shown(primary, value['mean'], value['ci95'])}", str(results["episodes"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return "unreadable", ""
+
+
+def existing_run(folder: Path) -> Path:
+    """The folder itself if it holds a run; ConfigError that says what it is instead."""
+    if (folder / "config.yaml").is_file():
+        return folder
+    jobs = sorted(path.parent for path in folder.glob("*/config.yaml"))
+    if jobs and (folder / "sweep.csv").is_file():
+        left = [job for job in jobs if state_of(job / "status.json") != "finished"] or jobs
+        raise ConfigError(f"{folder} is a sweep of several runs; name one of them: {', '.join(map(str, left))}")
+    if "=" in folder.name and not folder.exists():
+        raise ConfigError(f"{folder} is no folder; the folder of a run comes first: RUN_DIR {folder}")
+    reason = "does not exist" if not folder.exists() else "holds no config.yaml" if folder.is_dir() else "is not a folder"
+    raise ConfigError(f"{folder} is not a run: it {reason}; list the runs with: metalearn ls runs")

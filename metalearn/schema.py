@@ -191,7 +191,7 @@ def fit(name: str, default: Any, value: Any) -> tuple[Any, list[str]]:
         return value, []
     if isinstance(default, dict):
         some = ", ".join(f"{name}.{key}" for key in list(default)[:4])
-        return value, [f"{name}={value!r}: {name} holds several keys; set one of them: {some}"]
+        return value, [f"{name}={show(value)}: {name} holds several keys; set one of them: {some}"]
     if str in allowed and isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value), []
     if float in allowed and isinstance(value, int) and not isinstance(value, bool):

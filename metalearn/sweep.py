@@ -12,8 +12,8 @@ import os
 import secrets
 import shlex
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 from metalearn import config
-from metalearn.errors import ConfigError, DataError, MetalearnError
-from metalearn.library import PRIMARY, Library, raise_all, search_path_of
+from metalearn.errors import ConfigError, DataError, MetalearnError, raise_all
+from metalearn.library import PRIMARY, Library, search_path_of
 
 STOPPED = (130, 143)  # SIGINT, SIGTERM: the whole sweep was meant
 
@@ -45,10 +45,12 @@ class RunJob:
     config_dir: str | None
     num_jobs: int
     say: Callable[[str], None]
+    started: list[int] = field(default_factory=list)  # numbers of the jobs that ran in this process
 
     def __call__(self, _: Any) -> int:
         hydra = HydraConfig.get()
         overrides, run_dir = list(hydra.overrides.task), from_here(Path(hydra.runtime.output_dir))
+        self.started.append(hydra.job.num)
         self.say(f"\njob {hydra.job.num} ({hydra.job.num + 1} of {self.num_jobs}): {shlex.join(overrides)}")
         code = self.run(overrides, run_dir)
         if code in STOPPED:
@@ -97,18 +99,31 @@ def multirun(overrides: list[str], config_dir: str | None, say: Callable[[str], 
     machine_check(jobs, config_dir, folder)
     say(f"{len(jobs)} jobs in {folder}")
     hydra = Hydra.create_main_hydra2("train", search_path_of(tuple(Library(config_dir).folders)))
+    run_job = RunJob(config_dir, len(jobs), say)
     stopped = 0
     codes: list[int] = []
     try:
         where = "hydra.sweep.dir='" + str(folder).replace("'", "\\'") + "'"
-        batches = hydra.multirun(PRIMARY, RunJob(config_dir, len(jobs), say), [*words, where], with_log_configuration=False)
+        batches = hydra.multirun(PRIMARY, run_job, [*words, where], with_log_configuration=False)
         codes = [job.return_value for batch in batches for job in batch]
     except SweepStopped as stop:
         stopped = stop.exit_code
     finally:
         GlobalHydra.instance().clear()
     report(folder, say)
+    if stopped:
+        left = {number: job for number, job in enumerate(jobs) if number not in run_job.started}
+        say("\n".join(ways_on(left, len(jobs), config_dir, folder)))
     return stopped or (1 if any(codes) else 0)
+
+
+def ways_on(left: dict[int, list[str]], num_jobs: int, config_dir: str | None, folder: Path) -> Iterator[str]:
+    """The commands for the jobs that never started, by number; the one that was stopped has named its own."""
+    if left:
+        yield f"\n{len(left)} of {num_jobs} jobs never started; run them with:"
+    own = ["--config-dir", config_dir] if config_dir else []
+    for number, overrides in left.items():
+        yield "  " + shlex.join(["metalearn", "train", *own, *overrides, f"run_dir={folder / str(number)}"])
 
 
 def take_folder(overrides: list[str], config_dir: str | None) -> tuple[list[str], Path]:

@@ -211,15 +211,15 @@ def shape_problems(shapes: Mapping[Split, EpisodeShape]) -> list[str]:
 
 def count_problems(name: str, shapes: Mapping[Split, EpisodeShape], have: Mapping[Split, tuple[int, int]]) -> list[str]:
     """Sizes that this data cannot give. have: number of classes and images of the smallest class, per split."""
-    found = []
+    found: dict[tuple[str, str], list[str]] = {}  # (what is asked, what to change): what each split has
     for split, shape in shapes.items():
         num_classes, smallest = have[split]
         way, shot, query_shot = shape.keys
         if shape.way > num_classes:
-            found.append(
-                f"{way}={shape.way} but split '{split}' of {name} has {num_classes} classes; lower {way} or give the split more classes"
-            )
+            asked = f"{way}={shape.way} but ", f"; lower {way} or give the split more classes"
+            found.setdefault(asked, []).append(f"split '{split}' of {name} has {num_classes} classes")
         if num_classes and shape.per_class > smallest:
             sizes = f"{shot}={shape.shot} + {query_shot}={shape.query_shot} needs {shape.per_class} images per class"
-            found.append(f"{sizes}, but split '{split}' of {name} has a class with {smallest}; lower {shot} or {query_shot}")
-    return found
+            asked = f"{sizes}, but ", f"; lower {shot} or {query_shot}"
+            found.setdefault(asked, []).append(f"split '{split}' of {name} has a class with {smallest}")
+    return [f"{before}{' and '.join(haves)}{after}" for (before, after), haves in found.items()]

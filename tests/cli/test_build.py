@@ -11,6 +11,7 @@ import torch
 
 from metalearn import build, config
 from metalearn.core import Algorithm, Source
+from metalearn.data.image_classes import count_problems, episode_shapes
 from metalearn.engine.execution import TaskPlan
 from metalearn.errors import ConfigError
 from metalearn.library import Library
@@ -135,3 +136,17 @@ def test_a_refusal_of_a_class_that_is_not_ours_names_the_group() -> None:
     cfg, _, algorithm = built("optimizer.betas=[2.0,3.0]")
     with pytest.raises(ConfigError, match=r"^optimizer: Invalid beta parameter"):
         build.build_optimizer(cfg, algorithm)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which nobody can make a file")
+def test_a_folder_that_takes_no_file_is_named() -> None:
+    [problem] = build.folder_problems(Path("/proc/run"))
+    assert problem.startswith("run_dir=/proc/run cannot be written: ")
+
+
+def test_one_wrong_size_is_one_sentence_for_all_splits() -> None:
+    shapes = episode_shapes(5, 10, 15, None)
+    assert count_problems("toy", shapes, {"train": (9, 20), "val": (9, 20), "test": (9, 30)}) == [
+        "data.shot=10 + data.query_shot=15 needs 25 images per class, but split 'train' of toy has a class with 20 "
+        "and split 'val' of toy has a class with 20; lower data.shot or data.query_shot"
+    ]

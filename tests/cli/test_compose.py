@@ -71,7 +71,7 @@ def test_the_defaults_compose_to_plain_values() -> None:
         ("device.ranks=2", "device.ranks=2 is not available yet; leave it 1"),
         ("+algo.x=1", "+algo.x=1: keys cannot be added, the YAML lists all of them; to set one, write algo.x=1"),
         ("++seed=1", "++seed=1: keys cannot be added, the YAML lists all of them; to set one, write seed=1"),
-        ("~algo", "~algo: keys cannot be removed; to switch one off, write algo=null"),
+        ("~algo", "~algo: a group cannot be removed; choose another algo with algo=NAME, see: metalearn ls algo"),
         ("data.way=2,3", "data.way=2,3 gives several values; add -m to run each of them, or write [a,b] for a list"),
         ("algo@model=maml", "algo@model=maml: a group cannot be moved to another place; write algo=…"),
         ("seed", "'seed' is not of the form key=value (quote values with spaces or special characters: 'key=\"a b\"')"),
@@ -229,3 +229,16 @@ def test_values_that_torch_could_not_take_are_named() -> None:
         "model.channels=0 must be at least 1",
         "data.num_classes=0 must be at least 1",
     }
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("data.root=x", "data.root=x: data.root is not a key of this choice; it is a key of data=image_folder, data=omniglot"),
+        ("trainer=foo", "trainer=foo: trainer holds several keys"),
+        ("~algo", "~algo: a group cannot be removed; choose another algo with algo=NAME, see: metalearn ls algo"),
+    ],
+)
+def test_the_way_out_fits_the_mistake(word: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{sentence}"):
+        config.compose([word])

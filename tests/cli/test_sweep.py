@@ -124,3 +124,15 @@ def test_a_job_without_data_is_named_before_any_job_runs(tmp_path: Path) -> None
     jobs = [["data=sinusoid"], ["data=image_folder", f"data.root={tmp_path}/nowhere"]]
     with pytest.raises(DataError, match=r"nowhere.* \(job 1 of 2, counted from 0\)$"):
         sweep.machine_check(jobs, None, tmp_path / "sweep")
+
+
+def test_a_stopped_sweep_names_the_commands_for_the_jobs_that_never_started(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "train", lambda cfg, overrides, run_dir: finish(cfg, overrides, run_dir, 130 if cfg["seed"] else 0))
+    folder = tmp_path / "sweep"
+    assert cli.main(["train", "-m", "data=sinusoid", "seed=0,1,2", f"run_dir={folder}"]) == 130
+    ends = capsys.readouterr().out.splitlines()[-2:]
+    assert ends == ["1 of 3 jobs never started; run them with:", f"  metalearn train data=sinusoid seed=2 run_dir={folder}/2"]
+    assert cli.main(["resume", str(folder)]) == 2
+    assert capsys.readouterr().err == f"error: {folder} is a sweep of several runs; name one of them: {folder}/1\n"
