@@ -74,7 +74,7 @@ def choose(store: CheckpointStore, rule: str, record: Record | None = None) -> t
     step = int(rule.removeprefix("step-"))
     if step not in store.steps():
         kept = ", ".join(store.path(s).name for s in store.steps())
-        raise ConfigError(f"eval.checkpoint={rule} is not there; this run kept {kept}")
+        raise ConfigError(f"eval.checkpoint={rule} is not there; this run kept {kept}; choose one of them, best or last")
     return rule, step
 
 

@@ -94,3 +94,8 @@ def test_save_that_fails_while_stopping_is_a_failed_run(cfg: dict[str, Any], tmp
     assert finish(struck(train(cfg, run_dir), stop_on_a_full_disk, step=4)) == 1
     assert harness.status(run_dir)["status"] == "failed"
     assert harness.status(run_dir)["exit_code"] == 1
+
+
+def test_checkpoint_that_was_not_kept_is_refused_with_a_way_out(copied: Path) -> None:
+    with pytest.raises(ConfigError, match=r"eval.checkpoint=step-000001 is not there; .*; choose one of them, best or last$"):
+        run.evaluate_run(copied, ["eval.checkpoint=step-000001"])
