@@ -84,6 +84,12 @@ def test_invariant_03_evaluation_changes_nothing_and_everyone_meets_the_same_tas
     assert all(torch.equal(before[name], value) for name, value in algorithm.state_dict().items())
     assert torch.equal(random_state, torch.get_rng_state())
     assert asked == [("test", {"seed": 1000, "first": first, "count": 2}) for first in (0, 2)]
+    parts, seen = life.Parts(source, algorithm, build_plan(cfg), CPU), []
+    for seed in (0, 1):
+        asked.clear()
+        life.judge_split({**cfg, "seed": seed}, parts, on_batch=lambda done: None)
+        seen.append(list(asked))
+    assert seen[0] == seen[1], "the tasks of the final evaluation must not depend on `seed`"
 
 
 def test_invariant_04_val_chooses_and_test_is_read_once_after_training(cfg: dict[str, Any], finished: Path, tmp_path: Path) -> None:
