@@ -130,7 +130,7 @@ def test_min_images_leaves_small_classes_out(make_folder: Make) -> None:
 def test_too_many_ways_and_too_small_classes_come_in_one_list(make_folder: Make) -> None:
     with pytest.raises(ConfigError) as caught:
         source(make_folder(SIZES), way=7, shot=3)
-    assert "data.way=7 but split 'val' of image_folder has 3 classes; lower data.way" in str(caught.value)
+    assert "split 'val' of image_folder has 3 classes and split 'test' of image_folder has 3 classes; lower data.way" in str(caught.value)
     assert "class0 (4)" in str(caught.value)
 
 
