@@ -111,7 +111,6 @@ def test_invariant_04_val_chooses_and_test_is_read_once_after_training(cfg: dict
             return parts
 
         life.Parts.build = build  # type: ignore[method-assign,assignment]
-        life.Life._rehearse = lambda *parts: None  # type: ignore[method-assign]
         return train(cfg, tmp_path / "run")()
 
     assert finish(watched) == 0

@@ -14,7 +14,7 @@ from metalearn import config
 from metalearn.analysis import tables
 from metalearn.engine.checkpoint import CheckpointStore
 from metalearn.engine.faults import fault
-from metalearn.engine.identity import refuse_new_science, science
+from metalearn.engine.identity import refuse_leaks, refuse_new_science, science
 from metalearn.engine.results import choose, load_chosen, protocol_name, result_of
 from metalearn.engine.runlog import RunLog, echo
 from metalearn.engine.signals import PreemptedError, StopSignals
@@ -100,13 +100,16 @@ def reopen_end(cfg: dict[str, Any], log: RunLog, old_end: int, step: int) -> Non
 
 def evaluate_run(run_dir: Path, overrides: list[str]) -> int:
     """Judge a run's checkpoint, under another protocol if overrides say so; writes only RUN_DIR/evals/<protocol>/."""
-    cfg = config.reopen(pin_training(read_config(run_dir)), overrides)
+    trained = pin_training(read_config(run_dir))
+    cfg = config.reopen(trained, overrides)
     store = CheckpointStore(run_dir)
     if not store.steps():
         raise CheckpointError(f"{run_dir} has no checkpoint yet; train it first with: metalearn resume {run_dir}")
     parts = Parts.build(cfg)
     chosen, step = choose(store, cfg["eval"]["checkpoint"])
-    load_weights(parts.algorithm, load_chosen(store, step).tensors)
+    checkpoint = load_chosen(store, step)
+    refuse_leaks(trained["data"], cfg["data"], checkpoint.facts["data_sha256"], parts.source.fingerprint())
+    load_weights(parts.algorithm, checkpoint.tensors)
     split = cfg["eval"]["split"]
     folder = run_dir / "evals" / protocol_name(split, overrides)
     with StopSignals() as signals, RunLog(folder) as log:

@@ -174,7 +174,7 @@ class Life:
 
     def _rehearse(self, parts: Parts, settings: Settings) -> None:
         evaluation = self.cfg["eval"]
-        forecast = rehearse(parts.algorithm, self._updater, parts.source, parts.plan, settings, evaluation["split"], self.log.run_dir)
+        forecast = rehearse(parts.algorithm, self._updater, parts.source, parts.plan, settings, "val", self.log.run_dir)
         steps = settings.outer_steps if parts.algorithm.trains_on is not None else 0
         self.log.say(forecast.describe(settings, steps, evaluation["episodes"]))
 

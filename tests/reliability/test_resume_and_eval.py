@@ -13,7 +13,7 @@ import pytest
 
 from metalearn import run
 from metalearn.engine.checkpoint import MANIFEST, CheckpointStore
-from metalearn.errors import CheckpointError, ConfigError, MetalearnError
+from metalearn.errors import CheckpointError, ConfigError, DataError, MetalearnError
 from tests.reliability import harness
 from tests.reliability.harness import finish, resume, train
 from tests.reliability.test_lock_and_signals import struck
@@ -99,3 +99,16 @@ def test_save_that_fails_while_stopping_is_a_failed_run(cfg: dict[str, Any], tmp
 def test_checkpoint_that_was_not_kept_is_refused_with_a_way_out(copied: Path) -> None:
     with pytest.raises(ConfigError, match=r"eval.checkpoint=step-000001 is not there; .*; choose one of them, best or last$"):
         run.evaluate_run(copied, ["eval.checkpoint=step-000001"])
+
+
+def test_evaluation_never_meets_what_the_run_was_trained_on(copied: Path) -> None:
+    before = contents(copied)
+    with pytest.raises(ConfigError, match=r"data.partition_seed=1 \(was 0\): the split would hold what this run was trained on"):
+        run.evaluate_run(copied, ["data.partition_seed=1"])
+    assert contents(copied) == before
+
+
+def test_evaluation_refuses_data_that_changed_since_training(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metalearn.data.image_classes.ImageClasses.fingerprint", lambda source: "0" * 64)
+    with pytest.raises(DataError, match="the data is not what this run was trained on"):
+        run.evaluate_run(copied, ["data.shot=2"])
