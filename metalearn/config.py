@@ -222,6 +222,10 @@ def refuse_unkept(cfg: Mapping[str, Any]) -> None:
 def read_saved(run_dir: Path) -> dict[str, Any]:
     """The configuration that a run was started with. ConfigError naming everything that is damaged in it."""
     path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(
+            f"{run_dir} is no run (it has no config.yaml); give the folder that metalearn train printed, or see metalearn ls runs"
+        )
     try:
         saved = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -20,7 +20,7 @@ from metalearn.engine.runlog import RunLog, echo
 from metalearn.engine.signals import PreemptedError, StopSignals
 from metalearn.engine.state import load_weights
 from metalearn.errors import CheckpointError, ConfigError, DataError
-from metalearn.run.folder import new_run_dir, pin_training, read_config
+from metalearn.run.folder import new_run_dir, pin_training
 from metalearn.run.life import Life, Parts, judge_split
 from metalearn.run.loaded import Loaded, load
 
@@ -52,7 +52,7 @@ def train(cfg: dict[str, Any], overrides: list[str], run_dir: Path) -> int:
 
 def resume(run_dir: Path, overrides: list[str]) -> int:
     """Continue a run exactly where its newest valid checkpoint stands; its exit code."""
-    old = read_config(run_dir)
+    old = config.read_saved(run_dir)
     with StopSignals() as signals, RunLog(run_dir) as log:
         cfg = config.reopen(old, overrides)
         refuse_new_science(science(old), science(cfg))
@@ -100,7 +100,7 @@ def reopen_end(cfg: dict[str, Any], log: RunLog, old_end: int, step: int) -> Non
 
 def evaluate_run(run_dir: Path, overrides: list[str]) -> int:
     """Judge a run's checkpoint, under another protocol if overrides say so; writes only RUN_DIR/evals/<protocol>/."""
-    trained = pin_training(read_config(run_dir))
+    trained = pin_training(config.read_saved(run_dir))
     cfg = config.reopen(trained, overrides)
     store = CheckpointStore(run_dir)
     if not store.steps():

@@ -1,4 +1,4 @@
-"""Finding and reading run folders."""
+"""Naming run folders, and what their configuration means for an evaluation."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from metalearn.errors import ConfigError
-
 
 def new_run_dir(cfg: dict[str, Any]) -> Path:
     """run_dir, or outputs/<algo>_<data>/<date>_<time>_<4 hex digits>."""
@@ -20,22 +16,6 @@ def new_run_dir(cfg: dict[str, Any]) -> Path:
     names = "_".join(_name(cfg[group]["_target_"]) for group in ("algo", "data"))
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     return Path("outputs") / names / f"{stamp}_{secrets.token_hex(2)}"
-
-
-def read_config(run_dir: Path) -> dict[str, Any]:
-    """config.yaml of a run folder; ConfigError if there is none or it is damaged."""
-    path = run_dir / "config.yaml"
-    if not path.is_file():
-        raise ConfigError(
-            f"{run_dir} is no run (it has no config.yaml); give the folder that metalearn train printed, or see metalearn ls runs"
-        )
-    try:
-        cfg = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}; restore it from a backup") from error
-    if not isinstance(cfg, dict) or not {"trainer", "eval", "data", "algo"} <= set(cfg):
-        raise ConfigError(f"{path} is not the configuration of a run; restore it from a backup")
-    return cfg
 
 
 def pin_training(cfg: dict[str, Any]) -> dict[str, Any]:

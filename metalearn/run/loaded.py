@@ -28,7 +28,6 @@ from metalearn.engine.results import choose
 from metalearn.engine.state import load_weights
 from metalearn.errors import CheckpointError, ConfigError
 from metalearn.hashing import draw, fold
-from metalearn.run.folder import read_config
 from metalearn.run.preprocessing import Preprocessing
 
 
@@ -42,7 +41,7 @@ def load(run_dir: str | Path, *, checkpoint: str = "best", trusted: Sequence[str
         raise ConfigError(f"checkpoint={checkpoint}; expected best, last or step-NUMBER")
     run_dir = Path(run_dir)
     words = [f"trusted=[{','.join(trusted)}]"] if trusted else []
-    cfg = config.reopen(read_config(run_dir), words)
+    cfg = config.reopen(config.read_saved(run_dir), words)
     device = build.build_device(cfg)
     store = CheckpointStore(run_dir)
     algorithm = build.build_algorithm(cfg, build.build_source(cfg, device), device)
