@@ -13,6 +13,7 @@ from metalearn.build import build_algorithm, build_source
 from metalearn.config import compose
 from metalearn.core import Algorithm, Source, Task
 from metalearn.engine.execution import TaskPlan, execute
+from metalearn.engine.update import Clip, Updater
 from metalearn.hashing import draw
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -50,10 +51,15 @@ def test_tasks_losses_and_gradients_equal_those_of_the_cpu(algo: str, tmp_path: 
 @pytest.mark.parametrize("algo", TRAINED)
 def test_a_step_does_not_wait_for_the_device(algo: str, tmp_path: Path) -> None:
     algorithm, source = built(algo, "cuda", tmp_path)
-    tasks = batch_of(algorithm, source)
-    execute(algorithm, tasks, TaskPlan("vmap"))
+    updater = Updater(algorithm, torch.optim.SGD(algorithm.parameters(), lr=0.1, fused=True), lambda step: 1.0, Clip(norm=1.0))
+
+    def step() -> None:
+        losses, metrics = execute(algorithm, batch_of(algorithm, source), TaskPlan("vmap"))
+        updater.update(0, losses, metrics.pop("statistics", None))
+
+    step()  # the first one fills caches
     torch.cuda.set_sync_debug_mode("error")
     try:
-        execute(algorithm, tasks, TaskPlan("vmap"))
+        step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
