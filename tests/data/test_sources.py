@@ -185,17 +185,13 @@ def test_flat_minibatches_pass_over_all_rows_and_carry_their_class(glyph_cache: 
 def test_impossible_sizes_are_told_all_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         Glyphs(device=CPU, cache_dir=str(tmp_path), way=150, shot=25, train={"way": 900, "shot": None, "query_shot": 1})
-    common = (
-        "data.shot=25 + data.query_shot=15 needs 40 images per class, but split '{}' of glyphs has a class with 20; lower data.shot or "
-    )
-    common += "data.query_shot"
     assert caught.value.problems == [
         "data.train.way=900 but split 'train' of glyphs has 800 classes; lower data.train.way or give the split more classes",
         "data.shot=25 + data.train.query_shot=1 needs 26 images per class, but split 'train' of glyphs has a class with 20; "
         "lower data.shot or data.train.query_shot",
         "data.way=150 but split 'val' of glyphs has 100 classes; lower data.way or give the split more classes",
-        common.format("val"),
-        common.format("test"),
+        "data.shot=25 + data.query_shot=15 needs 40 images per class, but split 'val' of glyphs has a class with 20 and "
+        "split 'test' of glyphs has a class with 20; lower data.shot or data.query_shot",
     ]
     with pytest.raises(ConfigError, match=r"data\.way=-3; expected at least 2"):
         Glyphs(device=CPU, cache_dir=str(tmp_path), way=-3)
