@@ -173,11 +173,11 @@ class Algorithm(nn.Module):
 
     def adapt(self, task: Task, *, steps: int) -> Any:
         """What was learned from one task's support, as a pytree of tensors. Pure; query.y is blank."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define adapt(task, *, steps)")
 
     def predict(self, adapted: Any, x: Inputs, mask: Tensor) -> Tensor:
         """Predictions (Q, num_outputs) for all queries of one task."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define predict(adapted, x, mask)")
 
     def inductive(self, adapted: Any, task: Task) -> Any:
         """The same adaptation, made so that no query can influence another. Identity if it is so already."""

@@ -117,6 +117,7 @@ def _members(path: Path, part: str) -> Iterator[Drawing]:
     try:
         with zipfile.ZipFile(path) as archive:
             yield from _from_archive(archive, path, part)
+    # NotImplementedError and RuntimeError are zipfile's words for a compression or an encryption that a damaged header claims.
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise DataError(
             f"{path} is damaged or incomplete ({error}); it was not used. Delete it, or replace it by the official archive"

@@ -74,7 +74,7 @@ class Model(nn.Module):
 
     def forward(self, x: Any, given: Statistics | None = None, mask: Tensor | None = None, step: int = 0) -> tuple[Tensor, Statistics]:
         """x: n rows → features (n, out_features), and the statistics used, one pair per norm layer."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define forward(x, given, mask, step)")
 
     def head(self, num_outputs: int) -> nn.Linear:
         """A linear layer on the features, started as `head_init` says."""

@@ -13,6 +13,7 @@ from metalearn.algorithms.pixel_nn import PixelNN
 from metalearn.algorithms.protonet import ProtoNet
 from metalearn.core import Algorithm, Examples, Task, TaskSpec, blank_query
 from metalearn.engine.execution import TaskPlan, execute
+from metalearn.models.base import Model
 from metalearn.models.conv4 import Conv4
 from tests.reference.tasks import IMAGE, image_spec, image_tasks, with_draws
 from tests.reference.test_gradients import gradients, maml, perturbed, reptile
@@ -137,3 +138,19 @@ def test_a_step_leaves_no_autograd_graph_behind() -> None:
         losses, metrics = execute(algorithm, with_draws(algorithm, image_tasks(4)), TaskPlan("vmap", 2))
         leaves = [losses, *torch.utils._pytree.tree_leaves(metrics), *(p.grad for p in algorithm.parameters())]
         assert not any(leaf.requires_grad for leaf in leaves), "graphs of all chunks would pile up until the end of the step"
+
+
+def test_a_method_or_model_that_lacks_a_part_is_told_which() -> None:
+    class Mine(Algorithm):
+        pass
+
+    class Net(Model):
+        pass
+
+    task = one_task(image_tasks(1))
+    with pytest.raises(NotImplementedError, match=r"Mine must define adapt\(task"):
+        Mine(image_spec()).adapt(task, steps=1)
+    with pytest.raises(NotImplementedError, match=r"Mine must define predict\(adapted"):
+        Mine(image_spec()).predict({}, task.query.x, task.query.mask)
+    with pytest.raises(NotImplementedError, match=r"Net must define forward\(x"):
+        Net(init="default", head_init="default")(task.query.x)
