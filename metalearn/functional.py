@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -27,22 +28,30 @@ def gradient_descent(loss: Loss, weights: Parameters, *, lr: float | Tensor, ste
 
 
 def minibatch_adam(
-    loss: Callable[[Parameters, int], Tensor], weights: Parameters, *, lr: float, steps: int, beta2: float = 0.999, eps: float = 1e-8
-) -> tuple[Parameters, Tensor]:
+    loss: Callable[[Parameters, int], Tensor],
+    weights: Parameters,
+    second: Parameters,
+    taken: Tensor,
+    *,
+    lr: float,
+    steps: int,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+) -> tuple[Parameters, Parameters, Tensor]:
     """`steps` steps of Adam with beta1 = 0 (Kingma & Ba 2015, alg. 1) on loss(weights, step); no second order.
 
-    Returns the weights and the mean of the losses before each step.
+    second, taken: the second moment to start from, before bias correction, and the number of steps that it has seen.
+    Returns the weights, the second moment and the mean of the losses before each step.
     """
-    second = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     total = torch.zeros((), dtype=next(iter(weights.values())).dtype, device=next(iter(weights.values())).device)
     for step in range(steps):
         with torch.no_grad():
             grads, value = grad_and_value(loss)(weights, step)
-        correction = 1 - beta2 ** (step + 1)
+        correction = -torch.expm1((taken + step + 1).to(total.dtype) * math.log(beta2))  # 1 − beta2^t, exact for small t too
         second = {name: beta2 * s + (1 - beta2) * grads[name].square() for name, s in second.items()}
         weights = {name: w - lr * grads[name] / ((second[name] / correction).sqrt() + eps) for name, w in weights.items()}
         total = total + value
-    return weights, total / max(steps, 1)
+    return weights, second, total / max(steps, 1)
 
 
 def momentum_sgd(

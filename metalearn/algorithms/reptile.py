@@ -1,8 +1,10 @@
 """Reptile (Nichol, Achiam & Schulman 2018, arXiv:1803.02999), algorithm 1, with the authors' inner Adam.
 
 Adapt by minibatch Adam (beta1 = 0) on the support; the outer "gradient" is the mean of initial minus adapted weights,
-so that outer SGD with lr = epsilon is the paper's update. Deviation: the second moment starts at zero for every
-task, where the original carries it from task to task.
+so that outer SGD with lr = epsilon is the paper's update. Adam's second moment is learned across tasks, as in the
+authors' code: with beta1 = 0 and a second moment of zero, the first inner step would be the sign of a noisy gradient.
+Deviation: every task of an outer step starts from the same second moment, and the mean of what the tasks end with is
+where the next step starts; the original takes one task after the other.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 from math import ceil
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -20,6 +23,9 @@ from metalearn.functional import minibatch_adam
 
 class Reptile(NetworkAlgorithm):
     """inner_batch_size and eval_inner_batch_size: support rows per inner step."""
+
+    second_moment: Tensor  # of the inner Adam, all parameters in one row
+    inner_steps: Tensor  # that the second moment has seen
 
     def __init__(
         self,
@@ -36,6 +42,8 @@ class Reptile(NetworkAlgorithm):
         self.inner_lr = inner_lr
         self.adaptation_steps, self.eval_adaptation_steps = adaptation_steps, eval_adaptation_steps
         self.inner_batch_size, self.eval_inner_batch_size = inner_batch_size, eval_inner_batch_size
+        self.register_buffer("second_moment", torch.zeros(sum(p.numel() for p in self.parameters())))
+        self.register_buffer("inner_steps", torch.zeros((), dtype=torch.int64))
 
     def check(self, spec: TaskSpec) -> None:
         super().check(spec)
@@ -49,25 +57,33 @@ class Reptile(NetworkAlgorithm):
         rows = max(self.adaptation_steps * self.inner_batch_size, self.eval_adaptation_steps * self.eval_inner_batch_size)
         return {"order": Draw("permutation", (ceil(rows / spec.support_size), spec.support_size))}
 
-    def descend(self, task: Task, steps: int, batch_size: int) -> tuple[Parameters, Tensor]:
-        """Weights after `steps` minibatches of the shuffled support, and the mean loss on the way."""
+    def descend(self, task: Task, steps: int, batch_size: int) -> tuple[Parameters, Parameters, Tensor]:
+        """Weights and second moment after `steps` minibatches of the shuffled support, and the mean loss on the way."""
         order = task.draws["order"].flatten()
         batch_size = min(batch_size, len(task.support.y))
+        weights: Parameters = dict(self.named_parameters())
+        parts = self.second_moment.split([w.numel() for w in weights.values()])
+        second: Parameters = {name: part.view_as(w) for (name, w), part in zip(weights.items(), parts, strict=True)}
 
         def loss(weights: Parameters, step: int) -> Tensor:
             rows = order[step * batch_size : (step + 1) * batch_size]
             return self.support_loss(weights, Examples(*tree_map(lambda leaf: leaf[rows], tuple(task.support))))
 
-        return minibatch_adam(loss, dict(self.named_parameters()), lr=self.inner_lr, steps=steps)
+        return minibatch_adam(loss, weights, second, self.inner_steps, lr=self.inner_lr, steps=steps)
 
     def adapt(self, task: Task, *, steps: int) -> dict[str, Any]:
-        weights, _ = self.descend(task, steps, self.eval_inner_batch_size)
+        weights, _, _ = self.descend(task, steps, self.eval_inner_batch_size)
         return self.prepare(weights, task)
 
     def gradient(self, params: Parameters, tasks: TaskBatch | Examples, how: Plan) -> tuple[Parameters, Tensor, Metrics]:
-        def displacement(task: Task) -> tuple[Parameters, Tensor]:
-            weights, loss = self.call(params, "descend", task, self.adaptation_steps, self.inner_batch_size)
-            return {name: params[name] - weights[name] for name in params}, loss
+        def displacement(task: Task) -> tuple[Parameters, Parameters, Tensor]:
+            weights, second, loss = self.call(params, "descend", task, self.adaptation_steps, self.inner_batch_size)
+            return {name: params[name] - weights[name] for name in params}, second, loss
 
-        moved, losses = how.map(displacement, tasks)
-        return {name: move.sum(0) for name, move in moved.items()}, losses, {}
+        moved, second, losses = how.map(displacement, tasks)
+        return {name: move.sum(0) for name, move in moved.items()}, losses, {"statistics": second}
+
+    @torch.no_grad()
+    def update_running(self, statistics: Parameters) -> None:
+        self.second_moment.copy_(torch.cat([statistics[name].flatten() for name, _ in self.named_parameters()]))
+        self.inner_steps += self.adaptation_steps

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from metalearn.core import Examples, InputSpec, Source, Split, Task, TaskBatch, TaskSpec
-from metalearn.data.sampling import SPLITS, ClassStore, draw_episodes, labels, shuffled, task_keys
+from metalearn.data.sampling import SPLITS, ClassStore, draw_episodes, shuffled, task_keys
 from metalearn.errors import ConfigError
 from metalearn.objectives import Classification
 
@@ -115,10 +115,11 @@ class ImageClasses(Source):
     def tasks(self, split: Split, *, seed: int, first: int, count: int) -> TaskBatch:
         shape, store = self.shapes[split], self._stores[split]
         key = task_keys(seed, split, first=first, count=count, device=self.device)
-        support, query = draw_episodes(key, store, way=shape.way, shot=shape.shot, query_shot=shape.query_shot)
+        support, query, query_labels = draw_episodes(key, store, way=shape.way, shot=shape.shot, query_shot=shape.query_shot)
+        support_labels = torch.arange(shape.way, device=self.device).repeat_interleave(shape.shot)
         return Task(
-            support=Examples(self._images(split, support), labels(count, shape.way, shape.shot, self.device), self._real(support)),
-            query=Examples(self._images(split, query), labels(count, shape.way, shape.query_shot, self.device), self._real(query)),
+            support=Examples(self._images(split, support), support_labels.expand(count, -1), self._real(support)),
+            query=Examples(self._images(split, query), query_labels, self._real(query)),
             key=key,
         )
 

@@ -19,7 +19,7 @@ from metalearn.hashing import choose, fold, keys
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 SPLIT_IDS = {"train": 0, "val": 1, "test": 2}
 # Words folded into a task's key. Negative, since algorithms number their own draws 0, 1, …
-CLASS_DRAW, EXAMPLE_DRAW, EPOCH_DRAW = -1, -2, -3
+CLASS_DRAW, EXAMPLE_DRAW, EPOCH_DRAW, QUERY_DRAW = -1, -2, -3, -4
 # Keys hashed per block of tasks: 1 MiB of int64 stays in a core's cache, which doubles the speed on 4,112 classes.
 BLOCK = 1 << 17
 INDEX_BITS = 20
@@ -71,16 +71,16 @@ def draw_examples(key: Tensor, classes: Tensor, store: ClassStore, shot: int) ->
     return store.first[classes][..., None] + (top & ((1 << INDEX_BITS) - 1))
 
 
-def draw_episodes(key: Tensor, store: ClassStore, *, way: int, shot: int, query_shot: int) -> tuple[Tensor, Tensor]:
-    """Row numbers of support (T, W·shot) and query (T, W·query_shot), disjoint, sorted by label."""
+def draw_episodes(key: Tensor, store: ClassStore, *, way: int, shot: int, query_shot: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Row numbers of support (T, W·shot) and query (T, W·query_shot), disjoint, and the labels of the queries.
+
+    The support is sorted by label; the queries stand in random order, so that a place tells nothing of the answer.
+    """
     classes = draw_classes(key, store.num_classes, way)
     rows = draw_examples(key, classes, store, shot + query_shot)
-    return rows[..., :shot].flatten(1), rows[..., shot:].flatten(1)
-
-
-def labels(count: int, way: int, shot: int, device: torch.device) -> Tensor:
-    """Labels (count, way·shot) of rows that are sorted by label."""
-    return torch.arange(way, device=device).repeat_interleave(shot).expand(count, -1)
+    support, query = rows[..., :shot].flatten(1), rows[..., shot:].flatten(1)
+    order = choose(key, QUERY_DRAW, count=query.shape[1], size=query.shape[1])
+    return support, query.gather(1, order), order // query_shot
 
 
 def shuffled(seed: int, split: Split, *, first: int, count: int, total: int, device: torch.device) -> Tensor:

@@ -50,9 +50,15 @@ def classes(keys: Tensor) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def rows(keys: Tensor, store: ClassStore) -> Tensor:
+def episodes(keys: Tensor, store: ClassStore) -> tuple[Tensor, Tensor, Tensor]:
+    return draw_episodes(keys, store, way=WAY, shot=SHOT, query_shot=QUERY_SHOT)
+
+
+@pytest.fixture(scope="module")
+def rows(episodes: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     """(T, W, SHOT + QUERY_SHOT)"""
-    support, query = draw_episodes(keys, store, way=WAY, shot=SHOT, query_shot=QUERY_SHOT)
+    support, query, labels = episodes
+    query = query.gather(1, labels.argsort(dim=1, stable=True))
     return torch.cat([support.unflatten(1, (WAY, SHOT)), query.unflatten(1, (WAY, QUERY_SHOT))], -1)
 
 
@@ -79,6 +85,16 @@ def test_the_order_of_labels_is_uniform(classes: Tensor) -> None:
     counts = torch.bincount(code)
     assert len(counts[counts > 0]) == 24
     assert_uniform(counts[counts > 0])
+
+
+def test_the_place_of_a_query_tells_nothing_of_its_label(episodes: tuple[Tensor, Tensor, Tensor]) -> None:
+    _, query, labels = episodes
+    for place in range(WAY * QUERY_SHOT):
+        assert_uniform(torch.bincount(labels[:, place], minlength=WAY))
+    assert_uniform(torch.bincount(query[:, 0] % PER_CLASS, minlength=PER_CLASS))
+    same = (labels[:, 0] == labels[:, 1]).double().mean()  # two queries share a class as often as when drawn without replacement
+    expected = (QUERY_SHOT - 1) / (WAY * QUERY_SHOT - 1)
+    assert abs(same - expected) < 4 * (expected * (1 - expected) / EPISODES) ** 0.5
 
 
 def test_many_classes_are_uniform(keys: Tensor) -> None:
@@ -134,8 +150,7 @@ def test_tasks_do_not_depend_on_the_batch_they_come_in(store: ClassStore) -> Non
             part = draw_episodes(
                 task_keys(3, "train", first=first, count=count, device=CPU), store, way=WAY, shot=SHOT, query_shot=QUERY_SHOT
             )
-            assert torch.equal(part[0], together[0][first : first + count])
-            assert torch.equal(part[1], together[1][first : first + count])
+            assert all(torch.equal(mine, whole[first : first + count]) for mine, whole in zip(part, together, strict=True))
 
 
 def test_blocks_of_keys_change_nothing(monkeypatch: pytest.MonkeyPatch, keys: Tensor) -> None:

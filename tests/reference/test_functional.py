@@ -31,8 +31,14 @@ def torch_steps(make_optimizer, steps: int) -> Tensor:
 
 
 def test_minibatch_adam_equals_torch_adam_with_beta1_zero() -> None:
-    weights, _ = minibatch_adam(bowl, {"w": START}, lr=0.01, steps=7)
-    torch.testing.assert_close(weights["w"], torch_steps(lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.0, 0.999)), 7))
+    expected = torch_steps(lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.0, 0.999)), 7)
+    fresh = {"w": torch.zeros_like(START)}, torch.tensor(0)
+    weights, second, _ = minibatch_adam(bowl, {"w": START}, *fresh, lr=0.01, steps=7)
+    torch.testing.assert_close(weights["w"], expected)
+    # Seven steps at once are three and then four that start from what the three left.
+    weights, second, _ = minibatch_adam(bowl, {"w": START}, *fresh, lr=0.01, steps=3)
+    weights, second, _ = minibatch_adam(lambda w, step: bowl(w, step + 3), weights, second, torch.tensor(3), lr=0.01, steps=4)
+    torch.testing.assert_close(weights["w"], expected)
 
 
 def test_momentum_sgd_equals_torch_sgd() -> None:

@@ -16,7 +16,7 @@ from metalearn.engine.execution import TaskPlan, execute
 from metalearn.models.base import Model
 from metalearn.models.conv4 import Conv4
 from tests.reference.tasks import IMAGE, image_spec, image_tasks, with_draws
-from tests.reference.test_gradients import gradients, maml, perturbed, reptile
+from tests.reference.test_gradients import maml, perturbed, reptile
 
 
 def one_task(tasks: Task) -> Task:
@@ -62,23 +62,27 @@ def test_queries_influence_each_other_exactly_where_the_protocol_says_so(make, s
     torch.testing.assert_close(together, fewer, rtol=1e-9, atol=1e-9)
 
 
-def test_reptile_gradient_is_initial_minus_adapted_weights() -> None:
+def test_reptile_gradient_is_initial_minus_adapted_weights_and_the_second_moment_is_carried_on() -> None:
     algorithm = reptile()
-    tasks = with_draws(algorithm, image_tasks(1))
-    start = {name: p.detach().clone() for name, p in algorithm.named_parameters()}
-    found = gradients(algorithm, tasks, TaskPlan("loop"))
-
     optimizer = torch.optim.Adam(algorithm.parameters(), lr=algorithm.inner_lr, betas=(0.0, 0.999))
-    task = one_task(tasks)
-    order = task.draws["order"].flatten()
-    for step in range(algorithm.adaptation_steps):
-        rows = order[step * algorithm.inner_batch_size : (step + 1) * algorithm.inner_batch_size]
-        optimizer.zero_grad()
-        prediction, _ = algorithm.network(task.support.x[rows])
-        torch.nn.functional.cross_entropy(prediction, task.support.y[rows]).backward()
-        optimizer.step()
-    for name, p in algorithm.named_parameters():
-        torch.testing.assert_close(found[name], start[name] - p.detach(), rtol=1e-6, atol=1e-9)
+    for number in range(2):
+        tasks = with_draws(algorithm, image_tasks(2))
+        tasks = tree_map(lambda leaf, number=number: leaf[number : number + 1], tasks)
+        start = {name: p.detach().clone() for name, p in algorithm.named_parameters()}
+        _, metrics = execute(algorithm, tasks, TaskPlan("loop"))
+        found = {name: p.grad.clone() for name, p in algorithm.named_parameters()}
+        task = one_task(tasks)
+        order = task.draws["order"].flatten()
+        for step in range(algorithm.adaptation_steps):
+            rows = order[step * algorithm.inner_batch_size : (step + 1) * algorithm.inner_batch_size]
+            optimizer.zero_grad()
+            prediction, _ = algorithm.network(task.support.x[rows])
+            torch.nn.functional.cross_entropy(prediction, task.support.y[rows]).backward()
+            optimizer.step()
+        for name, p in algorithm.named_parameters():
+            torch.testing.assert_close(found[name], start[name] - p.detach(), rtol=1e-6, atol=1e-9)
+        algorithm.update_running(metrics["statistics"])  # the original's next task goes on with the same moments
+    assert algorithm.inner_steps == 2 * algorithm.adaptation_steps
 
 
 def test_only_the_named_parameters_adapt() -> None:
