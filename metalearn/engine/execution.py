@@ -1,20 +1,24 @@
 """Mapping tasks: the plan that was chosen, and the one place that writes `.grad`.
 
 `loop` takes one task at a time and differentiates inside the loop, so that its memory does not grow with
-the meta-batch; `vmap` takes `chunk` tasks at once.
+the meta-batch; `vmap` takes `chunk` tasks at once. Either may be compiled: the whole pure gradient of a chunk becomes
+one graph, so that second order survives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
-from metalearn.core import Algorithm, Examples, Metrics, TaskBatch
+from metalearn.core import Algorithm, Examples, Metrics, Parameters, TaskBatch
+from metalearn.errors import ConfigError, MetalearnError
+
+Gradient = Callable[[Parameters, TaskBatch | Examples], tuple[Parameters, Tensor, Metrics]]
 
 
 @dataclass(frozen=True)
@@ -23,43 +27,120 @@ class TaskPlan:
 
     name: Literal["loop", "vmap"] = "vmap"
     chunk: int = 0
+    compile: bool = False
+
+    def __str__(self) -> str:
+        size = f" chunk {self.chunk}" if self.name == "vmap" and self.chunk else ""
+        return f"{self.name}{size}{' compiled' if self.compile else ''}"
 
     def map(self, function: Callable[..., Any], *batches: Any) -> Any:
         if self.name == "vmap":
             return torch.vmap(function)(*batches)
-        count = first_leaf(batches).shape[0]
+        count = tree_leaves(batches)[0].shape[0]
         results = [function(*tree_map(lambda leaf: leaf[i], batches)) for i in range(count)]
         return tree_map(lambda *leaves: torch.stack(leaves), *results)
 
+    def chunk_of(self, num_tasks: int) -> int:
+        """How many of so many tasks are taken at once."""
+        return 1 if self.name == "loop" else min(self.chunk or num_tasks, num_tasks)
+
     def chunks(self, tasks: TaskBatch) -> Iterator[TaskBatch]:
         count = len(tasks.key)
-        size = 1 if self.name == "loop" else self.chunk or count
+        size = self.chunk_of(count)
         for start in range(0, count, size):
             yield tree_map(lambda leaf: leaf[start : start + size], tasks)
 
 
-def first_leaf(tree: Any) -> Tensor:
-    return torch.utils._pytree.tree_leaves(tree)[0]
+class Sums(NamedTuple):
+    """What a batch of T tasks gives: gradient and metrics summed over the tasks, and their losses (T,)."""
+
+    grads: Parameters
+    losses: Tensor
+    metrics: Metrics
+
+
+class Executor:
+    """Runs a plan over batches of tasks, chunk by chunk.
+
+    plan: the present one; a chunk that does not fit into memory is halved, which `warn` is told.
+    """
+
+    def __init__(self, algorithm: Algorithm, plan: TaskPlan, *, warn: Callable[[str], None] = lambda message: None) -> None:
+        self.algorithm, self.warn = algorithm, warn
+        self.plan = plan
+        self.gradient = self._compiled() if plan.compile else self._gradient
+
+    def execute(self, batch: TaskBatch | Examples) -> tuple[Tensor, Metrics]:
+        """Fill `.grad` with the mean gradient over the tasks; return the losses (T,) and mean metrics."""
+        sums = self.sums(batch)
+        return sums.losses, self.write(sums)
+
+    def sums(self, batch: TaskBatch | Examples) -> Sums:
+        """Pure. A flat minibatch (`Examples`) is one chunk and is never split: batch-norm statistics span it."""
+        while True:
+            try:
+                return self._sums(batch)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                problem = str(error).splitlines()[0]
+            self._halve(batch, problem)  # after the handler, which holds on to the tensors of the attempt
+
+    def write(self, sums: Sums) -> Metrics:
+        """Set `.grad` to the mean gradient over the tasks; return the mean metrics."""
+        count = len(sums.losses)
+        for name, p in self.algorithm.named_parameters():
+            if name in sums.grads:
+                p.grad = sums.grads[name] / count
+        mean: Metrics = tree_map(lambda total: total / count, sums.metrics)
+        return mean
+
+    def _sums(self, batch: TaskBatch | Examples) -> Sums:
+        # Detached, or autograd would record a second graph beside that of torch.func, and chain it from chunk to chunk.
+        params = {name: p.detach() for name, p in self.algorithm.named_parameters() if p.requires_grad}
+        total: tuple[Parameters, Metrics] | None = None
+        losses = []
+        for chunk in [batch] if isinstance(batch, Examples) else self.plan.chunks(batch):
+            grads, chunk_losses, metrics = self.gradient(params, chunk)
+            part = (grads, tree_map(lambda leaf: leaf.sum(0), metrics))
+            total = part if total is None else tree_map(torch.add, total, part)
+            losses.append(chunk_losses)
+        assert total is not None, "a batch holds at least one task"
+        return Sums(total[0], torch.cat(losses), total[1])
+
+    def _gradient(self, params: Parameters, chunk: TaskBatch | Examples) -> tuple[Parameters, Tensor, Metrics]:
+        return self.algorithm.gradient(params, chunk, self.plan)
+
+    def _compiled(self) -> Gradient:
+        from torch._dynamo.exc import TorchDynamoException  # here, since loading the compiler takes a second
+
+        torch.compiler.reset()  # the limit on rebuilds counts per line of code, so that jobs of a sweep would share it
+        on_cuda = any(p.is_cuda for p in self.algorithm.parameters())
+        compiled = torch.compile(self._gradient, fullgraph=True, dynamic=False, mode="reduce-overhead" if on_cuda else None)
+
+        def gradient(params: Parameters, chunk: TaskBatch | Examples) -> tuple[Parameters, Tensor, Metrics]:
+            try:
+                return compiled(params, chunk)
+            except TorchDynamoException as error:
+                reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+                raise ConfigError(f"device.compile=true, but this run cannot be compiled ({reason}); use device.compile=false") from error
+
+        return gradient
+
+    def _halve(self, batch: TaskBatch | Examples, problem: str) -> None:
+        chunk = 1 if isinstance(batch, Examples) else self.plan.chunk_of(len(batch.key))
+        if chunk == 1:
+            what = "one minibatch (trainer.batch_size)" if isinstance(batch, Examples) else "a single task"
+            raise MetalearnError(f"out of memory with {what}: {problem}; choose a smaller model, fewer rows or fewer adaptation steps")
+        self.plan = replace(self.plan, chunk=chunk // 2)
+        self.warn(f"out of memory with {chunk} tasks at once; going on with device.chunk={chunk // 2}, the meta-batch is the same")
 
 
 def execute(algorithm: Algorithm, batch: TaskBatch | Examples, plan: TaskPlan) -> tuple[Tensor, Metrics]:
-    """Fill `.grad` with the mean gradient over the tasks; return the losses (T,) and mean metrics.
+    """One batch with a plan of its own: fill `.grad`, return the losses (T,) and mean metrics."""
+    return Executor(algorithm, plan).execute(batch)
 
-    A flat minibatch (`Examples`) is one chunk and is never split: batch-norm statistics span it.
-    """
-    learned = {name: p for name, p in algorithm.named_parameters() if p.requires_grad}
-    # Detached, or autograd would record a second graph beside that of torch.func, and chain it from chunk to chunk.
-    params = {name: p.detach() for name, p in learned.items()}
-    chunks = [batch] if isinstance(batch, Examples) else plan.chunks(batch)
-    total: dict[str, Tensor] = {}
-    losses, metrics = [], []
-    for chunk in chunks:
-        grads, chunk_losses, chunk_metrics = algorithm.gradient(params, chunk, plan)
-        total = {name: total[name] + g for name, g in grads.items()} if total else dict(grads)
-        losses.append(chunk_losses)
-        metrics.append(chunk_metrics)
-    all_losses = torch.cat(losses)
-    for name, p in learned.items():
-        p.grad = total[name] / len(all_losses)
-    mean = tree_map(lambda *leaves: torch.cat(leaves).mean(0), *metrics)
-    return all_losses, mean
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """CUDA has a class for it; the CPU's allocator only a sentence."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
