@@ -23,8 +23,8 @@ from metalearn.core import Algorithm, Objective, Source, Split, TaskBatch
 from metalearn.engine.checkpoint import CheckpointStore
 from metalearn.engine.evaluate import draw_tasks, frozen, judge
 from metalearn.engine.execution import TaskPlan, execute
+from metalearn.engine.settings import Settings, draw_batch
 from metalearn.engine.state import pack, restore
-from metalearn.engine.trainer import Settings, draw_batch
 from metalearn.engine.update import Updater
 from metalearn.errors import MetalearnError
 

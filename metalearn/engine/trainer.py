@@ -9,43 +9,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from metalearn.core import Algorithm, Examples, Source, TaskBatch
+from metalearn.core import Algorithm, Source
 from metalearn.engine.checkpoint import Checkpoint, CheckpointStore
-from metalearn.engine.evaluate import draw_tasks, evaluate
+from metalearn.engine.evaluate import evaluate
 from metalearn.engine.execution import TaskPlan, execute
 from metalearn.engine.faults import fault
 from metalearn.engine.nonfinite import NonFiniteError, describe
 from metalearn.engine.record import Record
 from metalearn.engine.runlog import RunLog
+from metalearn.engine.settings import Settings, draw_batch
 from metalearn.engine.state import pack, restore
 from metalearn.engine.update import HEALTHY, Updater
 from metalearn.engine.window import Window
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The dials of a training run, as in `trainer.*` and `eval.*`.
-
-    patience: validations without a new best after which training ends; None: never.
-    """
-
-    seed: int
-    outer_steps: int
-    meta_batch_size: int
-    batch_size: int
-    log_every: int
-    eval_every: int
-    checkpoint_every: int
-    patience: int | None
-    val_episodes: int
-    eval_seed: int
-    eval_batch_size: int
 
 
 class Trainer:
@@ -206,15 +186,6 @@ class Trainer:
             yield
         finally:
             self.seconds[kind] = self.seconds.get(kind, 0.0) + time.perf_counter() - start
-
-
-def draw_batch(algorithm: Algorithm, source: Source, settings: Settings, step: int) -> TaskBatch | Examples:
-    """What outer step number `step` learns from: a pure function of (seed, step)."""
-    if algorithm.trains_on == "examples":
-        size = settings.batch_size
-        return source.examples(seed=settings.seed, first=step * size, count=size)
-    size = settings.meta_batch_size
-    return draw_tasks(algorithm, source, "train", seed=settings.seed, first=step * size, count=size)
 
 
 def is_time(step: int, every: int, last: int) -> bool:

@@ -14,7 +14,8 @@ from metalearn.engine.execution import TaskPlan
 from metalearn.engine.nonfinite import NonFiniteError
 from metalearn.engine.record import Record
 from metalearn.engine.runlog import RunLog
-from metalearn.engine.trainer import Settings, Trainer, is_time
+from metalearn.engine.settings import Settings
+from metalearn.engine.trainer import Trainer, is_time
 from metalearn.engine.update import Clip, Updater
 from tests.engine.toy import ToyAlgorithm, ToySource
 

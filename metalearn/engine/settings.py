@@ -1,0 +1,50 @@
+"""The dials of a training run, and the tasks that they make of an outer step's number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from metalearn.core import Algorithm, Examples, Source, TaskBatch
+from metalearn.engine.evaluate import draw_tasks
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The dials of a training run, as in `trainer.*` and `eval.*`.
+
+    patience: validations without a new best after which training ends; None: never.
+    """
+
+    seed: int
+    outer_steps: int
+    meta_batch_size: int
+    batch_size: int
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+    patience: int | None
+    val_episodes: int
+    eval_seed: int
+    eval_batch_size: int
+
+    def part(self, ranks: int) -> Settings:
+        """What the busiest of so many ranks has to do: its tasks of a meta-batch and of a validation."""
+        return replace(self, meta_batch_size=-(-self.meta_batch_size // ranks), val_episodes=-(-self.val_episodes // ranks))
+
+
+def draw_batch(algorithm: Algorithm, source: Source, settings: Settings, step: int, share: range | None = None) -> TaskBatch | Examples:
+    """What outer step number `step` learns from: a pure function of (seed, step).
+
+    share: the tasks of the meta-batch that are wanted, by their place in it; all by default.
+    """
+    if algorithm.trains_on == "examples":
+        size = settings.batch_size
+        return source.examples(seed=settings.seed, first=step * size, count=size)
+    size = settings.meta_batch_size
+    share = range(size) if share is None else share
+    return draw_tasks(algorithm, source, "train", seed=settings.seed, first=step * size + share.start, count=len(share))
+
+
+def share_of(rank: int, ranks: int, count: int) -> range:
+    """The places among 0 … count-1 that are this rank's: neighbours, as many as any other rank has or one fewer."""
+    return range(rank * count // ranks, (rank + 1) * count // ranks)
