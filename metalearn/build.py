@@ -27,7 +27,7 @@ from torch import nn
 
 from metalearn.allowlist import PREFIXES, is_allowed, nodes, target_problems
 from metalearn.core import Algorithm, Source, Split, TaskSpec
-from metalearn.engine.execution import TaskPlan
+from metalearn.engine.tuning import Wish
 from metalearn.errors import ConfigError, DataError, MetalearnError, raise_all, raise_if
 
 Config = dict[str, Any]
@@ -179,8 +179,10 @@ def build_schedule(cfg: Config) -> Callable[[int], float]:
     raise ConfigError(f"optimizer.schedule.name={name} is none of constant, cosine, linear, step")
 
 
-def build_plan(cfg: Config) -> TaskPlan:
-    return TaskPlan(name=cfg["device"]["plan"], chunk=cfg["device"]["chunk"])
+def plan_wish(cfg: Config) -> Wish:
+    """What `device.*` asks for. compile=null: whether to compile is part of what plan=auto chooses, and false elsewhere."""
+    name, chunk, compiled = (cfg["device"][key] for key in ("plan", "chunk", "compile"))
+    return Wish(name, chunk, ("auto" if name == "auto" else False) if compiled is None else compiled)
 
 
 def construct(cfg: Config, group: str, **given: Any) -> Any:

@@ -16,6 +16,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "run_dir": (str,),
     "trainer.patience": (int,),
     "device.threads": (int,),
+    "device.compile": (bool, str),
     "optimizer.clip.norm": (float,),
     "optimizer.clip.value": (float,),
     "data.root": (str,),
@@ -79,7 +80,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "trainer.on_nan": ("stop",),
     "eval.split": ("train", "val", "test"),
     "optimizer.schedule.name": ("constant", "cosine", "linear", "step"),
-    "device.plan": ("loop", "vmap"),
+    "device.plan": ("auto", "loop", "vmap"),
+    "device.compile": ("auto", "true", "false"),
     "device.precision": ("float32", "float64"),
 }
 SPLITS = ("train", "val", "test")
@@ -230,23 +232,15 @@ def value_problems(cfg: Mapping[str, Any]) -> list[str]:
             problems.append(f"{name}={value} must be at most {AT_MOST[name]}")
         if number and name in ABOVE_ZERO and value <= 0:
             problems.append(f"{name}={value} must be greater than 0")
-        if isinstance(value, str) and value not in CHOICES.get(name, (value,)) and not is_unfinished(name, value):
+        if isinstance(value, str) and value not in CHOICES.get(name, (value,)):
             problems.append(f"{name}={value} is none of {', '.join(CHOICES[name])}{hint(value, CHOICES[name])}")
     return problems + rules(cfg)
-
-
-def is_unfinished(name: str, value: str) -> bool:
-    return (name, value) == ("device.plan", "auto")
 
 
 def rules(cfg: Mapping[str, Any]) -> list[str]:
     """Rules between keys, and dials whose other settings do not exist yet."""
     get = dict(leaves(cfg)).get
     problems = []
-    if get("device.plan") == "auto":
-        problems.append("device.plan=auto is not available yet; choose device.plan=loop or device.plan=vmap")
-    if get("device.compile"):
-        problems.append("device.compile=true is not available yet; leave it false")
     if get("device.ranks", 1) != 1:
         problems.append(f"device.ranks={get('device.ranks')} is not available yet; leave it 1")
     if get("optimizer.clip.norm") is not None and get("optimizer.clip.value") is not None:

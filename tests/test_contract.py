@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,8 @@ from metalearn.build import build_algorithm, build_source
 from metalearn.config import compose
 from metalearn.core import Algorithm, Examples, Source, Task, blank_query
 from metalearn.engine.evaluate import evaluate
-from metalearn.engine.execution import TaskPlan, execute
+from metalearn.engine.execution import Executor, TaskPlan, execute
+from metalearn.engine.tuning import mismatch, with_ordinary_norms
 from metalearn.engine.update import Clip, Updater
 from metalearn.errors import ConfigError
 from metalearn.hashing import draw
@@ -220,3 +221,15 @@ def test_padded_rows_never_count(pair: tuple[Algorithm, Source]) -> None:
     filled = batch._replace(support=fill(batch.support), query=fill(batch.query))
     for clean, dirty in zip(outcome(batch), outcome(filled), strict=True):
         assert torch.equal(clean, dirty)
+
+
+def test_a_compiled_gradient_is_that_of_the_loop(pair: tuple[Algorithm, Source], monkeypatch: pytest.MonkeyPatch) -> None:
+    algorithm, source = pair
+    if algorithm.trains_on is None or source.name in ("omniglot", "image_folder"):
+        return  # nothing to compile, or tasks of the same form as those of glyphs
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    torch.compiler.reset()
+    batch = training_batch(algorithm, source)
+    actor = with_ordinary_norms(algorithm)
+    reference = Executor(actor, TaskPlan("loop")).sums(batch)
+    assert mismatch(Executor(actor, TaskPlan("vmap", compile=True)).sums(batch), reference) is None

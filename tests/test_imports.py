@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "terminal": {"errors"},
     "config": {"library", "schema", "allowlist", "errors"},
     "build": {"config", "allowlist", "engine", "analysis", "core", "errors"},
-    "run": {"build", "config", "engine", "analysis", "core", "hashing", "errors"},
+    "run": {"build", "config", "engine", "analysis", "core", "data", "hashing", "errors"},
     "listing": {"config", "library", "schema", "analysis", "errors"},
     "completion": {"config", "library", "schema", "errors"},
     "sweep": {"run", "build", "config", "library", "analysis", "errors"},

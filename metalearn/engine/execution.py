@@ -7,6 +7,7 @@ one graph, so that second order survives.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -114,7 +115,7 @@ class Executor:
     def _compiled(self) -> Gradient:
         from torch._dynamo.exc import TorchDynamoException  # here, since loading the compiler takes a second
 
-        torch.compiler.reset()  # the limit on rebuilds counts per line of code, so that jobs of a sweep would share it
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a missing GPU on every CPU
         on_cuda = any(p.is_cuda for p in self.algorithm.parameters())
         compiled = torch.compile(self._gradient, fullgraph=True, dynamic=False, mode="reduce-overhead" if on_cuda else None)
 

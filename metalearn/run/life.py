@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,18 @@ from metalearn.engine.identity import refuse_new_science, science
 from metalearn.engine.preflight import rehearse
 from metalearn.engine.results import choose, load_chosen, result_of
 from metalearn.engine.runlog import RunLog
+from metalearn.engine.settings import Settings
 from metalearn.engine.signals import PreemptedError, StopSignals
 from metalearn.engine.state import load_weights
-from metalearn.engine.trainer import Settings, Trainer, flat
+from metalearn.engine.trainer import Trainer, flat
 from metalearn.engine.update import Clip, Updater
 from metalearn.errors import CheckpointError, ConfigError, DataError, MetalearnError
+from metalearn.run.plans import chosen_plan
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Everything that a configuration names, built."""
+    """Everything that a configuration names, built. plan: vmap as long as a measurement is to choose it."""
 
     source: Source
     algorithm: Algorithm
@@ -43,7 +45,9 @@ class Parts:
         build.prepare_host(cfg)
         device = build.build_device(cfg)
         source = build.build_source(cfg, device)
-        return Parts(source, build.build_algorithm(cfg, source, device), build.build_plan(cfg), device)
+        wish = build.plan_wish(cfg)
+        plan = wish.plan() if wish.settled else TaskPlan("vmap")
+        return Parts(source, build.build_algorithm(cfg, source, device), plan, device)
 
 
 class Life:
@@ -104,6 +108,7 @@ class Life:
         fault("start:built")
         self.signals.check()
         settings = settings_of(cfg)
+        parts = self._planned(parts, settings)
         if checkpoint is None:
             self._rehearse(parts, settings)
         if cfg["trainer"]["dry_run"]:
@@ -120,6 +125,15 @@ class Life:
         self.trainer.train()
         self.log.close_bar()
         self._test(parts, self.trainer)
+
+    def _planned(self, parts: Parts, settings: Settings) -> Parts:
+        """The parts with the plan to train with, which config.yaml then names, so that a resumed run takes the same."""
+        plan = chosen_plan(self.cfg, parts.algorithm, parts.source, settings, parts.device, self.log.say)
+        device = {**self.cfg["device"], "plan": plan.name, "chunk": plan.chunk, "compile": plan.compile}
+        if device != self.cfg["device"]:
+            self.cfg = {**self.cfg, "device": device}
+            self.log.write_request(self.cfg, self.log.overrides())
+        return replace(parts, plan=plan)
 
     def _checkpoint(self) -> Checkpoint | None:
         """Where to continue; None to begin at step 0. CheckpointError if there are checkpoints and none is valid."""

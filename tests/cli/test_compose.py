@@ -66,8 +66,6 @@ def test_the_defaults_compose_to_plain_values() -> None:
         ("eval.split=tests", "eval.split=tests is none of train, val, test; did you mean test?"),
         ("eval.checkpoint=bset", "eval.checkpoint=bset is none of best, last, step-NUMBER; did you mean best?"),
         ("data.rotations=[tran]", "data.rotations names tran, which is none of train, val, test; did you mean train?"),
-        ("device.plan=auto", "device.plan=auto is not available yet; choose device.plan=loop or device.plan=vmap"),
-        ("device.compile=true", "device.compile=true is not available yet; leave it false"),
         ("device.ranks=2", "device.ranks=2 is not available yet; leave it 1"),
         ("+algo.x=1", "+algo.x=1: keys cannot be added, the YAML lists all of them; to set one, write algo.x=1"),
         ("++seed=1", "++seed=1: keys cannot be added, the YAML lists all of them; to set one, write seed=1"),

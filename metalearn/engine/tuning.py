@@ -1,0 +1,183 @@
+"""Choosing a plan: time the candidates on the run's own tasks, and trust none whose gradient is not that of `loop`.
+
+A wrong second-order gradient passes every check of the loss, so gradients are compared, parameter by parameter.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from metalearn.core import Algorithm, Examples, TaskBatch
+from metalearn.engine.execution import Executor, Sums, TaskPlan
+from metalearn.errors import ConfigError, MetalearnError
+
+GRADIENT_TOLERANCE, LOSS_TOLERANCE = 1e-4, 1e-5  # float32, relative to the norm of each parameter's gradient, and to the loss
+CHUNKS = (4, 16)  # besides the configured one and the whole meta-batch
+ROUNDS, BUDGET = 5, 5.0  # timings of each candidate, and seconds after which no further round is begun
+WORTH_COMPILING = 120.0  # seconds of uncompiled outer steps below which a compiler, which takes about a minute, is not tried
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What `device.plan`, `device.chunk` and `device.compile` ask for."""
+
+    name: Literal["auto", "loop", "vmap"]
+    chunk: int
+    compile: bool | Literal["auto"]
+
+    @property
+    def settled(self) -> bool:
+        """True: there is nothing to measure."""
+        return self.name != "auto" and self.compile != "auto"
+
+    def plan(self) -> TaskPlan:
+        if self.name == "auto" or self.compile == "auto":
+            raise ConfigError("device.plan=auto and device.compile=auto choose how to train; name a plan here: device.plan=loop or vmap")
+        return TaskPlan(self.name, self.chunk, self.compile)
+
+    def candidates(self, num_tasks: int) -> list[TaskPlan]:
+        """Plans without compilation, the one that is trusted first."""
+        if self.name != "auto":
+            return [TaskPlan(self.name, self.chunk)]
+        sizes = sorted({size for size in (*CHUNKS, self.chunk or num_tasks) if size < num_tasks})
+        return [TaskPlan("loop"), *(TaskPlan("vmap", size) for size in sizes), TaskPlan("vmap")]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """seconds: median of an outer step's gradient. build: seconds that compiling took."""
+
+    plan: TaskPlan
+    seconds: float
+    build: float = 0.0
+
+    def total(self, steps: int) -> float:
+        return self.build + steps * self.seconds
+
+
+@dataclass
+class Measured:
+    """timings of the plans that work, and why the others were dropped."""
+
+    timings: list[Timing] = field(default_factory=list)
+    dropped: dict[str, str] = field(default_factory=dict)
+
+    def best(self, steps: int) -> Timing:
+        if not self.timings:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.dropped.items())
+            raise MetalearnError(f"no plan works on these tasks ({reasons})")
+        return min(self.timings, key=lambda timing: timing.total(steps))
+
+    def table(self, steps: int) -> str:
+        """One line per plan, the chosen one marked."""
+        best = self.best(steps)
+        lines = [f"plans, for {steps} outer steps:"]
+        for timing in self.timings:
+            built = f", built in {timing.build:.0f} s" if timing.build else ""
+            mark = "  <- chosen" if timing is best else ""
+            lines.append(f"  {timing.plan!s:24} {1000 * timing.seconds:9.2f} ms per gradient{built}{mark}")
+        return "\n".join([*lines, *(f"  {name:24} dropped: {reason}" for name, reason in self.dropped.items())])
+
+    def to_json(self) -> dict[str, Any]:
+        return {"timings": [asdict(timing) for timing in self.timings], "dropped": self.dropped}
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> Measured:
+        timings = [Timing(TaskPlan(**entry["plan"]), float(entry["seconds"]), float(entry["build"])) for entry in values["timings"]]
+        return Measured(timings, {str(name): str(reason) for name, reason in values["dropped"].items()})
+
+
+def tune(algorithm: Algorithm, batch: TaskBatch | Examples, wish: Wish, *, steps: int, say: Callable[[str], None]) -> Measured:
+    """Time what the wish allows. Weights, `.grad` and running averages are left alone.
+
+    batch: one meta-batch of the run. steps: outer steps of the run, by which compilation must pay for itself.
+    """
+    actor = with_ordinary_norms(algorithm)
+    reference = Executor(actor, TaskPlan("loop")).sums(batch)
+    found = Measured()
+    candidates = wish.candidates(1 if isinstance(batch, Examples) else len(batch.key))
+    time_all([executor for plan in candidates if (executor := _try(actor, batch, plan, reference, found))], batch, found)
+    if wish.compile is False:
+        return found
+    fastest = found.best(steps)
+    if wish.compile == "auto" and steps * fastest.seconds < WORTH_COMPILING:
+        say(f"not compiled: {steps} outer steps take {steps * fastest.seconds:.0f} s without, and compiling itself about a minute")
+        return found
+    plan = replace(fastest.plan, compile=True)
+    start = time.perf_counter()
+    executor = _try(actor, batch, plan, reference, found)
+    build = time.perf_counter() - start
+    if executor is not None:
+        time_all([executor], batch, found, build=build)
+    if wish.compile is True:
+        if executor is None:
+            raise ConfigError(f"device.compile=true, but {plan} was dropped: {found.dropped[str(plan)]}; use device.compile=auto or false")
+        found.timings = [timing for timing in found.timings if timing.plan.compile]
+    return found
+
+
+def with_ordinary_norms(algorithm: Algorithm) -> Algorithm:
+    """A copy whose one-dimensional parameters are moved off their first values: an affine of (1, 0) hides errors."""
+    actor = copy.deepcopy(algorithm)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in actor.parameters():
+            if p.ndim == 1:
+                p.add_(0.1 * torch.randn(p.shape, generator=generator).to(p))
+    return actor
+
+
+def time_all(executors: list[Executor], batch: TaskBatch | Examples, found: Measured, *, build: float = 0.0) -> None:
+    """Interleaved, so that whatever else the machine does falls on all of them alike."""
+    seconds: list[list[float]] = [[] for _ in executors]
+    begin = time.perf_counter()
+    for number in range(ROUNDS):
+        if number and time.perf_counter() - begin > BUDGET:
+            break
+        for executor, taken in zip(executors, seconds, strict=True):
+            start = time.perf_counter()
+            _settle(executor.sums(batch).losses)
+            taken.append(time.perf_counter() - start)
+    for executor, taken in zip(executors, seconds, strict=True):
+        found.timings.append(Timing(executor.plan, statistics.median(taken), build))
+
+
+def mismatch(sums: Sums, reference: Sums) -> str | None:
+    """The first parameter or loss that differs from the reference by more than rounding; None if there is none."""
+    if not torch.allclose(sums.losses, reference.losses, rtol=LOSS_TOLERANCE, atol=LOSS_TOLERANCE):
+        return f"its losses differ from those of loop by up to {(sums.losses - reference.losses).abs().max().item():.1e}"
+    floor = 1e-6 * max(float(grad.norm()) for grad in reference.grads.values())
+    for name, expected in reference.grads.items():
+        gap = float((sums.grads[name] - expected).norm())
+        if not gap <= GRADIENT_TOLERANCE * float(expected.norm()) + floor:
+            return f"its gradient of {name} differs from that of loop by {gap / max(float(expected.norm()), 1e-30):.1e} of its size"
+    return None
+
+
+def _try(actor: Algorithm, batch: TaskBatch | Examples, plan: TaskPlan, reference: Sums, found: Measured) -> Executor | None:
+    """An executor that gave the right gradient once, warm for timing; None, and the reason in `found`, if there is none."""
+    executor = Executor(actor, plan)
+    try:
+        sums = executor.sums(batch)
+        problem = mismatch(sums, reference)
+    except (RuntimeError, NotImplementedError, MetalearnError) as error:  # vmap cannot map every operation, nor a compiler read it
+        problem = str(error).strip().splitlines()[0] or type(error).__name__
+    if problem is None and executor.plan != plan:
+        problem = "out of memory"
+    if problem is not None:
+        found.dropped[str(plan)] = problem
+        return None
+    return executor
+
+
+def _settle(result: Tensor) -> None:
+    if result.is_cuda:
+        torch.cuda.synchronize(result.device)

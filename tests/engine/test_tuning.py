@@ -1,0 +1,157 @@
+"""Plans are chosen by measuring, and a plan whose gradient is wrong or that raises is dropped by name."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from metalearn import config, run
+from metalearn.build import plan_wish
+from metalearn.config import compose
+from metalearn.core import Algorithm, Task
+from metalearn.engine import tuning
+from metalearn.engine.evaluate import draw_tasks
+from metalearn.engine.execution import TaskPlan
+from metalearn.engine.tuning import Measured, Timing, Wish, tune
+from metalearn.errors import ConfigError, MetalearnError
+from metalearn.run import plans
+from tests.engine.toy import ToyAlgorithm, ToySource
+from tests.reliability.harness import QUICK, configuration
+
+
+def toy_tasks(count: int) -> Task:
+    return draw_tasks(ToyAlgorithm(), ToySource(), "train", seed=0, first=0, count=count)
+
+
+BATCH = toy_tasks(4)
+
+
+def toy(cls: type[ToyAlgorithm] = ToyAlgorithm) -> Algorithm:
+    return cls()
+
+
+@pytest.fixture
+def no_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler's front end only: its code generator takes a minute."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    torch.compiler.reset()
+
+
+class WrongUnderVmap(ToyAlgorithm):
+    """The right loss with a gradient that is off by a thousandth where tasks come together."""
+
+    def gradient(self, params, tasks, how):
+        grads, losses, metrics = super().gradient(params, tasks, how)
+        return {name: grad * (1.001 if how.name == "vmap" else 1.0) for name, grad in grads.items()}, losses, metrics
+
+
+class CannotBeMapped(ToyAlgorithm):
+    def adapt(self, task, *, steps):
+        if task.support.y.sum().item() > 1e9:
+            raise AssertionError
+        return super().adapt(task, steps=steps)
+
+
+class CannotBeCompiled(ToyAlgorithm):
+    def adapt(self, task, *, steps):
+        torch._dynamo.graph_break()
+        return super().adapt(task, steps=steps)
+
+
+@pytest.mark.parametrize(
+    ("cls", "reason"),
+    [(WrongUnderVmap, "gradient of prior differs from that of loop by 1.0e-03"), (CannotBeMapped, ".item()")],
+)
+def test_a_plan_that_is_wrong_or_raises_is_dropped_by_name(cls: type[ToyAlgorithm], reason: str) -> None:
+    found = tune(toy(cls), BATCH, Wish("auto", 0, False), steps=10, say=print)
+    assert [timing.plan for timing in found.timings] == [TaskPlan("loop")]
+    assert reason in found.dropped["vmap"]
+    assert f"dropped: {found.dropped['vmap']}" in found.table(10)
+
+
+def test_all_plans_are_timed_and_the_algorithm_is_left_alone() -> None:
+    algorithm = toy()
+    before = {name: value.clone() for name, value in algorithm.state_dict().items()}
+    found = tune(algorithm, toy_tasks(20), Wish("auto", 8, False), steps=10, say=print)
+    assert [str(timing.plan) for timing in found.timings] == ["loop", "vmap chunk 4", "vmap chunk 8", "vmap chunk 16", "vmap"]
+    assert found.best(10).plan != TaskPlan("loop")
+    assert all(torch.equal(value, before[name]) for name, value in algorithm.state_dict().items())
+    assert all(p.grad is None for p in algorithm.parameters())
+
+
+def test_compilation_is_tried_only_where_it_can_pay_for_itself(monkeypatch: pytest.MonkeyPatch, no_inductor: None) -> None:
+    said: list[str] = []
+    found = tune(toy(), BATCH, Wish("vmap", 0, "auto"), steps=10, say=said.append)
+    assert [timing.plan.compile for timing in found.timings] == [False]
+    assert "not compiled: 10 outer steps take 0 s" in said[0]
+    monkeypatch.setattr(tuning, "WORTH_COMPILING", 0.0)
+    found = tune(toy(), BATCH, Wish("vmap", 0, "auto"), steps=10, say=said.append)
+    assert [timing.plan.compile for timing in found.timings] == [False, True]
+    assert found.timings[1].build > 0
+
+
+def test_the_time_that_compiling_takes_counts() -> None:
+    slow, built = Timing(TaskPlan("vmap"), 0.01), Timing(TaskPlan("vmap", 0, True), 0.002, build=40.0)
+    measured = Measured([slow, built])
+    assert measured.best(1000) is slow
+    assert measured.best(10_000) is built
+    assert Measured.from_json(measured.to_json()) == measured
+
+
+def test_what_cannot_be_compiled_is_dropped_or_refused(monkeypatch: pytest.MonkeyPatch, no_inductor: None) -> None:
+    monkeypatch.setattr(tuning, "WORTH_COMPILING", 0.0)
+    found = tune(toy(CannotBeCompiled), BATCH, Wish("vmap", 0, "auto"), steps=10, say=print)
+    assert [timing.plan.compile for timing in found.timings] == [False]
+    assert "cannot be compiled" in found.dropped["vmap compiled"]
+    with pytest.raises(ConfigError, match=r"device\.compile=true, but vmap compiled was dropped"):
+        tune(toy(CannotBeCompiled), BATCH, Wish("auto", 0, True), steps=10, say=print)
+
+
+def test_no_plan_at_all_is_an_error_with_every_reason() -> None:
+    with pytest.raises(MetalearnError, match=r"no plan works on these tasks \(loop: broken\)"):
+        Measured(dropped={"loop": "broken"}).best(10)
+
+
+@pytest.mark.parametrize(
+    ("words", "wish"),
+    [
+        ([], Wish("vmap", 16, False)),
+        (["device.plan=auto"], Wish("auto", 16, "auto")),
+        (["device.plan=auto", "device.compile=false"], Wish("auto", 16, False)),
+        (["device.plan=loop", "device.compile=true", "device.chunk=0"], Wish("loop", 0, True)),
+        (["device.compile=auto"], Wish("vmap", 16, "auto")),
+    ],
+)
+def test_the_wish_follows_from_the_command_line(words: list[str], wish: Wish) -> None:
+    assert plan_wish(compose(words)) == wish
+
+
+def test_a_run_writes_down_its_plan_and_an_equal_run_does_not_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    words = [*QUICK, "device.plan=auto", "trainer.outer_steps=2"]
+    cfg = configuration(tmp_path / "cache", *words)
+    assert run.train(cfg, words, tmp_path / "first") == 0
+    first = config.read_saved(tmp_path / "first")["device"]
+    assert first["plan"] in ("loop", "vmap")
+    assert first["compile"] is False
+    assert "<- chosen" in (tmp_path / "first" / "train.log").read_text()
+
+    monkeypatch.setattr(plans, "tune", None)  # measuring again would raise
+    assert run.train(configuration(tmp_path / "cache", *words), words, tmp_path / "second") == 0
+    assert config.read_saved(tmp_path / "second")["device"] == first
+    assert (tmp_path / "first" / "results.json").read_bytes() == (tmp_path / "second" / "results.json").read_bytes()
+    assert run.resume(tmp_path / "second", ["trainer.outer_steps=3"]) == 0
+    assert config.read_saved(tmp_path / "second")["device"] == first
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"timings": [{}], "dropped": {}}', '{"timings": [], "dropped": {}}'])
+def test_timings_that_cannot_be_read_are_measured_again(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(damage)
+    assert plans.remembered(path) is None
+    plans.remember(path, Measured([Timing(TaskPlan("vmap", 4), 0.5)]))
+    assert plans.remembered(path) == Measured([Timing(TaskPlan("vmap", 4), 0.5)])
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
