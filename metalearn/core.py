@@ -7,7 +7,7 @@ Shape letters: T tasks, S support rows, Q query rows, n either, W ways.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -174,6 +174,13 @@ class Algorithm(nn.Module):
     def adapt(self, task: Task, *, steps: int) -> Any:
         """What was learned from one task's support, as a pytree of tensors. Pure; query.y is blank."""
         raise NotImplementedError(f"{type(self).__name__} must define adapt(task, *, steps)")
+
+    def adapt_path(self, task: Task, *, counts: Sequence[int]) -> Iterator[Any]:
+        """`adapt` with each of these numbers of steps, ascending. Override where more steps can go on from fewer.
+
+        Lazy: it must be used up while the parameters are those that it is to start from.
+        """
+        return (self.adapt(task, steps=steps) for steps in counts)
 
     def predict(self, adapted: Any, x: Inputs, mask: Tensor) -> Tensor:
         """Predictions (Q, num_outputs) for all queries of one task."""

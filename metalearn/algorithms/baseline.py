@@ -7,6 +7,7 @@ Deviation: the new head starts at zero instead of at random.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from math import ceil
 from typing import Any
 
@@ -69,6 +70,9 @@ class Baseline(Algorithm):
         self.model.update_running(statistics)
 
     def adapt(self, task: Task, *, steps: int) -> dict[str, Any]:
+        return next(self.adapt_path(task, counts=[steps]))
+
+    def adapt_path(self, task: Task, *, counts: Sequence[int]) -> Iterator[dict[str, Any]]:
         features_SD, _ = self.model(task.support.x, given=self.model.running())
         num_rows, size = len(task.support.y), self.inner_batch_size
         per_epoch = ceil(num_rows / size)
@@ -82,7 +86,8 @@ class Baseline(Algorithm):
             return F.cross_entropy(logits.where(present, logits_of_absent), task.support.y[rows])
 
         head = {"weight": features_SD.new_zeros(len(present), features_SD.shape[-1]), "bias": features_SD.new_zeros(len(present))}
-        return {"head": momentum_sgd(loss, head, steps=steps * per_epoch, **self.sgd), "present": present}
+        path = momentum_sgd(loss, head, counts=[count * per_epoch for count in counts], **self.sgd)
+        return ({"head": head, "present": present} for head in path)
 
     def predict(self, adapted: dict[str, Any], x: Inputs, mask: Tensor) -> Tensor:
         features_QD, _ = self.model(x, given=self.model.running())

@@ -8,7 +8,7 @@ inner_lr moves the weights N times less here. Deviation: none known otherwise; b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -49,12 +49,15 @@ class MAML(NetworkAlgorithm):
         return {"order": self.order, "inner_lr": self.inner_lr, "adapts": self.adapts}
 
     def adapt(self, task: Task, *, steps: int) -> dict[str, Any]:
+        return next(self.adapt_path(task, counts=[steps]))
+
+    def adapt_path(self, task: Task, *, counts: Sequence[int]) -> Iterator[dict[str, Any]]:
         parameters = dict(self.named_parameters())
-        weights = gradient_descent(
+        path = gradient_descent(
             lambda weights: self.support_loss(weights, task.support),
             {name: parameters[name] for name in self.adapted_names},
             lr=self.inner_lr,
-            steps=steps,
+            counts=counts,
             first_order=self.order == 1,
         )
-        return self.prepare(weights, task)
+        return (self.prepare(weights, task) for weights in path)

@@ -9,6 +9,7 @@ where the next step starts; the original takes one task after the other.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from math import ceil
 from typing import Any
 
@@ -57,8 +58,8 @@ class Reptile(NetworkAlgorithm):
         rows = max(self.adaptation_steps * self.inner_batch_size, self.eval_adaptation_steps * self.eval_inner_batch_size)
         return {"order": Draw("permutation", (ceil(rows / spec.support_size), spec.support_size))}
 
-    def descend(self, task: Task, steps: int, batch_size: int) -> tuple[Parameters, Parameters, Tensor]:
-        """Weights and second moment after `steps` minibatches of the shuffled support, and the mean loss on the way."""
+    def descend(self, task: Task, counts: Sequence[int], batch_size: int) -> Iterator[tuple[Parameters, Parameters, Tensor]]:
+        """Weights and second moment after each of `counts` minibatches of the shuffled support, and the mean loss on the way."""
         order = task.draws["order"].flatten()
         batch_size = min(batch_size, len(task.support.y))
         weights: Parameters = dict(self.named_parameters())
@@ -69,15 +70,21 @@ class Reptile(NetworkAlgorithm):
             rows = order[step * batch_size : (step + 1) * batch_size]
             return self.support_loss(weights, Examples(*tree_map(lambda leaf: leaf[rows], tuple(task.support))))
 
-        return minibatch_adam(loss, weights, second, self.inner_steps, lr=self.inner_lr, steps=steps)
+        return minibatch_adam(loss, weights, second, self.inner_steps, lr=self.inner_lr, counts=counts)
 
     def adapt(self, task: Task, *, steps: int) -> dict[str, Any]:
-        weights, _, _ = self.descend(task, steps, self.eval_inner_batch_size)
-        return self.prepare(weights, task)
+        return next(self.adapt_path(task, counts=[steps]))
+
+    def adapt_path(self, task: Task, *, counts: Sequence[int]) -> Iterator[dict[str, Any]]:
+        return (self.prepare(weights, task) for weights, _, _ in self.descend(task, counts, self.eval_inner_batch_size))
+
+    def trained(self, task: Task) -> tuple[Parameters, Parameters, Tensor]:
+        """What `descend` comes to in training."""
+        return next(self.descend(task, [self.adaptation_steps], self.inner_batch_size))
 
     def gradient(self, params: Parameters, tasks: TaskBatch | Examples, how: Plan) -> tuple[Parameters, Tensor, Metrics]:
         def displacement(task: Task) -> tuple[Parameters, Parameters, Tensor]:
-            weights, second, loss = self.call(params, "descend", task, self.adaptation_steps, self.inner_batch_size)
+            weights, second, loss = self.call(params, "trained", task)
             return {name: params[name] - weights[name] for name in params}, second, loss
 
         moved, second, losses = how.map(displacement, tasks)

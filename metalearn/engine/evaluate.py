@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,9 +25,29 @@ class Evaluation:
     columns: dict[str, list[Any]]
     summary: dict[str, dict[str, float]]
 
+    @staticmethod
+    def of(scores: dict[str, list[Any]]) -> Evaluation:
+        """From the scores of tasks 0, 1, 2, …"""
+        count = len(next(iter(scores.values())))
+        return Evaluation({"task_id": list(range(count)), **scores}, {name: summarise(values) for name, values in scores.items()})
+
     @property
     def episodes(self) -> int:
         return len(self.columns["task_id"])
+
+
+class Exam(NamedTuple):
+    """What an evaluation asks: tasks 0 … episodes-1 of (seed, split), batch_size of them at once.
+
+    steps: adaptation steps, None for the algorithm's own. curve: also adapt anew with fewer steps.
+    """
+
+    split: Split
+    seed: int
+    episodes: int
+    batch_size: int
+    steps: int | None = None
+    curve: bool = True
 
 
 def evaluate(
@@ -49,21 +69,44 @@ def evaluate(
     curve: also adapt anew with fewer steps and report `<primary>_step_<k>`.
     on_batch: called with the number of tasks done after every batch; may raise to stop early.
     """
+    exam = Exam(split, seed, num_episodes(source, split, episodes), batch_size, steps, curve)
+    columns: dict[str, list[Any]] = {}
+    for _, scores in judge_batches(algorithm, source, exam, plan, on_batch=on_batch):
+        for name, values in scores.items():
+            columns.setdefault(name, []).extend(values.tolist())
+    return Evaluation.of(columns)
+
+
+def num_episodes(source: Source, split: Split, wanted: int) -> int:
+    """How many tasks can be asked; ConfigError if they give no interval."""
     available = source.num_tasks(split)
-    episodes = episodes if available is None else min(episodes, available)
+    episodes = wanted if available is None else min(wanted, available)
     if episodes < 2:
         raise ConfigError(
             f"{episodes} tasks of split {split!r} give no interval; at least 2 are needed: raise eval.episodes or choose another split"
         )
-    columns: dict[str, list[Any]] = {"task_id": list(range(episodes))}
+    return episodes
+
+
+def judge_batches(
+    algorithm: Algorithm,
+    source: Source,
+    exam: Exam,
+    plan: Plan,
+    *,
+    rank: int = 0,
+    ranks: int = 1,
+    on_batch: Callable[[int], None] | None = None,
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Number of the first task and scores of each batch that is this rank's; the ranks take turns."""
+    objective = source.spec(exam.split).objective
     with frozen(algorithm):
-        for first in range(0, episodes, batch_size):
-            batch = draw_tasks(algorithm, source, split, seed=seed, first=first, count=min(batch_size, episodes - first))
-            for name, values in judge(algorithm, batch, source.spec(split).objective, plan, steps=steps, curve=curve).items():
-                columns.setdefault(name, []).extend(values.tolist())
+        for first in range(rank * exam.batch_size, exam.episodes, ranks * exam.batch_size):
+            count = min(exam.batch_size, exam.episodes - first)
+            batch = draw_tasks(algorithm, source, exam.split, seed=exam.seed, first=first, count=count)
+            yield first, judge(algorithm, batch, objective, plan, steps=exam.steps, curve=exam.curve)
             if on_batch is not None:
-                on_batch(first + len(batch.key))
-    return Evaluation(columns, {name: summarise(values) for name, values in columns.items() if name != "task_id"})
+                on_batch(first + count)
 
 
 def judge(
@@ -71,7 +114,7 @@ def judge(
 ) -> dict[str, Tensor]:
     """Loss and metrics (T,) of each task, the inductive primary and the adaptation curve among them."""
     last = algorithm.eval_adaptation_steps if steps is None else steps
-    counts = [k for k in curve_steps(last) if k != last] if curve else []
+    counts = curve_steps(last) if curve else [last]
     primary = objective.primary
 
     def scores(task: Task) -> dict[str, Tensor]:
@@ -81,15 +124,13 @@ def judge(
             return {"loss": objective.loss(prediction, task.query.y, task.query.mask), **metrics}
 
         unanswered = blank_query(task)
-        adapted = algorithm.adapt(unanswered, steps=last)
-        result = metrics_of(adapted)
+        points = {}
+        for k, adapted in zip(counts, algorithm.adapt_path(unanswered, counts=counts), strict=True):
+            result = metrics_of(adapted)
+            points[f"{primary}_step_{k}"] = result[primary]
         inductive = algorithm.inductive(adapted, unanswered)
         result[f"{primary}_inductive"] = result[primary] if inductive is adapted else metrics_of(inductive)[primary]
-        for k in counts:
-            result[f"{primary}_step_{k}"] = metrics_of(algorithm.adapt(unanswered, steps=k))[primary]
-        if curve and last > 0:
-            result[f"{primary}_step_{last}"] = result[primary]
-        return result
+        return {**result, **points} if curve and last > 0 else result
 
     with torch.no_grad():
         mapped: dict[str, Tensor] = plan.map(scores, batch)

@@ -3,15 +3,20 @@ from __future__ import annotations
 import copy
 import math
 import statistics
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from metalearn.core import Task
-from metalearn.engine.evaluate import curve_steps, evaluate, summarise
+from metalearn.core import Algorithm, Source, Task, blank_query
+from metalearn.engine.evaluate import curve_steps, draw_tasks, evaluate, judge, summarise
 from metalearn.engine.execution import TaskPlan
 from metalearn.errors import ConfigError
 from tests.engine.toy import ToyAlgorithm, ToySource
+from tests.test_contract import built
 
 VMAP = TaskPlan("vmap")
 
@@ -95,6 +100,49 @@ def test_curve_ends_in_the_protocols_own_number() -> None:
     assert summary["mse_step_3"] == summary["mse"]
     assert summary["mse_step_0"]["mean"] > summary["mse_step_3"]["mean"]
     assert summary["mse_inductive"] == summary["mse"]
+
+
+def test_a_path_of_adaptation_equals_adapting_anew_bit_for_bit(pair: tuple[Algorithm, Source]) -> None:
+    algorithm, source = pair
+    batch, counts = (
+        blank_query(draw_tasks(algorithm, source, "val", seed=5, first=0, count=3)),
+        curve_steps(algorithm.eval_adaptation_steps),
+    )
+    with torch.no_grad():
+        path = VMAP.map(lambda task: dict(zip(counts, algorithm.adapt_path(task, counts=counts), strict=True)), batch)
+        for k in counts:
+            anew = VMAP.map(lambda task, k=k: algorithm.adapt(task, steps=k), batch)
+            assert all(map(torch.equal, tree_leaves(path[k]), tree_leaves(anew)))
+
+
+def test_curve_does_not_change_the_other_numbers(pair: tuple[Algorithm, Source]) -> None:
+    algorithm, source = pair
+    batch = draw_tasks(algorithm, source, "val", seed=5, first=0, count=3)
+    found, without = (judge(algorithm, batch, source.spec("val").objective, VMAP, curve=curve) for curve in (True, False))
+    assert list(found)[: len(without)] == list(without)
+    assert all(torch.equal(found[name], values) for name, values in without.items())
+
+
+class Gradients(TorchDispatchMode):
+    """Counts how often a cross-entropy is differentiated."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._log_softmax_backward_data.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("algo", ["maml", "reptile", "baseline"])
+def test_curve_costs_no_further_adaptation(algo: str, folder: Path) -> None:
+    algorithm, source = built(algo, "glyphs", folder)
+    batch = draw_tasks(algorithm, source, "val", seed=5, first=0, count=2)
+    counts = []
+    for curve in (False, True):
+        with Gradients() as gradients:
+            judge(algorithm, batch, source.spec("val").objective, VMAP, curve=curve)
+        counts.append(gradients.count)
+    assert counts[0] == counts[1] >= algorithm.eval_adaptation_steps
 
 
 @pytest.mark.parametrize(

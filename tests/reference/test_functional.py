@@ -33,17 +33,17 @@ def torch_steps(make_optimizer, steps: int) -> Tensor:
 def test_minibatch_adam_equals_torch_adam_with_beta1_zero() -> None:
     expected = torch_steps(lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.0, 0.999)), 7)
     fresh = {"w": torch.zeros_like(START)}, torch.tensor(0)
-    weights, second, _ = minibatch_adam(bowl, {"w": START}, *fresh, lr=0.01, steps=7)
+    weights, second, _ = next(minibatch_adam(bowl, {"w": START}, *fresh, lr=0.01, counts=[7]))
     torch.testing.assert_close(weights["w"], expected)
     # Seven steps at once are three and then four that start from what the three left.
-    weights, second, _ = minibatch_adam(bowl, {"w": START}, *fresh, lr=0.01, steps=3)
-    weights, second, _ = minibatch_adam(lambda w, step: bowl(w, step + 3), weights, second, torch.tensor(3), lr=0.01, steps=4)
+    weights, second, _ = next(minibatch_adam(bowl, {"w": START}, *fresh, lr=0.01, counts=[3]))
+    weights, second, _ = next(minibatch_adam(lambda w, step: bowl(w, step + 3), weights, second, torch.tensor(3), lr=0.01, counts=[4]))
     torch.testing.assert_close(weights["w"], expected)
 
 
 def test_momentum_sgd_equals_torch_sgd() -> None:
     dials = {"lr": 0.01, "momentum": 0.9, "dampening": 0.9, "weight_decay": 0.001}
-    weights = momentum_sgd(bowl, {"w": START}, steps=7, **dials)
+    weights = next(momentum_sgd(bowl, {"w": START}, counts=[7], **dials))
     torch.testing.assert_close(weights["w"], torch_steps(lambda p: torch.optim.SGD(p, **dials), 7))
 
 
@@ -51,7 +51,7 @@ def test_second_order_gradient_of_one_step_by_hand() -> None:
     # loss(w) = a w²/2, one step: w' = w (1 - lr a); d(w'²)/dw = 2 w (1 - lr a)²; first order drops one factor.
     a, lr, w = 3.0, 0.1, torch.tensor(2.0, requires_grad=True)
     for first_order, expected in ((False, 2 * 2.0 * 0.7**2), (True, 2 * 2.0 * 0.7)):
-        adapted = gradient_descent(lambda p: a * p["w"] ** 2 / 2, {"w": w}, lr=lr, steps=1, first_order=first_order)
+        adapted = next(gradient_descent(lambda p: a * p["w"] ** 2 / 2, {"w": w}, lr=lr, counts=[1], first_order=first_order))
         (grad,) = torch.autograd.grad(adapted["w"] ** 2, w)
         torch.testing.assert_close(grad, torch.tensor(expected))
 
