@@ -39,7 +39,7 @@ class Evaluation:
 class Exam(NamedTuple):
     """What an evaluation asks: tasks 0 … episodes-1 of (seed, split), batch_size of them at once.
 
-    steps: adaptation steps, None for the algorithm's own. curve: also adapt anew with fewer steps.
+    steps: adaptation steps, None for the algorithm's own. curve: also report what fewer steps give.
     """
 
     split: Split
@@ -66,7 +66,7 @@ def evaluate(
     """Judge on tasks 0 … episodes-1 of (seed, split); on every task once if the split holds fewer.
 
     batch_size: tasks mapped at once. steps: adaptation steps, by default the algorithm's own for evaluation.
-    curve: also adapt anew with fewer steps and report `<primary>_step_<k>`.
+    curve: also report `<primary>_step_<k>` with fewer steps, which cost nothing more.
     on_batch: called with the number of tasks done after every batch; may raise to stop early.
     """
     exam = Exam(split, seed, num_episodes(source, split, episodes), batch_size, steps, curve)

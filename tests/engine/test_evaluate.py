@@ -104,10 +104,8 @@ def test_curve_ends_in_the_protocols_own_number() -> None:
 
 def test_a_path_of_adaptation_equals_adapting_anew_bit_for_bit(pair: tuple[Algorithm, Source]) -> None:
     algorithm, source = pair
-    batch, counts = (
-        blank_query(draw_tasks(algorithm, source, "val", seed=5, first=0, count=3)),
-        curve_steps(algorithm.eval_adaptation_steps),
-    )
+    batch = blank_query(draw_tasks(algorithm, source, "val", seed=5, first=0, count=3))
+    counts = curve_steps(algorithm.eval_adaptation_steps)
     with torch.no_grad():
         path = VMAP.map(lambda task: dict(zip(counts, algorithm.adapt_path(task, counts=counts), strict=True)), batch)
         for k in counts:
