@@ -6,6 +6,7 @@ A wrong second-order gradient passes every check of the loss, so gradients are c
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from metalearn.errors import ConfigError, MetalearnError
 GRADIENT_TOLERANCE, LOSS_TOLERANCE = 1e-4, 1e-5  # float32, relative to the norm of each parameter's gradient, and to the loss
 CHUNKS = (4, 16)  # besides the configured one and the whole meta-batch
 ROUNDS, BUDGET = 5, 5.0  # timings of each candidate, and seconds after which no further round is begun
+NEAR = 1.3  # a plan within this factor of the fastest may overtake it once both are compiled
 WORTH_COMPILING = 120.0  # seconds of uncompiled outer steps below which a compiler, which takes about a minute, is not tried
 
 
@@ -111,17 +113,25 @@ def tune(algorithm: Algorithm, batch: TaskBatch | Examples, wish: Wish, *, steps
     if wish.compile == "auto" and steps * fastest.seconds < WORTH_COMPILING:
         say(f"not compiled: {steps} outer steps take {steps * fastest.seconds:.0f} s without, and compiling itself about a minute")
         return found
-    plan = replace(fastest.plan, compile=True)
-    start = time.perf_counter()
-    executor = _try(actor, batch, plan, reference, found)
-    build = time.perf_counter() - start
-    if executor is not None:
-        time_all([executor], batch, found, build=build)
+    for plan in finalists(found.timings, fastest):
+        start = time.perf_counter()
+        executor = _try(actor, batch, plan, reference, found)
+        build = time.perf_counter() - start
+        if executor is not None:
+            time_all([executor], batch, found, build=build)
     if wish.compile is True:
-        if executor is None:
-            raise ConfigError(f"device.compile=true, but {plan} was dropped: {found.dropped[str(plan)]}; use device.compile=auto or false")
         found.timings = [timing for timing in found.timings if timing.plan.compile]
+        if not found.timings:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in found.dropped.items())
+            raise ConfigError(f"device.compile=true, but no compiled plan works ({reasons}); use device.compile=auto or false")
     return found
+
+
+def finalists(timings: list[Timing], fastest: Timing) -> list[TaskPlan]:
+    """The plans to compile: the fastest, and the one that takes fewest tasks at once if it is near; each takes a minute."""
+    leanest = min(timings, key=lambda timing: (timing.plan.name != "loop", timing.plan.chunk or math.inf))
+    near = [leanest] if leanest is not fastest and leanest.seconds < NEAR * fastest.seconds else []
+    return [replace(timing.plan, compile=True) for timing in (fastest, *near)]
 
 
 def with_ordinary_norms(algorithm: Algorithm) -> Algorithm:

@@ -15,7 +15,7 @@ from metalearn.core import Algorithm, Task
 from metalearn.engine import tuning
 from metalearn.engine.evaluate import draw_tasks
 from metalearn.engine.execution import TaskPlan
-from metalearn.engine.tuning import Measured, Timing, Wish, tune
+from metalearn.engine.tuning import Measured, Timing, Wish, finalists, tune
 from metalearn.errors import ConfigError, MetalearnError
 from metalearn.run import plans
 from tests.engine.toy import ToyAlgorithm, ToySource
@@ -101,12 +101,20 @@ def test_the_time_that_compiling_takes_counts() -> None:
     assert Measured.from_json(measured.to_json()) == measured
 
 
+def test_the_fastest_plan_and_a_lean_one_that_is_near_are_compiled() -> None:
+    loop, small, large = Timing(TaskPlan("loop"), 0.024), Timing(TaskPlan("vmap", 4), 0.022), Timing(TaskPlan("vmap"), 0.020)
+    assert finalists([loop, small, large], large) == [TaskPlan("vmap", 0, True), TaskPlan("loop", 0, True)]
+    assert finalists([small, large], large) == [TaskPlan("vmap", 0, True), TaskPlan("vmap", 4, True)]
+    assert finalists([Timing(TaskPlan("loop"), 0.027), large], large) == [TaskPlan("vmap", 0, True)]
+    assert finalists([loop], loop) == [TaskPlan("loop", 0, True)]
+
+
 def test_what_cannot_be_compiled_is_dropped_or_refused(monkeypatch: pytest.MonkeyPatch, no_inductor: None) -> None:
     monkeypatch.setattr(tuning, "WORTH_COMPILING", 0.0)
     found = tune(toy(CannotBeCompiled), BATCH, Wish("vmap", 0, "auto"), steps=10, say=print)
     assert [timing.plan.compile for timing in found.timings] == [False]
     assert "cannot be compiled" in found.dropped["vmap compiled"]
-    with pytest.raises(ConfigError, match=r"device\.compile=true, but vmap compiled was dropped"):
+    with pytest.raises(ConfigError, match=r"device\.compile=true, but no compiled plan works \(vmap compiled: "):
         tune(toy(CannotBeCompiled), BATCH, Wish("auto", 0, True), steps=10, say=print)
 
 
