@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from metalearn import completion, listing
+from metalearn import completion, listing, worker
 from metalearn.errors import ConfigError, MetalearnError
+from metalearn.launcher import launched
 from metalearn.schema import closest
 from metalearn.terminal import complain, complain_unexpected, patient_streams, say_error
 
@@ -74,7 +75,7 @@ def dispatch(words: list[str], args: argparse.Namespace) -> int:
     parser = Parser(prog=f"metalearn {verb}", description=inspect.getdoc(command), formatter_class=argparse.RawDescriptionHelpFormatter)
     ARGUMENTS[verb](parser)
     parser.parse_intermixed_args(words[1:], namespace=args)
-    return command(args)
+    return worker.share(lambda: command(args)) if verb in RUNS else command(args)
 
 
 def overview() -> str:
@@ -96,6 +97,8 @@ def train(args: argparse.Namespace) -> int:
     if args.multirun:
         from metalearn.sweep import multirun
 
+        if launched() is not None:
+            raise ConfigError("the jobs of a sweep run one after the other; start it without a launcher, with device.ranks=auto")
         args.run_dir, code = None, multirun(args.overrides, args.config_dir, print)
         return code
     cfg = config.compose(args.overrides, args.config_dir)
@@ -286,6 +289,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "data": data,
     "completion": complete,
 }
+RUNS = ("train", "resume", "eval")  # what several ranks can do together
 ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "train": train_arguments,
     "resume": run_arguments,

@@ -25,7 +25,10 @@ TYPES: dict[str, tuple[type, ...]] = {
     "data.train.shot": (int,),
     "data.train.query_shot": (int,),
 }
-MIXED: dict[str, tuple[type, ...]] = {"algo.adapts": (str, list)}  # keys that take more than their default's type
+MIXED: dict[str, tuple[type, ...]] = {
+    "algo.adapts": (str, list),
+    "device.ranks": (int, str),
+}  # keys that take more than their default's type
 
 # Lowest value that is allowed; exclusive where the table says so.
 AT_LEAST: dict[str, int] = {
@@ -71,6 +74,7 @@ AT_LEAST: dict[str, int] = {
     "optimizer.schedule.every": 1,
     "device.chunk": 0,
     "device.threads": 1,
+    "device.ranks": 1,
 }
 LARGEST_SEED = 2**63 - 1  # the tasks are hashed from int64
 AT_MOST = dict.fromkeys(("seed", "eval.seed", "data.seed", "data.partition_seed"), LARGEST_SEED)
@@ -194,7 +198,7 @@ def fit(name: str, default: Any, value: Any) -> tuple[Any, list[str]]:
     if isinstance(default, dict):
         some = ", ".join(f"{name}.{key}" for key in list(default)[:4])
         return value, [f"{name}={show(value)}: {name} holds several keys; set one of them: {some}"]
-    if str in allowed and isinstance(value, (int, float)) and not isinstance(value, bool):
+    if str in allowed and type(value) not in allowed and isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value), []
     if float in allowed and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
@@ -241,8 +245,7 @@ def rules(cfg: Mapping[str, Any]) -> list[str]:
     """Rules between keys, and dials whose other settings do not exist yet."""
     get = dict(leaves(cfg)).get
     problems = []
-    if get("device.ranks", 1) != 1:
-        problems.append(f"device.ranks={get('device.ranks')} is not available yet; leave it 1")
+    problems += rank_problems(get("device.ranks"), get("trainer.meta_batch_size"))
     if get("optimizer.clip.norm") is not None and get("optimizer.clip.value") is not None:
         problems.append("optimizer.clip.norm and optimizer.clip.value are both set; set one of them to null")
     gamma = get("optimizer.schedule.gamma")
@@ -256,6 +259,16 @@ def rules(cfg: Mapping[str, Any]) -> list[str]:
         if split not in SPLITS:
             problems.append(f"data.rotations names {show(split)}, which is none of train, val, test{hint(str(split), SPLITS)}")
     return problems
+
+
+def rank_problems(ranks: Any, tasks: Any) -> list[str]:
+    if isinstance(ranks, str) and ranks != "auto":
+        return [f"device.ranks={ranks} is neither a whole number nor auto{hint(ranks, ['auto'])}"]
+    if type(ranks) is int and type(tasks) is int and 1 <= tasks < ranks:
+        return [
+            f"device.ranks={ranks} but trainer.meta_batch_size={tasks}: a rank without a task has nothing to do; use device.ranks={tasks}"
+        ]
+    return []
 
 
 def unkept_problems(cfg: Mapping[str, Any]) -> list[str]:

@@ -16,14 +16,16 @@ from typing import Any
 import pytest
 import torch
 
-from metalearn.build import build_algorithm, build_plan, build_source
+from metalearn.build import build_algorithm, build_source, plan_wish
 from metalearn.core import Algorithm, Source
 from metalearn.data.sampling import draw_classes, task_keys
 from metalearn.engine.checkpoint import TENSORS, CheckpointStore
+from metalearn.engine.crew import Crew
 from metalearn.engine.evaluate import draw_tasks, evaluate, judge
-from metalearn.engine.execution import TaskPlan
+from metalearn.engine.execution import Executor, TaskPlan
 from metalearn.engine.results import REQUIRED
 from metalearn.run import life
+from metalearn.run.parts import Parts, settings_of
 from tests.reference.tasks import image_tasks
 from tests.reference.test_gradients import gradients, maml, mismatch
 from tests.reliability import harness
@@ -80,14 +82,14 @@ def test_invariant_03_evaluation_changes_nothing_and_everyone_meets_the_same_tas
     asked: list[Any] = []
     tasks = source.tasks
     source.tasks = lambda split, **numbers: asked.append((split, numbers)) or tasks(split, **numbers)  # type: ignore[func-returns-value,method-assign]
-    evaluate(algorithm, source, "test", seed=1000, episodes=4, plan=build_plan(cfg), batch_size=2)
+    evaluate(algorithm, source, "test", seed=1000, episodes=4, plan=plan_wish(cfg).plan(), batch_size=2)
     assert all(torch.equal(before[name], value) for name, value in algorithm.state_dict().items())
     assert torch.equal(random_state, torch.get_rng_state())
     assert asked == [("test", {"seed": 1000, "first": first, "count": 2}) for first in (0, 2)]
-    parts, seen = life.Parts(source, algorithm, build_plan(cfg), CPU), []
+    crew, seen = Crew(algorithm, source, Executor(algorithm, plan_wish(cfg).plan()), settings_of(cfg)), []
     for seed in (0, 1):
         asked.clear()
-        life.judge_split({**cfg, "seed": seed}, parts, on_batch=lambda done: None)
+        life.judge_split({**cfg, "seed": seed}, crew, on_batch=lambda done: None)
         seen.append(list(asked))
     assert seen[0] == seen[1], "the tasks of the final evaluation must not depend on `seed`"
 
@@ -96,9 +98,9 @@ def test_invariant_04_val_chooses_and_test_is_read_once_after_training(cfg: dict
     journal = tmp_path / "journal"
 
     def watched() -> int:
-        usual = life.Parts.build
+        usual = Parts.build
 
-        def build(cfg: dict[str, Any]) -> life.Parts:
+        def build(cfg: dict[str, Any]) -> Parts:
             parts = usual(cfg)
             tasks = parts.source.tasks
 
@@ -110,7 +112,7 @@ def test_invariant_04_val_chooses_and_test_is_read_once_after_training(cfg: dict
             parts.source.tasks = noted  # type: ignore[method-assign]
             return parts
 
-        life.Parts.build = build  # type: ignore[method-assign,assignment]
+        Parts.build = build  # type: ignore[method-assign,assignment]
         return train(cfg, tmp_path / "run")()
 
     assert finish(watched) == 0
@@ -135,7 +137,7 @@ def test_invariant_05_class_order_in_an_episode_is_random_and_does_not_matter(pl
         other = torch.tensor([2, 0, 3, 1])
         support, query = (rows._replace(y=other[rows.y]) for rows in (tasks.support, tasks.query))
         scores = [
-            judge(algorithm, batch, source.spec("test").objective, build_plan(cfg), curve=False)["accuracy"]
+            judge(algorithm, batch, source.spec("test").objective, plan_wish(cfg).plan(), curve=False)["accuracy"]
             for batch in (tasks, tasks._replace(support=support, query=query))
         ]
         assert torch.equal(*scores), algo

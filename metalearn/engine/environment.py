@@ -16,11 +16,11 @@ PACKAGES = ("metalearn-runner", "torch", "torchvision", "numpy", "hydra-core", "
 EXACTNESS = ("versions", "hardware")  # facts on which equal bits depend
 
 
-def environment(data_sha256: str, device: torch.device) -> dict[str, Any]:
+def environment(data_sha256: str, device: torch.device, ranks: int) -> dict[str, Any]:
     """JSON values: versions, hardware, git sha (None outside a clone), data_sha256, argv."""
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-        "hardware": hardware(device),
+        "hardware": {**hardware(device), "ranks": ranks},
         "git_sha": _git("rev-parse", "HEAD"),
         "git_dirty": None if (status := _git("status", "--porcelain")) is None else bool(status),
         "data_sha256": data_sha256,

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from metalearn.core import Algorithm, Source
 from metalearn.engine.checkpoint import Checkpoint, CheckpointStore
-from metalearn.engine.evaluate import evaluate
-from metalearn.engine.execution import TaskPlan, execute
+from metalearn.engine.crew import Crew
 from metalearn.engine.faults import fault
 from metalearn.engine.nonfinite import NonFiniteError, describe
 from metalearn.engine.record import Record
@@ -36,7 +35,7 @@ class Trainer:
         algorithm: Algorithm,
         updater: Updater | None,
         source: Source,
-        plan: TaskPlan,
+        crew: Crew,
         store: CheckpointStore,
         log: RunLog,
         settings: Settings,
@@ -44,7 +43,7 @@ class Trainer:
         facts: dict[str, Any],
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        self.algorithm, self.updater, self.source, self.plan = algorithm, updater, source, plan
+        self.algorithm, self.updater, self.source, self.crew = algorithm, updater, source, crew
         self.store, self.log, self.settings = store, log, settings
         self.facts = facts  # written into every checkpoint as they stand
         self.check = check
@@ -77,9 +76,9 @@ class Trainer:
         assert self.updater is not None
         settings = self.settings
         with self.timed("data"):
-            batch = draw_batch(self.algorithm, self.source, self.settings, self.step)
+            batch = self.crew.draw(self.step)
         with self.timed("step"):
-            losses, metrics = execute(self.algorithm, batch, self.plan)
+            losses, metrics = self.crew.execute(batch)
             statistics = metrics.pop("statistics", None)
             fault("step:before_update")
             norm = self.updater.update(self.step, losses, statistics)
@@ -98,13 +97,10 @@ class Trainer:
         """Judge on the validation tasks and enter the result in the record."""
         settings = self.settings
         with self.timed("eval"):
-            result = evaluate(
-                self.algorithm,
-                self.source,
+            result = self.crew.evaluate(
                 "val",
                 seed=settings.eval_seed,
                 episodes=settings.val_episodes,
-                plan=self.plan,
                 batch_size=settings.eval_batch_size,
                 curve=False,
                 on_batch=self._between_batches,

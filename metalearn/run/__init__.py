@@ -7,6 +7,7 @@ checkpoint, reads the test split once, and writes results.json. Killed at any mo
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,17 @@ from metalearn.analysis import tables
 from metalearn.engine.checkpoint import CheckpointStore
 from metalearn.engine.faults import fault
 from metalearn.engine.identity import refuse_leaks, refuse_new_science, science
+from metalearn.engine.ranks import RankError
 from metalearn.engine.results import choose, load_chosen, protocol_name, result_of
 from metalearn.engine.runlog import RunLog, echo
 from metalearn.engine.signals import PreemptedError, StopSignals
 from metalearn.engine.state import load_weights
 from metalearn.errors import CheckpointError, ConfigError, DataError
 from metalearn.run.folder import new_run_dir, pin_training
-from metalearn.run.life import Life, Parts, judge_split
+from metalearn.run.life import Life, judge_split
 from metalearn.run.loaded import Loaded, load
+from metalearn.run.parts import Parts
+from metalearn.run.ranks import open_crew, pinned
 
 OLD_END = {
     "log_every": "metrics.jsonl keeps its line of training",
@@ -35,6 +39,7 @@ __all__ = ["Loaded", "evaluate_run", "load", "new_run_dir", "resume", "train"]
 def train(cfg: dict[str, Any], overrides: list[str], run_dir: Path) -> int:
     """A new run; its exit code. ConfigError if the folder already holds one."""
     config.refuse_existing_run(dict(cfg, run_dir=run_dir))
+    cfg = pinned(cfg)
     with StopSignals() as signals, RunLog(run_dir) as log:
         config.refuse_existing_run(dict(cfg, run_dir=run_dir))  # again: another process may have been faster to the lock
         log.write_request(cfg, overrides)
@@ -54,7 +59,7 @@ def resume(run_dir: Path, overrides: list[str]) -> int:
     """Continue a run exactly where its newest valid checkpoint stands; its exit code."""
     old = config.read_saved(run_dir)
     with StopSignals() as signals, RunLog(run_dir) as log:
-        cfg = config.reopen(old, overrides)
+        cfg = pinned(config.reopen(old, overrides))
         refuse_new_science(science(old), science(cfg))
         if log.finished and cfg["trainer"]["outer_steps"] == old["trainer"]["outer_steps"]:
             refuse_unused_evaluation(run_dir, old["eval"], cfg["eval"], overrides)
@@ -101,7 +106,7 @@ def reopen_end(cfg: dict[str, Any], log: RunLog, old_end: int, step: int) -> Non
 def evaluate_run(run_dir: Path, overrides: list[str]) -> int:
     """Judge a run's checkpoint, under another protocol if overrides say so; writes only RUN_DIR/evals/<protocol>/."""
     trained = pin_training(config.read_saved(run_dir))
-    cfg = config.reopen(trained, overrides)
+    cfg = pinned(config.reopen(trained, overrides))
     store = CheckpointStore(run_dir)
     if not store.steps():
         raise CheckpointError(f"{run_dir} has no checkpoint yet; train it first with: metalearn resume {run_dir}")
@@ -113,10 +118,18 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> int:
     split = cfg["eval"]["split"]
     folder = run_dir / "evals" / protocol_name(split, overrides)
     with StopSignals() as signals, RunLog(folder) as log:
+
+        def give_up(error: RankError) -> None:
+            discard_evaluation(log)
+            sys.stderr.write(f"{error.details}error: {error}\n")
+
         try:
-            result = judge_split(cfg, parts, on_batch=lambda done: signals.check())
+            with open_crew(cfg, parts, say=echo, check=signals.check, give_up=give_up) as crew:
+                result = judge_split(cfg, crew, on_batch=lambda done: signals.check())
         except BaseException as error:
             discard_evaluation(log)
+            if isinstance(error, RankError):
+                sys.stderr.write(error.details)  # an evaluation has no log of its own
             if not isinstance(error, PreemptedError):
                 raise
             echo(f"{error}; nothing was written; run the same command again")

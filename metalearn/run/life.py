@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ import torch
 
 from metalearn import build
 from metalearn.analysis import plots, preview, tables
-from metalearn.core import Algorithm, Source, Task, blank_query
+from metalearn.core import Algorithm, Task, blank_query
 from metalearn.engine.checkpoint import Checkpoint, CheckpointStore
+from metalearn.engine.crew import Crew
 from metalearn.engine.environment import differences, environment
-from metalearn.engine.evaluate import Evaluation, draw_tasks, evaluate, frozen
-from metalearn.engine.execution import TaskPlan
+from metalearn.engine.evaluate import Evaluation, draw_tasks, frozen
 from metalearn.engine.faults import fault
 from metalearn.engine.identity import refuse_new_science, science
 from metalearn.engine.preflight import rehearse
+from metalearn.engine.ranks import RankError
 from metalearn.engine.results import choose, load_chosen, result_of
 from metalearn.engine.runlog import RunLog
 from metalearn.engine.settings import Settings
@@ -28,26 +30,9 @@ from metalearn.engine.state import load_weights
 from metalearn.engine.trainer import Trainer, flat
 from metalearn.engine.update import Clip, Updater
 from metalearn.errors import CheckpointError, ConfigError, DataError, MetalearnError
+from metalearn.run.parts import Parts, settings_of
 from metalearn.run.plans import chosen_plan
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Everything that a configuration names, built. plan: vmap as long as a measurement is to choose it."""
-
-    source: Source
-    algorithm: Algorithm
-    plan: TaskPlan
-    device: torch.device
-
-    @staticmethod
-    def build(cfg: dict[str, Any]) -> Parts:
-        build.prepare_host(cfg)
-        device = build.build_device(cfg)
-        source = build.build_source(cfg, device)
-        wish = build.plan_wish(cfg)
-        plan = wish.plan() if wish.settled else TaskPlan("vmap")
-        return Parts(source, build.build_algorithm(cfg, source, device), plan, device)
+from metalearn.run.ranks import open_crew
 
 
 class Life:
@@ -74,10 +59,14 @@ class Life:
             return self._run_until_stopped()
         except BaseException as error:
             if self.begun:
-                code = error.exit_code if isinstance(error, MetalearnError) else 1
-                self.log.note(f"failed: {error}")
-                self.log.status("failed", code)
+                self._note_failure(error)
             raise
+
+    def _note_failure(self, error: BaseException) -> None:
+        self.log.note(f"failed: {error}")
+        if isinstance(error, RankError):
+            self.log.note(error.details)
+        self.log.status("failed", error.exit_code if isinstance(error, MetalearnError) else 1)
 
     def _mark_begun(self) -> None:
         self.begun = True
@@ -107,24 +96,33 @@ class Life:
         self._environment(parts)
         fault("start:built")
         self.signals.check()
-        settings = settings_of(cfg)
-        parts = self._planned(parts, settings)
+        settings, ranks = settings_of(cfg), cfg["device"]["ranks"]
+        parts = self._planned(parts, settings.part(ranks))
         if checkpoint is None:
-            self._rehearse(parts, settings)
+            self._rehearse(parts, settings.part(ranks), ranks)
         if cfg["trainer"]["dry_run"]:
             return
         self.signals.check()
+        with open_crew(self.cfg, parts, say=self.log.say, check=self.signals.check, give_up=self._give_up) as crew:
+            trainer = self._train(parts, crew, settings, checkpoint)
+            chosen, step = choose(self.store, cfg["eval"]["checkpoint"], trainer.record)
+            load_weights(parts.algorithm, load_chosen(self.store, step).tensors)
+            with trainer.timed("eval"):  # the one time that the final split is read, with the weights that validation chose
+                result = judge_split(cfg, crew, on_batch=self._between_batches)
+        self._report(parts, result, chosen, step, trainer.take_times())
+
+    def _train(self, parts: Parts, crew: Crew, settings: Settings, checkpoint: Checkpoint | None) -> Trainer:
         updater = self._updater(parts.algorithm)
-        facts = {"config": science(cfg), "data_sha256": parts.source.fingerprint()}
-        self.trainer = Trainer(
-            parts.algorithm, updater, parts.source, parts.plan, self.store, self.log, settings, facts=facts, check=self.signals.check
+        facts = {"config": science(self.cfg), "data_sha256": parts.source.fingerprint()}
+        self.trainer = trainer = Trainer(
+            parts.algorithm, updater, parts.source, crew, self.store, self.log, settings, facts=facts, check=self.signals.check
         )
         if checkpoint is not None:
-            self._continue(self.trainer, checkpoint)
-        self.log.open_bar(self.trainer.outer_steps, self.trainer.step)
-        self.trainer.train()
+            self._continue(trainer, checkpoint)
+        self.log.open_bar(trainer.outer_steps, trainer.step)
+        trainer.train()
         self.log.close_bar()
-        self._test(parts, self.trainer)
+        return trainer
 
     def _planned(self, parts: Parts, settings: Settings) -> Parts:
         """The parts with the plan to train with, which config.yaml then names, so that a resumed run takes the same."""
@@ -186,11 +184,12 @@ class Life:
             self.store.point("best", best)
             return
 
-    def _rehearse(self, parts: Parts, settings: Settings) -> None:
+    def _rehearse(self, parts: Parts, settings: Settings, ranks: int) -> None:
+        """settings: the part of one rank, as the rehearsal is on rank 0 alone."""
         evaluation = self.cfg["eval"]
         forecast = rehearse(parts.algorithm, self._updater, parts.source, parts.plan, settings, "val", self.log.run_dir)
         steps = settings.outer_steps if parts.algorithm.trains_on is not None else 0
-        self.log.say(forecast.describe(settings, steps, evaluation["episodes"]))
+        self.log.say(replace(forecast, test_task=forecast.test_task / ranks).describe(settings, steps, evaluation["episodes"]))
 
     def _updater(self, algorithm: Algorithm) -> Updater | None:
         optimizer = build.build_optimizer(self.cfg, algorithm)
@@ -199,7 +198,7 @@ class Life:
         return Updater(algorithm, optimizer, build.build_schedule(self.cfg), Clip(**self.cfg["optimizer"]["clip"]))
 
     def _environment(self, parts: Parts) -> None:
-        now = environment(parts.source.fingerprint(), parts.device)
+        now = environment(parts.source.fingerprint(), parts.device, self.cfg["device"]["ranks"])
         then = self.log.read_json("env.json")
         if then is None:
             self.log.write_json("env.json", now)
@@ -207,21 +206,21 @@ class Life:
         for line in differences(then, now):
             self._warn(f"{line} since the run began; bits may differ from a run that was never stopped")
 
-    def _test(self, parts: Parts, trainer: Trainer) -> None:
-        """The one time that the final split is read, with the weights that validation chose."""
-        cfg, evaluation = self.cfg, self.cfg["eval"]
-        chosen, step = choose(self.store, evaluation["checkpoint"], trainer.record)
-        load_weights(parts.algorithm, load_chosen(self.store, step).tensors)
-        with trainer.timed("eval"):
-            result = judge_split(cfg, parts, on_batch=self._between_batches)
-        split = evaluation["split"]
-        self.log.metric(step, split, {**flat(result.summary), "episodes": result.episodes, **trainer.take_times()})
+    def _report(self, parts: Parts, result: Evaluation, chosen: str, step: int, times: dict[str, float]) -> None:
+        """The result of the final split, of the weights that the rule `chosen` chose: files, plots and the closing table."""
+        cfg, split = self.cfg, self.cfg["eval"]["split"]
+        self.log.metric(step, split, {**flat(result.summary), "episodes": result.episodes, **times})
         self.log.write_csv(f"eval_{split}.csv", result.columns)
         fault("end:before_results")
         self.log.write_json("results.json", result_of(cfg, parts.source, parts.algorithm, result, step=step, checkpoint=chosen))
         fault("end:after_results")
         draw_plots(cfg, parts, self.log.run_dir)
         self.log.say(tables.closing(self.log.run_dir))
+
+    def _give_up(self, error: RankError) -> None:
+        """Word of a lost rank, from beside a main thread that still waits for it."""
+        self._note_failure(error)
+        sys.stderr.write(f"error: {error}\n")
 
     def _between_batches(self, done: int) -> None:
         fault("test:batch")
@@ -241,16 +240,13 @@ class Life:
         self.log.say(f"warning: {message}")
 
 
-def judge_split(cfg: dict[str, Any], parts: Parts, on_batch: Callable[[int], None]) -> Evaluation:
+def judge_split(cfg: dict[str, Any], crew: Crew, on_batch: Callable[[int], None]) -> Evaluation:
     """The final evaluation that `eval.*` describes."""
     evaluation = cfg["eval"]
-    return evaluate(
-        parts.algorithm,
-        parts.source,
+    return crew.evaluate(
         evaluation["split"],
         seed=evaluation["seed"],
         episodes=evaluation["episodes"],
-        plan=parts.plan,
         batch_size=evaluation["batch_size"],
         on_batch=on_batch,
     )
@@ -269,15 +265,3 @@ def draw_plots(cfg: dict[str, Any], parts: Parts, run_dir: Path) -> None:
 
     with frozen(algorithm), torch.no_grad():
         preview.episodes(run_dir / "plots" / "episodes.png", tasks, parts.plan.map(predict, tasks), count=3)
-
-
-def settings_of(cfg: dict[str, Any]) -> Settings:
-    trainer, evaluation = cfg["trainer"], cfg["eval"]
-    same = ("outer_steps", "meta_batch_size", "batch_size", "log_every", "eval_every", "checkpoint_every", "patience")
-    return Settings(
-        seed=cfg["seed"],
-        val_episodes=evaluation["val_episodes"],
-        eval_seed=evaluation["seed"],
-        eval_batch_size=evaluation["batch_size"],
-        **{name: trainer[name] for name in same},
-    )

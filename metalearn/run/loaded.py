@@ -42,6 +42,7 @@ def load(run_dir: str | Path, *, checkpoint: str = "best", trusted: Sequence[str
     run_dir = Path(run_dir)
     words = [f"trusted=[{','.join(trusted)}]"] if trusted else []
     cfg = config.reopen(config.read_saved(run_dir), words)
+    cfg["device"]["ranks"] = 1  # however many trained it, one process uses it
     device = build.build_device(cfg)
     store = CheckpointStore(run_dir)
     algorithm = build.build_algorithm(cfg, build.build_source(cfg, device), device)

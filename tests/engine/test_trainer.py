@@ -10,7 +10,8 @@ import torch
 
 from metalearn.core import Examples, Metrics, Plan, TaskBatch
 from metalearn.engine.checkpoint import CheckpointStore
-from metalearn.engine.execution import TaskPlan
+from metalearn.engine.crew import Crew
+from metalearn.engine.execution import Executor, TaskPlan
 from metalearn.engine.nonfinite import NonFiniteError
 from metalearn.engine.record import Record
 from metalearn.engine.runlog import RunLog
@@ -39,7 +40,8 @@ def trainer(log: RunLog, source: ToySource, algorithm: ToyAlgorithm | None = Non
     optimizer = torch.optim.Adam(algorithm.parameters(), lr=lr, fused=True)
     updater = Updater(algorithm, optimizer, lambda step: 1.0, Clip()) if algorithm.trains_on else None
     settings = replace(SETTINGS, **changes)
-    return Trainer(algorithm, updater, source, TaskPlan("vmap"), CheckpointStore(log.run_dir), log, settings, facts={})
+    crew = Crew(algorithm, source, Executor(algorithm, TaskPlan("vmap")), settings)
+    return Trainer(algorithm, updater, source, crew, CheckpointStore(log.run_dir), log, settings, facts={})
 
 
 def lines(run_dir: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,52 @@
+"""Who computes what a run needs. The trainer asks a crew and does not know how many processes answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from metalearn.core import Algorithm, Examples, Metrics, Source, Split, TaskBatch
+from metalearn.engine.evaluate import Evaluation, evaluate
+from metalearn.engine.execution import Executor
+from metalearn.engine.settings import Settings, draw_batch
+
+
+class Crew:
+    """This process alone; `metalearn.engine.ranks` has the crew of several."""
+
+    def __init__(self, algorithm: Algorithm, source: Source, executor: Executor, settings: Settings) -> None:
+        self.algorithm, self.source = algorithm, source
+        self.executor, self.settings = executor, settings
+
+    def draw(self, step: int) -> TaskBatch | Examples:
+        """What this process has to do for outer step number `step`; `execute` must follow."""
+        return draw_batch(self.algorithm, self.source, self.settings, step)
+
+    def execute(self, batch: TaskBatch | Examples) -> tuple[Tensor, Metrics]:
+        """Fill `.grad` with the mean gradient over the meta-batch; return its losses (T,) and mean metrics."""
+        return self.executor.execute(batch)
+
+    def evaluate(
+        self,
+        split: Split,
+        *,
+        seed: int,
+        episodes: int,
+        batch_size: int,
+        curve: bool = True,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> Evaluation:
+        """As `metalearn.engine.evaluate.evaluate`, with the present weights."""
+        plan = self.executor.plan
+        return evaluate(
+            self.algorithm,
+            self.source,
+            split,
+            seed=seed,
+            episodes=episodes,
+            plan=plan,
+            batch_size=batch_size,
+            curve=curve,
+            on_batch=on_batch,
+        )

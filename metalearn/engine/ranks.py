@@ -1,0 +1,187 @@
+"""Several processes compute one run: rank 0 is the run, the others hold nothing and do what it orders.
+
+Only rank 0 has an optimizer, a folder and a say. For a step it sends the weights, every rank differentiates its own
+block of the meta-batch, and one reduction brings gradients, losses and metrics to rank 0. So resuming, stopping and
+refusing what is not finite are those of one process, and a rank that dies takes nothing with it.
+Orders travel over gloo and tensors over gloo or, between GPUs, nccl. All of it is numbers: nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from metalearn.core import Algorithm, Examples, Metrics, Source, Split, TaskBatch
+from metalearn.engine.crew import Crew
+from metalearn.engine.evaluate import Evaluation, Exam, judge_batches, num_episodes
+from metalearn.engine.execution import Executor, Sums
+from metalearn.engine.faults import fault
+from metalearn.engine.settings import Settings, draw_batch, share_of
+from metalearn.errors import MetalearnError
+
+END, STEP, EVALUATE, WIDTH = range(4)  # kinds of orders
+ORDER_SIZE = 7
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+class RankError(MetalearnError):
+    """Another rank is gone. details: what it printed, its traceback if it had one."""
+
+    def __init__(self, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details
+
+
+class LostError(MetalearnError):
+    """Another rank cannot be reached any more; what a rank above 0 raises."""
+
+    def __init__(self, error: RuntimeError) -> None:
+        super().__init__(str(error).strip().splitlines()[0])
+
+
+class Link:
+    """What this process and the other ranks exchange; torch's default process group must exist.
+
+    lost: makes the error to raise of a failure to reach another rank.
+    """
+
+    def __init__(self, rank: int, ranks: int, device: torch.device, lost: Callable[[RuntimeError], MetalearnError]) -> None:
+        self.rank, self.ranks, self.device, self.lost = rank, ranks, device, lost
+
+    def order(self, *numbers: int) -> list[int]:
+        """Rank 0 says what to do next; the others call it without arguments and are told."""
+        words = torch.zeros(ORDER_SIZE, dtype=torch.int64)
+        words[: len(numbers)] = torch.tensor(numbers, dtype=torch.int64)
+        with self._reaching():
+            dist.broadcast(words, 0)
+        return words.tolist()
+
+    def spread(self, algorithm: Algorithm) -> None:
+        """Give the parameters and buffers of rank 0 to all, as bytes, so that every type arrives as it is."""
+        tensors = [tensor.detach() for tensor in (*algorithm.parameters(), *algorithm.buffers())]
+        if not tensors:
+            return
+        flat = torch.cat([tensor.reshape(-1).view(torch.uint8) for tensor in tensors])
+        with self._reaching():
+            dist.broadcast(flat, 0)
+        if self.rank > 0:
+            pieces = flat.split([tensor.numel() * tensor.element_size() for tensor in tensors])
+            for tensor, piece in zip(tensors, pieces, strict=True):
+                tensor.copy_(piece.clone().view(tensor.dtype).view(tensor.shape))  # cloned: a view needs its alignment
+
+    def sum(self, flat: Tensor) -> None:
+        """Add up over all ranks, in place, on rank 0; what the others hold afterwards means nothing."""
+        with self._reaching():
+            dist.reduce(flat, 0)
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise self.lost(error) from error
+
+
+class RankedCrew(Crew):
+    """Rank 0 and those who follow its orders with `serve`.
+
+    require_all: raises when another rank is gone; called between batches of an evaluation, which may be long.
+    """
+
+    def __init__(
+        self, algorithm: Algorithm, source: Source, executor: Executor, settings: Settings, link: Link, require_all: Callable[[], None]
+    ) -> None:
+        super().__init__(algorithm, source, executor, settings)
+        self.link, self.require_all = link, require_all
+        self.share = share_of(link.rank, link.ranks, settings.meta_batch_size)
+
+    def draw(self, step: int) -> TaskBatch | Examples:
+        """A flat minibatch is never split, so that rank 0 takes all of it and gives no order."""
+        if self.algorithm.trains_on == "examples":
+            return super().draw(step)
+        self.link.order(STEP, step)
+        self.link.spread(self.algorithm)
+        return draw_batch(self.algorithm, self.source, self.settings, step, self.share)
+
+    def execute(self, batch: TaskBatch | Examples) -> tuple[Tensor, Metrics]:
+        if isinstance(batch, Examples):
+            return super().execute(batch)
+        sums = pool(self.executor.sums(batch), self.share, self.settings.meta_batch_size, self.link)
+        return sums.losses, self.executor.write(sums)
+
+    def evaluate(
+        self,
+        split: Split,
+        *,
+        seed: int,
+        episodes: int,
+        batch_size: int,
+        curve: bool = True,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> Evaluation:
+        exam = Exam(split, seed, num_episodes(self.source, split, episodes), batch_size, curve=curve)
+
+        def between(done: int) -> None:
+            self.require_all()
+            if on_batch is not None:
+                on_batch(done)
+
+        self.link.order(EVALUATE, SPLITS.index(split), seed, exam.episodes, batch_size, int(curve))
+        self.link.spread(self.algorithm)
+        return Evaluation.of(pool_scores(self.algorithm, self.source, exam, self.executor, self.link, between))
+
+    def dismiss(self) -> None:
+        """Order the end."""
+        self.link.order(END)
+
+
+def serve(algorithm: Algorithm, source: Source, executor: Executor, settings: Settings, link: Link) -> None:
+    """The life of every other rank: do what rank 0 orders, until it orders the end."""
+    share = share_of(link.rank, link.ranks, settings.meta_batch_size)
+    while (order := link.order())[0] != END:
+        link.spread(algorithm)
+        if order[0] == STEP:
+            batch = draw_batch(algorithm, source, settings, order[1], share)
+            fault("rank:step")
+            pool(executor.sums(batch), share, settings.meta_batch_size, link)
+        else:
+            split, seed, episodes, batch_size, curve = order[1:6]
+            exam = Exam(SPLITS[split], seed, episodes, batch_size, curve=bool(curve))
+            pool_scores(algorithm, source, exam, executor, link)
+
+
+def pool(sums: Sums, share: range, count: int, link: Link) -> Sums:
+    """The sums over all ranks, on rank 0; count: tasks of the meta-batch, of which `share` are this rank's."""
+    losses = sums.losses.new_zeros(count)
+    losses[share.start : share.stop] = sums.losses
+    leaves, form = tree_flatten(sums._replace(losses=losses))
+    dtype = functools.reduce(torch.promote_types, (leaf.dtype for leaf in leaves))
+    flat = torch.cat([leaf.reshape(-1).to(dtype) for leaf in leaves])
+    link.sum(flat)
+    pieces = flat.split([leaf.numel() for leaf in leaves])
+    pooled: Sums = tree_unflatten([piece.view(leaf.shape).to(leaf.dtype) for piece, leaf in zip(pieces, leaves, strict=True)], form)
+    return pooled
+
+
+def pool_scores(
+    algorithm: Algorithm, source: Source, exam: Exam, executor: Executor, link: Link, on_batch: Callable[[int], None] | None = None
+) -> dict[str, list[float]]:
+    """The scores of all tasks in their order, on rank 0, bit for bit as the ranks found them; empty elsewhere."""
+    own = list(judge_batches(algorithm, source, exam, executor.plan, rank=link.rank, ranks=link.ranks, on_batch=on_batch))
+    # A rank without a batch cannot know how many scores there are; rank 0 always has the first one.
+    _, width, *_ = link.order(WIDTH, len(own[0][1])) if link.rank == 0 else link.order()
+    bits = torch.zeros(width, exam.episodes, dtype=torch.int64, device=link.device)
+    for first, scores in own:
+        rows = torch.stack([values.double() for values in scores.values()])
+        bits[:, first : first + rows.shape[1]] = rows.view(torch.int64)
+    link.sum(bits)  # of whole numbers, all but one of them 0: the sum of floats would turn -0 into 0
+    if link.rank > 0:
+        return {}
+    rows = bits.view(torch.float64)
+    return {name: row.to(values.dtype).tolist() for row, (name, values) in zip(rows, own[0][1].items(), strict=True)}

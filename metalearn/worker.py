@@ -1,0 +1,70 @@
+"""The first lines of a process that is a rank of a run: whose orders it follows, and that it ends with its parent.
+
+Nothing here imports torch, which takes seconds, in which the parent may die.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from metalearn.launcher import launched
+
+PR_SET_PDEATHSIG = 1  # name of Linux's sys/prctl.h
+WATCH_EVERY = 0.5  # seconds
+
+
+def main(words: Sequence[str]) -> NoReturn:
+    """words: process id of the parent, rank, number of ranks, file of the store, trusted packages."""
+    # A signal from the terminal reaches every process; rank 0 alone decides what it means.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    parent, rank, ranks = map(int, words[:3])
+    end_with(parent)
+    from metalearn.run.ranks import work
+
+    leave(work(rank, ranks, words[3], list(words[4:])))
+
+
+def share(command: Callable[[], int]) -> int:
+    """Run a command in the one process that this is, or in rank 0 of those that a launcher started; its exit code."""
+    started = launched()
+    if started is None:
+        return command()
+    if started[0] > 0:
+        end_with(os.getppid())
+        from metalearn.run.ranks import work_launched
+
+        leave(work_launched())
+    code = command()
+    if code == 0:  # any other lets the launcher end all
+        from metalearn.run.ranks import release_siblings
+
+        release_siblings()
+    return code
+
+
+def end_with(parent: int) -> None:
+    """Let this process end within a second of its parent, whatever it is doing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_EVERY)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def leave(code: int) -> NoReturn:
+    """Without the interpreter's own farewell, which may wait for connections that are gone."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
