@@ -15,7 +15,7 @@ from metalearn.core import Algorithm, Task
 from metalearn.engine import tuning
 from metalearn.engine.evaluate import draw_tasks
 from metalearn.engine.execution import TaskPlan
-from metalearn.engine.tuning import Measured, Timing, Wish, finalists, tune
+from metalearn.engine.tuning import Measured, Timing, Wish, finalists, reference_of, tune
 from metalearn.errors import ConfigError, MetalearnError
 from metalearn.run import plans
 from tests.engine.toy import ToyAlgorithm, ToySource
@@ -48,6 +48,18 @@ class WrongUnderVmap(ToyAlgorithm):
         return {name: grad * (1.001 if how.name == "vmap" else 1.0) for name, grad in grads.items()}, losses, metrics
 
 
+class Magnifies(ToyAlgorithm):
+    """A loss whose gradient turns by a third of a thousandth when the prior moves by one unit in its last place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.nn.init.ones_(self.prior)
+
+    def gradient(self, params, tasks, how):
+        grads, losses, metrics = super().gradient(params, tasks, how)
+        return {"prior": 2 + (3000 * params["prior"]).sin()}, losses, metrics
+
+
 class CannotBeMapped(ToyAlgorithm):
     def adapt(self, task, *, steps):
         if task.support.y.sum().item() > 1e9:
@@ -70,6 +82,15 @@ def test_a_plan_that_is_wrong_or_raises_is_dropped_by_name(cls: type[ToyAlgorith
     assert [timing.plan for timing in found.timings] == [TaskPlan("loop")]
     assert reason in found.dropped["vmap"]
     assert f"dropped: {found.dropped['vmap']}" in found.table(10)
+
+
+def test_more_is_allowed_where_the_inner_loop_magnifies_rounding_and_never_much() -> None:
+    calm, wild = reference_of(toy(), BATCH), reference_of(toy(Magnifies), BATCH)
+    assert calm.tolerances == {"prior": tuning.GRADIENT_TOLERANCE}
+    assert tuning.GRADIENT_TOLERANCE < wild.tolerances["prior"] <= tuning.LARGEST_TOLERANCE
+    sums = calm.sums
+    assert calm.mismatch(sums._replace(losses=sums.losses * 1.001)) == "its losses differ from those of loop by 1.0e-03 of their size"
+    assert calm.mismatch(sums._replace(losses=sums.losses * torch.nan)) is not None
 
 
 def test_all_plans_are_timed_and_the_algorithm_is_left_alone() -> None:
