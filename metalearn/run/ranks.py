@@ -29,6 +29,7 @@ import yaml
 from metalearn.build import num_ranks
 from metalearn.engine.crew import Crew
 from metalearn.engine.execution import Executor, TaskPlan
+from metalearn.engine.faults import fault
 from metalearn.engine.ranks import Link, LostError, RankedCrew, RankError, serve
 from metalearn.errors import ConfigError
 from metalearn.launcher import launched
@@ -185,6 +186,7 @@ def follow_orders(store: dist.Store, rank: int, ranks: int, trusted: list[str]) 
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         cfg = {**work["cfg"], "trusted": trusted}
+        fault("rank:start")
         parts = Parts.build(cfg, rank)
         executor = Executor(parts.algorithm, TaskPlan(**work["plan"]), warn=lambda message: say_here(f"warning: {message}"))
         store.set(ready(rank), "")
