@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 
 import torch
@@ -29,7 +30,7 @@ def gradient_descent(
     for done, count in pairwise([0, *counts]):
         for _ in range(done, count):
             # Without grad mode an outer `grad` records nothing here, so that first order does not pay second order's memory.
-            with torch.set_grad_enabled(not first_order):
+            with torch.no_grad() if first_order else nullcontext():
                 grads = grad(loss)(weights)
             weights = {name: weight - lr * grads[name] for name, weight in weights.items()}
         yield weights

@@ -1,28 +1,29 @@
-"""A rehearsal before step 1: one train step, one save and load, one test task, all on copies.
+"""A rehearsal before step 1: one train step, one save and load, a few validation tasks, all on copies.
 
 What can fail late (a full disk, a metric that does not exist, too little memory) then fails in the first seconds,
-and the person learns how long the run will take. Nothing of it stays: weights, optimizer, random state and files
-are those from before.
+and the person learns how long the run will take and how much memory. Nothing of it stays: weights, optimizer, random
+state and files are those from before.
 """
 
 from __future__ import annotations
 
 import copy
-import resource
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves, tree_map
 
-from metalearn.core import Algorithm, Objective, Source, Split, TaskBatch
+from metalearn.core import Algorithm, Examples, Source, Split, TaskBatch
 from metalearn.engine.checkpoint import CheckpointStore
 from metalearn.engine.evaluate import draw_tasks, frozen, judge
-from metalearn.engine.execution import TaskPlan, execute
+from metalearn.engine.execution import Executor, TaskPlan
+from metalearn.engine.memory import OVERHEAD, free_bytes, peak_bytes, readable_bytes
 from metalearn.engine.settings import Settings, draw_batch
 from metalearn.engine.state import pack, restore
 from metalearn.engine.update import Updater
@@ -30,17 +31,49 @@ from metalearn.errors import MetalearnError
 
 TRIAL = ".preflight-"
 WARM_UP_LIMIT = 5.0  # seconds; a first step that takes longer is not repeated to get a warmer timing
+JUDGING = 1.0  # seconds for which validation tasks are timed, if a whole batch of them takes longer
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Memory of one kind of work: fixed + count · each bytes at its peak. dial: what makes count smaller, None if nothing does."""
+
+    work: str
+    count: int
+    unit: str
+    fixed: float
+    each: float
+    dial: str | None
+
+    @property
+    def peak(self) -> float:
+        return self.fixed + self.count * self.each
+
+    def __str__(self) -> str:
+        many = f"{self.count} {self.unit}s at once" if self.count > 1 else f"one {self.unit} at a time"
+        return f"{readable_bytes(self.peak)} for {many}"
+
+    def complaint(self, free: int, overhead: float) -> str | None:
+        """What is wrong and the way out, if this does not fit. overhead: bytes of a process for each byte of its tensors."""
+        if self.peak * overhead <= free:
+            return None
+        fits = int((free / overhead - self.fixed) / self.each)
+        smaller = f"set {self.dial}={fits}" if self.dial and fits > 0 else "choose a smaller model, fewer rows or fewer adaptation steps"
+        return (
+            f"{self.work} needs about {self}, which is {readable_bytes(self.peak * overhead)} of the machine, "
+            f"but {readable_bytes(free)} are free; {smaller}"
+        )
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds for an outer step, a save, a validation task and a test task (with its curve); peak memory in MiB."""
+    """Seconds for an outer step, a save, a validation task and a test task (with its curve); memory of training and evaluation."""
 
     step: float
     save: float
     val_task: float
     test_task: float
-    memory: float
+    demands: list[Demand]
 
     def describe(self, settings: Settings, steps: int, test_episodes: int) -> str:
         validations = -(-steps // settings.eval_every)
@@ -48,8 +81,8 @@ class Forecast:
         saving = self.save * (1 + -(-steps // settings.checkpoint_every))
         total = steps * self.step + judging + saving
         return (
-            f"preflight passed: {steps} outer steps of {1000 * self.step:.0f} ms, {validations} validations, "
-            f"{test_episodes} test tasks; about {readable(total)}, {self.memory:.0f} MiB"
+            f"preflight passed: {steps} outer steps of {1000 * self.step:.1f} ms, {validations} validations, {test_episodes} test tasks; "
+            f"about {readable(total)}; memory: {', '.join(f'{demand.work} about {demand}' for demand in self.demands)}"
         )
 
 
@@ -61,31 +94,86 @@ def rehearse(
     settings: Settings,
     split: Split,
     folder: Path,
+    *,
+    ranks: int = 1,
+    warn: Callable[[str], None] = lambda message: None,
 ) -> Forecast:
     """Run each kind of work once on a copy. folder: where the trial checkpoint is written and removed.
 
-    Raises MetalearnError when a saved checkpoint does not come back equal.
+    settings, plan: what each of so many ranks does; a plan that compiles is rehearsed as it is before compiling.
+    warn: told beforehand of what will not fit into memory. Raises MetalearnError when a saved checkpoint does not come back equal.
     """
     for leftover in folder.glob(f"{TRIAL}*"):  # of a process that was killed here
         shutil.rmtree(leftover)
     random_state = torch.get_rng_state()
-    actor = copy.deepcopy(algorithm)
+    actor, plan = copy.deepcopy(algorithm), replace(plan, compile=False)
     updater = make_updater(actor)
+    demands = [training_demand(actor, source, plan, settings)] if updater is not None else []
+    demands.append(evaluation_demand(actor, source, plan, settings, split))
+    _compare(demands, source.tasks(split, seed=settings.eval_seed, first=0, count=1).key.device, ranks, warn)
     step = _train_seconds(actor, updater, source, plan, settings) if updater is not None else 0.0
     save = _save_seconds(actor, updater, folder)
-    batch = draw_tasks(actor, source, split, seed=settings.eval_seed, first=0, count=1)
-    with frozen(actor):
-        judge(actor, batch, source.spec(split).objective, plan, curve=False)  # the first call of its kind is slow
-    val_task, test_task = (_judge_seconds(actor, batch, source.spec(split).objective, plan, curve=curve) for curve in (False, True))
+    val_task, test_task = (_judge_seconds(actor, source, plan, settings, split, curve=curve) for curve in (False, True))
     torch.set_rng_state(random_state)
-    return Forecast(step, save, val_task, test_task, _peak_memory(batch.key.device))
+    return Forecast(step, save, val_task, test_task, demands)
+
+
+def training_demand(actor: Algorithm, source: Source, plan: TaskPlan, settings: Settings) -> Demand:
+    """An outer step holds its meta-batch, a chunk of tasks with its graph and, from the second chunk on, the sum of the gradients."""
+    if actor.trains_on == "examples":
+        few = -(-settings.batch_size // 8)
+        rows = draw_batch(actor, source, replace(settings, batch_size=2 * few), 0)
+        fixed, each = _line(Executor(actor, plan).sums, rows, few)
+        return Demand("training", settings.batch_size, "row", fixed, each + _bytes(rows) / (2 * few), "trainer.batch_size")
+    tasks = draw_batch(actor, source, replace(settings, meta_batch_size=2), 0)
+    fixed, each = _line(Executor(actor, replace(plan, chunk=0)).sums, tasks)
+    fixed += settings.meta_batch_size * _bytes(tasks) / 2
+    chunk = plan.chunk_of(settings.meta_batch_size)
+    fixed += _bytes(list(actor.parameters())) if chunk < settings.meta_batch_size else 0
+    return Demand("training", chunk, "task", fixed, each, "device.chunk" if plan.name == "vmap" else None)
+
+
+def evaluation_demand(actor: Algorithm, source: Source, plan: TaskPlan, settings: Settings, split: Split) -> Demand:
+    objective, size = source.spec(split).objective, settings.eval_batch_size
+    tasks = draw_tasks(actor, source, split, seed=settings.eval_seed, first=0, count=2)
+    with frozen(actor):
+        fixed, each = _line(lambda some: judge(actor, some, objective, plan), tasks)
+    fixed += size * _bytes(tasks) / 2
+    return Demand("evaluation", 1 if plan.name == "loop" else size, "task", fixed, each, "eval.batch_size")
+
+
+def _line(work: Callable[[Any], Any], batch: TaskBatch | Examples, unit: int = 1) -> tuple[float, float]:
+    """(fixed, each) of the bytes that work on n rows of the batch takes at its peak, from `unit` and twice as many."""
+
+    def peak(count: int) -> int:
+        some = tree_map(lambda leaf: leaf[:count], batch)
+        return peak_bytes(lambda: work(some), tree_leaves(batch)[0].device)
+
+    peak(unit)  # the first call of its kind also fills caches
+    one, two = peak(unit), peak(2 * unit)
+    return 2 * one - two, (two - one) / unit
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.nbytes for leaf in tree_leaves(tree))
+
+
+def _compare(demands: list[Demand], device: torch.device, ranks: int, warn: Callable[[str], None]) -> None:
+    free = free_bytes(device)
+    if free is None:
+        return
+    share = free // ranks if device.type == "cpu" else free  # GPUs have a rank each
+    for demand in demands:
+        complaint = demand.complaint(share, OVERHEAD[device.type])
+        if complaint is not None:
+            warn(complaint)
 
 
 def _train_seconds(actor: Algorithm, updater: Updater, source: Source, plan: TaskPlan, settings: Settings) -> float:
-    seconds = 0.0
+    executor, seconds = Executor(actor, plan), 0.0
     for _ in range(2):
         start = time.perf_counter()
-        losses, metrics = execute(actor, draw_batch(actor, source, settings, 0), plan)
+        losses, metrics = executor.execute(draw_batch(actor, source, settings, 0))
         updater.update(0, losses, metrics.pop("statistics", None))
         _settle(losses.device)
         seconds = time.perf_counter() - start
@@ -94,12 +182,20 @@ def _train_seconds(actor: Algorithm, updater: Updater, source: Source, plan: Tas
     return seconds
 
 
-def _judge_seconds(actor: Algorithm, batch: TaskBatch, objective: Objective, plan: TaskPlan, *, curve: bool) -> float:
-    start = time.perf_counter()
-    with frozen(actor):
-        judge(actor, batch, objective, plan, curve=curve)
-    _settle(batch.key.device)
-    return time.perf_counter() - start
+def _judge_seconds(actor: Algorithm, source: Source, plan: TaskPlan, settings: Settings, split: Split, *, curve: bool) -> float:
+    """Seconds per task of a batch as evaluation takes it, or of as many tasks as there is time for: many at once cost less each."""
+    objective, count, seconds = source.spec(split).objective, min(2, settings.eval_batch_size), 0.0
+    while True:
+        start = time.perf_counter()
+        batch = draw_tasks(actor, source, split, seed=settings.eval_seed, first=0, count=count)
+        with frozen(actor):
+            judge(actor, batch, objective, plan, curve=curve)
+        _settle(batch.key.device)
+        seconds = time.perf_counter() - start
+        more = min(settings.eval_batch_size, int(count * JUDGING / seconds))
+        if more < 2 * count:
+            return seconds / count
+        count = more
 
 
 def _save_seconds(actor: Algorithm, updater: Updater | None, folder: Path) -> float:
@@ -123,13 +219,6 @@ def _save_seconds(actor: Algorithm, updater: Updater | None, folder: Path) -> fl
 def _settle(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _peak_memory(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # macOS counts bytes, Linux KiB
 
 
 def readable(seconds: float) -> str:

@@ -187,7 +187,9 @@ class Life:
     def _rehearse(self, parts: Parts, settings: Settings, ranks: int) -> None:
         """settings: the part of one rank, as the rehearsal is on rank 0 alone."""
         evaluation = self.cfg["eval"]
-        forecast = rehearse(parts.algorithm, self._updater, parts.source, parts.plan, settings, "val", self.log.run_dir)
+        forecast = rehearse(
+            parts.algorithm, self._updater, parts.source, parts.plan, settings, "val", self.log.run_dir, ranks=ranks, warn=self._warn
+        )
         steps = settings.outer_steps if parts.algorithm.trains_on is not None else 0
         self.log.say(replace(forecast, test_task=forecast.test_task / ranks).describe(settings, steps, evaluation["episodes"]))
 
