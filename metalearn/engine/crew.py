@@ -9,7 +9,8 @@ from torch import Tensor
 from metalearn.core import Algorithm, Examples, Metrics, Source, Split, TaskBatch
 from metalearn.engine.evaluate import Evaluation, evaluate
 from metalearn.engine.execution import Executor
-from metalearn.engine.settings import Settings, draw_batch
+from metalearn.engine.feed import Feed
+from metalearn.engine.settings import Settings
 
 
 class Crew:
@@ -18,10 +19,11 @@ class Crew:
     def __init__(self, algorithm: Algorithm, source: Source, executor: Executor, settings: Settings) -> None:
         self.algorithm, self.source = algorithm, source
         self.executor, self.settings = executor, settings
+        self.feed = Feed(algorithm, source, settings)
 
     def draw(self, step: int) -> TaskBatch | Examples:
         """What this process has to do for outer step number `step`; `execute` must follow."""
-        return draw_batch(self.algorithm, self.source, self.settings, step)
+        return self.feed.draw(step)
 
     def execute(self, batch: TaskBatch | Examples) -> tuple[Tensor, Metrics]:
         """Fill `.grad` with the mean gradient over the meta-batch; return its losses (T,) and mean metrics."""

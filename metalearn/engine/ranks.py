@@ -22,7 +22,8 @@ from metalearn.engine.crew import Crew
 from metalearn.engine.evaluate import Evaluation, Exam, judge_batches, num_episodes
 from metalearn.engine.execution import Executor, Sums
 from metalearn.engine.faults import fault
-from metalearn.engine.settings import Settings, draw_batch, share_of
+from metalearn.engine.feed import Feed
+from metalearn.engine.settings import Settings, share_of
 from metalearn.errors import MetalearnError
 
 END, STEP, EVALUATE, WIDTH = range(4)  # kinds of orders
@@ -100,14 +101,15 @@ class RankedCrew(Crew):
         super().__init__(algorithm, source, executor, settings)
         self.link, self.require_all = link, require_all
         self.share = share_of(link.rank, link.ranks, settings.meta_batch_size)
+        if algorithm.trains_on != "examples":
+            self.feed = Feed(algorithm, source, settings, self.share)
 
     def draw(self, step: int) -> TaskBatch | Examples:
         """A flat minibatch is never split, so that rank 0 takes all of it and gives no order."""
-        if self.algorithm.trains_on == "examples":
-            return super().draw(step)
-        self.link.order(STEP, step)
-        self.link.spread(self.algorithm)
-        return draw_batch(self.algorithm, self.source, self.settings, step, self.share)
+        if self.algorithm.trains_on != "examples":
+            self.link.order(STEP, step)
+            self.link.spread(self.algorithm)
+        return super().draw(step)
 
     def execute(self, batch: TaskBatch | Examples) -> tuple[Tensor, Metrics]:
         if isinstance(batch, Examples):
@@ -144,10 +146,11 @@ class RankedCrew(Crew):
 def serve(algorithm: Algorithm, source: Source, executor: Executor, settings: Settings, link: Link) -> None:
     """The life of every other rank: do what rank 0 orders, until it orders the end."""
     share = share_of(link.rank, link.ranks, settings.meta_batch_size)
+    feed = Feed(algorithm, source, settings, share)
     while (order := link.order())[0] != END:
         link.spread(algorithm)
         if order[0] == STEP:
-            batch = draw_batch(algorithm, source, settings, order[1], share)
+            batch = feed.draw(order[1])
             fault("rank:step")
             pool(executor.sums(batch), share, settings.meta_batch_size, link)
         else:

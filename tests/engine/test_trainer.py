@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from metalearn.core import Examples, Metrics, Plan, TaskBatch
+from metalearn.engine import feed
 from metalearn.engine.checkpoint import CheckpointStore
 from metalearn.engine.crew import Crew
 from metalearn.engine.execution import Executor, TaskPlan
@@ -33,6 +34,12 @@ SETTINGS = Settings(
     eval_seed=9,
     eval_batch_size=8,
 )
+
+
+@pytest.fixture(autouse=True)
+def batches_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that what a step asks of the source can be read; tests/engine/test_feed.py has the blocks."""
+    monkeypatch.setattr(feed, "BLOCK_BYTES", 1)
 
 
 def trainer(log: RunLog, source: ToySource, algorithm: ToyAlgorithm | None = None, *, lr: float = 0.1, **changes: Any) -> Trainer:
