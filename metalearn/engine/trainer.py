@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from metalearn.core import Algorithm, Source
 from metalearn.engine.checkpoint import Checkpoint, CheckpointStore
 from metalearn.engine.crew import Crew
+from metalearn.engine.execution import TaskPlan
 from metalearn.engine.faults import fault
 from metalearn.engine.nonfinite import NonFiniteError, describe
 from metalearn.engine.record import Record
@@ -127,11 +129,14 @@ class Trainer:
         tensors |= {f"window.{name}": value for name, value in self.window.sums.items()}
         progress = {"step": self.step, "evaluated_step": self.evaluated_step, "window_count": self.window.count}
         offset = self.log.sync_metrics()
-        return tensors, {**self.facts, **progress, "metrics_offset": offset, "record": self.record.entries, "optimizer": optimizer}
+        rest = {"metrics_offset": offset, "record": self.record.entries, "optimizer": optimizer, "plan": asdict(self.crew.executor.plan)}
+        return tensors, {**self.facts, **progress, **rest}
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint as if nothing had happened since."""
         facts, tensors = checkpoint.facts, checkpoint.tensors
+        if facts["plan_asked"] == self.facts["plan_asked"]:  # its chunk may have been halved since, when memory ran out
+            self.crew.executor.plan = TaskPlan(**facts["plan"])
         restore(self.algorithm, self.updater.optimizer if self.updater else None, tensors, facts["optimizer"])
         device = next(self.algorithm.parameters(), torch.empty(0)).device
         names = [name for name in tensors if name.startswith("window.")]

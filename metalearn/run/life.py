@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ class Life:
 
     def _train(self, parts: Parts, crew: Crew, settings: Settings, checkpoint: Checkpoint | None) -> Trainer:
         updater = self._updater(parts.algorithm)
-        facts = {"config": science(self.cfg), "data_sha256": parts.source.fingerprint()}
+        facts = {"config": science(self.cfg), "data_sha256": parts.source.fingerprint(), "plan_asked": asdict(parts.plan)}
         self.trainer = trainer = Trainer(
             parts.algorithm, updater, parts.source, crew, self.store, self.log, settings, facts=facts, check=self.signals.check
         )

@@ -48,7 +48,7 @@ def trainer(log: RunLog, source: ToySource, algorithm: ToyAlgorithm | None = Non
     updater = Updater(algorithm, optimizer, lambda step: 1.0, Clip()) if algorithm.trains_on else None
     settings = replace(SETTINGS, **changes)
     crew = Crew(algorithm, source, Executor(algorithm, TaskPlan("vmap")), settings)
-    return Trainer(algorithm, updater, source, crew, CheckpointStore(log.run_dir), log, settings, facts={})
+    return Trainer(algorithm, updater, source, crew, CheckpointStore(log.run_dir), log, settings, facts={"plan_asked": "vmap"})
 
 
 def lines(run_dir: Path) -> list[dict[str, Any]]:
@@ -149,3 +149,18 @@ def test_record_ranks_by_the_direction_of_the_metric_and_the_earlier_of_equals()
     assert record.since_best() == 1
     assert Record(False, record.entries).best() == 1
     assert Record(True).best() is None
+
+
+def test_a_chunk_that_was_halved_stays_halved_unless_another_plan_is_asked_for(tmp_path: Path) -> None:
+    with RunLog(tmp_path) as log:
+        first = trainer(log, ToySource(), outer_steps=3)
+        first.crew.executor.plan = TaskPlan("vmap", 2)  # as after running out of memory
+        first.train()
+        checkpoint = first.store.newest()
+        again = trainer(log, ToySource())
+        again.resume(checkpoint)
+        assert again.crew.executor.plan == TaskPlan("vmap", 2)
+        other = trainer(log, ToySource())
+        other.facts = {"plan_asked": "loop"}
+        other.resume(checkpoint)
+        assert other.crew.executor.plan == TaskPlan("vmap")
