@@ -10,22 +10,27 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map
 
 from metalearn.build import build_algorithm, build_source, plan_wish
-from metalearn.core import Algorithm, Source
+from metalearn.core import Algorithm, Source, TaskBatch
 from metalearn.data.sampling import draw_classes, task_keys
 from metalearn.engine.checkpoint import TENSORS, CheckpointStore
 from metalearn.engine.crew import Crew
 from metalearn.engine.evaluate import draw_tasks, evaluate, judge
 from metalearn.engine.execution import Executor, TaskPlan
+from metalearn.engine.ranks import Link, pool
 from metalearn.engine.results import REQUIRED
+from metalearn.engine.settings import share_of
 from metalearn.run import life
 from metalearn.run.parts import Parts, settings_of
+from tests.engine.test_ranks import together
 from tests.reference.tasks import image_tasks
 from tests.reference.test_gradients import gradients, maml, mismatch
 from tests.reliability import harness
@@ -144,13 +149,25 @@ def test_invariant_05_class_order_in_an_episode_is_random_and_does_not_matter(pl
         assert scores[0].mean() > 0.25
 
 
-def test_invariant_06_plans_agree_and_second_order_is_really_on() -> None:
+def gradients_by_ranks(tasks: TaskBatch) -> Callable[[Link], dict[str, torch.Tensor]]:
+    def part(link: Link) -> dict[str, torch.Tensor]:
+        share, executor = share_of(link.rank, link.ranks, len(tasks.key)), Executor(maml(order=2), TaskPlan("vmap"))
+        sums = executor.sums(tree_map(lambda leaf: leaf[share.start : share.stop], tasks))
+        executor.write(pool(sums, share, len(tasks.key), link))
+        return {name: p.grad for name, p in executor.algorithm.named_parameters() if p.grad is not None}
+
+    return part
+
+
+def test_invariant_06_plans_and_ranks_agree_and_second_order_is_really_on(tmp_path: Path) -> None:
     tasks = image_tasks(3)
     for order in (1, 2):
         reference = gradients(maml(order), tasks, TaskPlan("loop"))
         for plan in (TaskPlan("vmap"), TaskPlan("vmap", 2)):
             for name, grad in gradients(maml(order), tasks, plan).items():
                 torch.testing.assert_close(grad, reference[name], rtol=1e-9, atol=1e-12)
+    for name, grad in together(2, gradients_by_ranks(tasks), tmp_path).items():
+        torch.testing.assert_close(grad, reference[name], rtol=1e-9, atol=1e-12)
     assert mismatch(maml(order=2), image_tasks(2)) < 1e-5
     assert mismatch(maml(order=1), image_tasks(2)) > 1e-2, "the first-order gradient must fail this check, or it checks nothing"
 

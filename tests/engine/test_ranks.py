@@ -20,7 +20,7 @@ from metalearn.config import compose
 from metalearn.core import Algorithm, Source
 from metalearn.engine.crew import Crew
 from metalearn.engine.execution import Executor, TaskPlan
-from metalearn.engine.ranks import Link, LostError, RankedCrew, serve
+from metalearn.engine.ranks import EVALUATE, Link, LostError, RankedCrew, RankError, serve
 from metalearn.engine.settings import Settings, share_of
 from metalearn.engine.update import Clip, Updater
 from metalearn.run.parts import settings_of
@@ -224,6 +224,26 @@ def test_every_kind_of_tensor_arrives_as_it_is(tmp_path: Path) -> None:
         return {"right": count}
 
     assert together(3, part, tmp_path)["right"].item() == 3
+
+
+def test_lost_rank_is_noticed_between_the_batches_of_an_evaluation() -> None:
+    class Silent:
+        rank, ranks = 0, 2
+
+        def order(self, *numbers: int) -> None:
+            assert numbers[0] == EVALUATE
+
+        def spread(self, algorithm: Algorithm) -> None:
+            pass
+
+    def missing() -> None:
+        raise RankError("rank 1 is gone")
+
+    source = ToySource()
+    crew = RankedCrew(ToyAlgorithm(), source, Executor(ToyAlgorithm(), TaskPlan()), SETTINGS, Silent(), missing)  # type: ignore[arg-type]
+    with pytest.raises(RankError, match="rank 1 is gone"):
+        crew.evaluate("val", seed=0, episodes=100, batch_size=2)
+    assert source.asked == [("val", 0, 0, 2)]
 
 
 def test_flat_minibatch_is_not_split_and_no_order_is_given() -> None:

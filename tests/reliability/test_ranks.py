@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from metalearn import run
-from metalearn.config import compose
 from metalearn.engine.checkpoint import CheckpointStore
 from metalearn.engine.ranks import RankError
 from metalearn.run import workers
@@ -23,27 +22,26 @@ from tests.reliability.harness import KILLED, assert_same_end, finish, resume, s
 from tests.reliability.test_lock_and_signals import struck
 
 WORDS = [*harness.QUICK, "trainer.meta_batch_size=3"]  # no multiple of the number of ranks
-# A source of a person's own. Of the meta-batch of step 3 it spoils the last task, which is not of rank 0.
+EVALUATION = ["eval.episodes=11", "eval.batch_size=2", "eval.checkpoint=last"]
+# Classes of a person's own, which go wrong at the last task of step 3: it is not one of rank 0's.
 SPOILED = """
 import torch
+from metalearn.algorithms.protonet import ProtoNet
 from metalearn.data.glyphs import Glyphs
+from metalearn.data.sampling import task_keys
 
-class Bad(Glyphs):
+class Infinite(Glyphs):
     def tasks(self, split, *, seed, first, count):
         tasks = super().tasks(split, seed=seed, first=first, count=count)
         bad = (torch.arange(first, first + count) == 11) & (split == "train")
-        return self.spoil(tasks, bad)
-
-class Infinite(Bad):
-    def spoil(self, tasks, bad):
         x = torch.where(bad[:, None, None, None, None], torch.inf, tasks.support.x)
         return tasks._replace(support=tasks.support._replace(x=x))
 
-class Raising(Bad):
-    def spoil(self, tasks, bad):
-        if bad.any():
+class Raising(ProtoNet):
+    def gradient(self, params, tasks, how):
+        if (tasks.key == task_keys(0, "train", first=11, count=1, device=tasks.key.device)).any():
             raise LookupError("task 11 is lost")
-        return tasks
+        return super().gradient(params, tasks, how)
 """
 
 
@@ -62,9 +60,9 @@ def cfg(cache: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def reference(cfg: dict[str, Any], alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two ranks that was never stopped."""
+    """A run of two ranks that was never stopped, and the evaluation by two ranks of its last weights."""
     run_dir = tmp_path_factory.mktemp("ranks") / "run"
-    assert finish(train(cfg, run_dir)) == 0
+    assert finish(lambda: train(cfg, run_dir)() + run.evaluate_run(run_dir, EVALUATION)) == 0
     return run_dir
 
 
@@ -72,15 +70,13 @@ def children(parent: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
 
 
-def spoiled(cls: str, cache: Path, folder: Path, *overrides: str) -> dict[str, Any]:
-    """The configuration with a class that this process's children find, and that no process but they imports."""
-    (folder / "spoiled.py").write_text(SPOILED)
-    words = [*harness.TINY, *WORDS, f"data.cache_dir={cache}", f"data._target_=spoiled.{cls}", "trusted=[spoiled]"]
-    return compose([*words, *overrides])
-
-
 def from_folder(folder: Path, work: Callable[[], int]) -> Callable[[], int]:
+    """The work of a process that finds the spoiled classes, and in its working folder a file that must not be imported."""
+    (folder / "spoiled.py").write_text(SPOILED)
+
     def changed() -> int:
+        os.chdir(folder)
+        Path("torch.py").write_text("raise ImportError('a stray file of the working folder was imported')")
         sys.path.append(str(folder))
         return work()
 
@@ -93,7 +89,7 @@ def log(run_dir: Path) -> str:
 
 def test_two_ranks_train_the_run_of_one_in_one_folder(cfg: dict[str, Any], alone: Path, reference: Path) -> None:
     assert "2 ranks of 1 thread each" in log(reference)
-    assert {path.name for path in reference.iterdir()} == {path.name for path in alone.iterdir()}
+    assert {path.name for path in reference.iterdir()} == {path.name for path in alone.iterdir()} | {"evals"}
     found, expected = harness.metrics(reference), harness.metrics(alone)
     assert [(line["step"], line["split"]) for line in found] == [(line["step"], line["split"]) for line in expected]
     for line, wanted in zip(found, expected, strict=True):
@@ -101,28 +97,24 @@ def test_two_ranks_train_the_run_of_one_in_one_folder(cfg: dict[str, Any], alone
     assert CheckpointStore(reference).pointed("best") == CheckpointStore(alone).pointed("best")
 
 
-def test_two_ranks_of_equal_seed_are_equal(cfg: dict[str, Any], reference: Path, tmp_path: Path) -> None:
-    assert finish(train(cfg, tmp_path / "run")) == 0
-    assert_same_end(tmp_path / "run", reference)
-
-
-def test_evaluation_by_two_ranks_equals_that_by_one_bit_for_bit(reference: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    words = ["eval.episodes=11", "eval.batch_size=2"]
-    assert finish(lambda: run.evaluate_run(reference, words)) == 0
-    assert "2 ranks" in capfd.readouterr().out
-    assert finish(lambda: run.evaluate_run(reference, [*words, "device.ranks=1"])) == 0
-    assert "2 ranks" not in capfd.readouterr().out
-    shared, single = sorted((reference / "evals").iterdir(), key=lambda path: "ranks" in path.name)
+def test_evaluation_by_two_ranks_equals_that_by_one_bit_for_bit(reference: Path) -> None:
+    [shared] = (reference / "evals").iterdir()
+    assert finish(lambda: run.evaluate_run(reference, [*EVALUATION, "device.ranks=1"])) == 0
+    [single] = set((reference / "evals").iterdir()) - {shared}
     for name in ("eval_test.csv", "results.json"):
         assert (shared / name).read_bytes() == (single / name).read_bytes()
 
 
-@pytest.mark.parametrize("place", ["rank:start", "rank:step@3"])
+def test_rank_that_never_comes_ends_the_run(cfg: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert finish(train(cfg, tmp_path / "run"), fault="rank:start") == 1
+    assert "rank 1 of 2 was ended by SIGKILL" in capfd.readouterr().err
+
+
 def test_rank_that_is_killed_ends_the_run_which_resumes_to_the_same_bits(
-    place: str, cfg: dict[str, Any], reference: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    cfg: dict[str, Any], reference: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run_dir, began = tmp_path / "run", time.monotonic()
-    assert finish(train(cfg, run_dir), fault=place) == 1
+    assert finish(train(cfg, run_dir), fault="rank:step@3") == 1
     assert time.monotonic() - began < 60
     sentence = "rank 1 of 2 was ended by SIGKILL, as by the system when memory runs out; the other ranks hold nothing"
     errors = capfd.readouterr().err
@@ -136,7 +128,7 @@ def test_rank_that_is_killed_ends_the_run_which_resumes_to_the_same_bits(
 
 def test_traceback_of_a_rank_stands_in_the_log(cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run_dir = tmp_path / "run"
-    broken = spoiled("Raising", cache, tmp_path, "device.ranks=2")
+    broken = harness.configuration(cache, *WORDS, "device.ranks=2", "algo._target_=spoiled.Raising", "trusted=[spoiled]")
     assert finish(from_folder(tmp_path, train(broken, run_dir))) == 1
     errors = capfd.readouterr().err
     assert "rank 1 of 2 ended with exit code 1: LookupError: task 11 is lost" in errors
@@ -151,7 +143,8 @@ def test_what_is_not_finite_on_another_rank_stops_the_run_at_its_step(
     sentences = []
     for ranks in (1, 2):
         run_dir = tmp_path / f"run_{ranks}"
-        infinite = spoiled("Infinite", cache, tmp_path, f"device.ranks={ranks}")
+        words = [*WORDS, f"device.ranks={ranks}", "data._target_=spoiled.Infinite", "trusted=[spoiled]"]
+        infinite = harness.configuration(cache, *words)
         assert finish(from_folder(tmp_path, train(infinite, run_dir))) == 1
         [sentence] = [line for line in capfd.readouterr().err.splitlines() if "is not finite" in line]
         sentences.append(sentence.replace(str(run_dir), "RUN_DIR"))
@@ -161,12 +154,14 @@ def test_what_is_not_finite_on_another_rank_stops_the_run_at_its_step(
 
 
 def test_ranks_end_with_a_run_that_is_killed_and_do_not_hold_its_lock(cfg: dict[str, Any], reference: Path, tmp_path: Path) -> None:
+    """Even one that hangs, which notices nothing."""
     run_dir = tmp_path / "run"
     child = start(struck(train(cfg, run_dir), lambda: os.kill(os.getpid(), signal.SIGSTOP), step=4))
     os.waitpid(child, os.WUNTRACED)
     [rank] = children(child)
     held = [os.readlink(entry) for entry in Path(f"/proc/{rank}/fd").iterdir() if entry.exists()]
     assert not [name for name in held if name.startswith(str(run_dir))]
+    os.kill(rank, signal.SIGSTOP)
     os.kill(child, signal.SIGKILL)
     assert wait(child) == KILLED
     began = time.monotonic()
@@ -176,6 +171,25 @@ def test_ranks_end_with_a_run_that_is_killed_and_do_not_hold_its_lock(cfg: dict[
         time.sleep(0.01)
     assert wait(again) == 0
     assert_same_end(run_dir, reference)
+
+
+@pytest.mark.parametrize("platform", ["linux", "elsewhere"])
+def test_process_ends_with_its_parent_on_every_platform(platform: str, tmp_path: Path) -> None:
+    child = f"import os, sys, time; sys.platform = {platform!r}; from metalearn.worker import end_with; end_with(os.getppid()); "
+    child += f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    parent = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(600)"
+    process = subprocess.Popen([sys.executable, "-c", parent])
+    began = time.monotonic()
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert time.monotonic() - began < 60
+        time.sleep(0.01)
+    pid = int((tmp_path / "pid").read_text())
+    process.kill()
+    process.wait()
+    began = time.monotonic()
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() - began < 5
+        time.sleep(0.01)
 
 
 def test_signal_to_all_processes_saves_and_resumes_to_the_same_bits(cfg: dict[str, Any], reference: Path, tmp_path: Path) -> None:
