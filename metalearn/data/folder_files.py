@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from metalearn.core import Split
+from metalearn.data.image_file import decode, read_file
 from metalearn.data.resize import FILTERS
 from metalearn.data.sampling import SPLITS
 from metalearn.errors import DataError
@@ -21,8 +22,6 @@ from metalearn.errors import DataError
 log = logging.getLogger(__name__)
 
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
-# Past this an image is refused, since a few kilobytes can unpack to gigabytes. 50 megapixels exceed most cameras.
-MAX_PIXELS = 50_000_000
 NAMED = 5  # images that cannot be used are named together, and after so many reading stops
 LAYOUT = "expected ROOT/<class>/*.png|jpg|jpeg, or ROOT/train, ROOT/val and ROOT/test with such class folders"
 
@@ -103,12 +102,10 @@ def _images(folder: Path) -> list[Path]:
 
 def _pixels(file: Path, size: int, channels: int, resize: str) -> np.ndarray:
     try:
-        with Image.open(file, formats=["PNG", "JPEG"]) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{file} has {image.width}x{image.height} pixels; at most {MAX_PIXELS} are read. Shrink or remove it")
-            return np.array(_plain(image, channels).resize((size, size), FILTERS[resize]))
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(f"{file} is not a readable image ({error}); repair or remove it") from error
+        image = decode(read_file(file), ("PNG", "JPEG"))
+    except DataError as error:
+        raise DataError(f"{file} {error}; repair or remove it") from error
+    return np.array(_plain(image, channels).resize((size, size), FILTERS[resize]))
 
 
 def _plain(image: Image.Image, channels: int) -> Image.Image:

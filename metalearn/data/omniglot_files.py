@@ -8,20 +8,18 @@ else is. Archives are read in memory and never unpacked to disk.
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import os
 import re
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from metalearn.data.archive import SUFFIXES, Limits, read_entries
 from metalearn.data.download import download
+from metalearn.data.image_file import decode
 from metalearn.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -37,6 +35,8 @@ NUM_IMAGES = {"images_background": 964 * DRAWINGS, "images_evaluation": 659 * DR
 FOLDERS = ("", "omniglot", "omniglot-py")  # the last is torchvision's
 MEMBER = re.compile(r"([^/]+)/character(\d\d)/(\d{4})_(\d\d)\.png")
 MAX_IMAGE_BYTES = 1 << 16  # official drawings take 150-700 bytes
+MAX_TOTAL_BYTES = 100 << 20  # of all drawings of a part, and of whatever else lies in its archive
+MAX_FOLDERS = 5000
 
 
 class Character(NamedTuple):
@@ -96,7 +96,7 @@ def fetch(part: str, cache: Path) -> Path:
         f"as they are, into a folder; then run again with data.root=FOLDER (or put them into {target.parent}). "
         "data=glyphs needs no download at all."
     )
-    download(f"{Official.download_url_prefix}/{part}.zip", target, md5=Official.zips_md5[part], help_text=help_text)
+    download(f"{Official.download_url_prefix}/{part}.zip", target, checksum=f"md5:{Official.zips_md5[part]}", help_text=help_text)
     return target
 
 
@@ -104,44 +104,33 @@ def _find(places: Sequence[Path], part: str) -> Path | None:
     """The first archive or extracted folder of this part."""
     for place in places:
         for folder in FOLDERS:
-            for path in (place / folder / f"{part}.zip", place / folder / part):
-                if path.exists():
+            for name in (*(f"{part}{suffix}" for suffix in SUFFIXES), part):
+                path = place / folder / name
+                if path.is_file() if name != part else path.is_dir():
                     return path
     return None
 
 
 def _members(path: Path, part: str) -> Iterator[Drawing]:
-    if path.is_dir():
-        yield from _from_folder(path)
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            yield from _from_archive(archive, path, part)
-    # NotImplementedError and RuntimeError are zipfile's words for a compression or an encryption that a damaged header claims.
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise DataError(
-            f"{path} is damaged or incomplete ({error}); it was not used. Delete it, or replace it by the official archive"
-        ) from error
+    """Raises DataError if there are more than there should be; too few are found by `_verified`."""
+    found = _from_folder(path) if path.is_dir() else _from_archive(path, part)
+    for number, drawing in enumerate(found, 1):
+        if number > NUM_IMAGES[part]:
+            raise DataError(f"{path} holds more than the {NUM_IMAGES[part]} images of {part}; it was not used")
+        yield drawing
 
 
 def _from_folder(path: Path) -> Iterator[Drawing]:
     for file in path.glob("*/character*/*.png"):
-        yield _drawing(file.relative_to(path).as_posix(), str(file), file.read_bytes() if file.stat().st_size <= MAX_IMAGE_BYTES else b"")
+        if file.is_file():  # to read from a pipe would never end
+            content = file.read_bytes() if file.stat().st_size <= MAX_IMAGE_BYTES else b""
+            yield _drawing(file.relative_to(path).as_posix(), str(file), content)
 
 
-def _from_archive(archive: zipfile.ZipFile, path: Path, part: str) -> Iterator[Drawing]:
-    members = [info for info in archive.infolist() if not info.is_dir() and info.filename.endswith(".png")]
-    if len(members) > NUM_IMAGES[part]:
-        raise DataError(f"{path} holds {len(members)} images; {part} has {NUM_IMAGES[part]}. It was not used")
-    for info in archive.infolist():
-        if info.filename.startswith(("/", "\\")) or ".." in info.filename.replace("\\", "/").split("/"):
-            raise DataError(f"{path} holds a member with the path {info.filename!r}, which leaves the archive; it was not used")
-    for info in members:
-        if info.file_size > MAX_IMAGE_BYTES:
-            raise DataError(
-                f"{path}: {info.filename} unpacks to {info.file_size} bytes; a drawing has at most {MAX_IMAGE_BYTES}. It was not used"
-            )
-        yield _drawing(info.filename.removeprefix(f"{part}/"), f"{path}: {info.filename}", archive.read(info))
+def _from_archive(path: Path, part: str) -> Iterator[Drawing]:
+    for name, content in read_entries(path, Limits(NUM_IMAGES[part] + MAX_FOLDERS, MAX_IMAGE_BYTES, MAX_TOTAL_BYTES)):
+        if name.endswith(".png"):
+            yield _drawing(name.removeprefix(f"{part}/"), f"{path}: {name}", content)
 
 
 def _drawing(name: str, label: str, content: bytes) -> Drawing:
@@ -168,9 +157,9 @@ def _verified(drawings: Sequence[Drawing], part: str, path: Path) -> np.ndarray:
 
 def _decode(drawing: Drawing) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(drawing.content), formats=["PNG"]) as image:
-            if image.size != (SIDE, SIDE):
-                raise DataError(f"{drawing.label} has {image.size[0]}x{image.size[1]} pixels; an Omniglot drawing has {SIDE}x{SIDE}")
-            return np.asarray(image.convert("L")) < 128
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{drawing.label} is not a readable PNG ({error}); nothing was used") from error
+        image = decode(drawing.content, ("PNG",))
+    except DataError as error:
+        raise DataError(f"{drawing.label} {error}; nothing was used") from error
+    if image.size != (SIDE, SIDE):
+        raise DataError(f"{drawing.label} has {image.size[0]}x{image.size[1]} pixels; an Omniglot drawing has {SIDE}x{SIDE}")
+    return np.asarray(image.convert("L")) < 128

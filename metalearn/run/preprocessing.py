@@ -16,10 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from metalearn.core import Algorithm, Inputs, InputSpec
+from metalearn.data.image_file import decode, read_file
 from metalearn.errors import ConfigError, DataError
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
 FILTERS = {"nearest": Image.Resampling.NEAREST, "area": Image.Resampling.BOX, "lanczos": Image.Resampling.LANCZOS}
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # not all that Pillow knows: for some it starts other programs
 BANDS = (1, 3, 4)  # grey, colour, colour with transparency
 
 
@@ -120,10 +122,9 @@ def _opened(picture: Any) -> Image.Image:
     """Eight bits per channel, without transparency, which is laid on white as a viewer would show it."""
     if isinstance(picture, str | Path):
         try:
-            picture = Image.open(picture)
-            picture.load()
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"not a readable image: {error}") from error
+            picture = decode(read_file(Path(picture)), FORMATS)
+        except DataError as error:
+            raise DataError(f"{picture} {error}") from error
     if not isinstance(picture, Image.Image):
         picture = Image.fromarray(_bytes(picture))
     if picture.mode.startswith("I"):

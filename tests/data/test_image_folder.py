@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from metalearn.data import folder_files
+from metalearn.data import folder_files, image_file
 from metalearn.data.image_folder import ImageFolder
 from metalearn.data.sampling import SPLITS
 from metalearn.errors import ConfigError, DataError
@@ -153,17 +153,17 @@ def test_corrupt_images_are_told_together_up_to_five_of_them(make_folder: Make, 
     assert lines[0] == "2 images cannot be used; repair or remove them. Nothing was trained"
     for line, file in zip(lines[1:], broken, strict=True):
         assert line.startswith(f"  {file} is not a readable image (")
-    monkeypatch.setattr(folder_files, "MAX_PIXELS", 100)
+    monkeypatch.setattr(image_file, "MAX_PIXELS", 100)
     with pytest.raises(DataError) as caught:
         source(root).prepare()
     lines = str(caught.value).splitlines()
     assert lines[0] == "at least 5 images cannot be used (reading stopped there); repair or remove them. Nothing was trained"
     assert len(lines) == 6
-    assert lines[2].endswith("class0/001.png has 14x10 pixels; at most 100 are read. Shrink or remove it")
+    assert lines[2].endswith("class0/001.png has 14x10 pixels; at most 100 are read; repair or remove it")
 
 
 def test_a_bomb_is_refused(make_folder: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder_files, "MAX_PIXELS", 100)
+    monkeypatch.setattr(image_file, "MAX_PIXELS", 100)
     with pytest.raises(DataError, match="000.png has 14x10 pixels; at most 100 are read"):
         source(make_folder(SIZES)).prepare()
 

@@ -82,7 +82,7 @@ def test_tensors_of_bytes_are_read_as_the_images_they_hold(learner: Loaded) -> N
         ([], "no inputs; give at least one"),
         (5, "inputs are a list or an array of images, not int"),
         ({"user": [1]}, "inputs are a list or an array of images, not dict"),
-        (["picture.png", 5], "DataError: not a readable image"),
+        (["picture.png", 5], "DataError: picture.png is not a readable image"),
         ([5], "an image is a path, a PIL image or an array, not int"),
         (np.full((1, 14, 14), 900, np.uint16), r"an image of uint16 with values 900 to 900; expected uint8 .* floats in \[0, 1\]"),
         (np.full((1, 14, 14), 255, np.int64), "an image of int64 with values 255 to 255; expected uint8"),
