@@ -100,7 +100,7 @@ def shuffled(seed: int, split: Split, *, first: int, count: int, total: int, dev
 # Two passes are kept, since a batch may straddle them; this saves a sort of the whole split per batch.
 @lru_cache(maxsize=4)
 def _pass(seed: int, split_id: int, epoch: int, total: int, device: torch.device) -> Tensor:
-    return choose(torch.tensor(EPOCH_DRAW, device=device), seed, split_id, epoch, count=total, size=total)
+    return choose(torch.full((), EPOCH_DRAW, device=device), seed, split_id, epoch, count=total, size=total)
 
 
 def blocks(total: int, size: int) -> Iterator[tuple[int, int]]:
