@@ -9,6 +9,7 @@ Orders travel over gloo and tensors over gloo or, between GPUs, nccl. All of it 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -43,7 +44,13 @@ class LostError(MetalearnError):
     """Another rank cannot be reached any more; what a rank above 0 raises."""
 
     def __init__(self, error: RuntimeError) -> None:
-        super().__init__(str(error).strip().splitlines()[0])
+        super().__init__(reason(error))
+
+
+def reason(error: RuntimeError) -> str:
+    """What gloo says, without the place in its source before it and the guesses behind it."""
+    line = str(error).strip().partition("\n")[0]
+    return re.sub(r"^\[\S*\] ", "", line).partition(". This is typically")[0]
 
 
 class Link:

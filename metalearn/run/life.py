@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from metalearn import build
-from metalearn.analysis import plots, preview, tables
+from metalearn.analysis import tables
 from metalearn.core import Algorithm, Task, blank_query
 from metalearn.engine.checkpoint import Checkpoint, CheckpointStore
 from metalearn.engine.crew import Crew
@@ -256,6 +256,8 @@ def judge_split(cfg: dict[str, Any], crew: Crew, on_batch: Callable[[int], None]
 
 def draw_plots(cfg: dict[str, Any], parts: Parts, run_dir: Path) -> None:
     """plots/*.png: learning curve, adaptation curve, three episodes of the final split with their predictions."""
+    from metalearn.analysis import plots, preview  # here, since other ranks, which draw nothing, would load matplotlib too
+
     plots.learning_curve(run_dir)
     plots.adaptation_curve(run_dir)
     algorithm, split = parts.algorithm, cfg["eval"]["split"]

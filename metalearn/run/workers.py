@@ -15,7 +15,7 @@ from types import TracebackType
 
 import torch
 
-from metalearn.engine.ranks import RankError
+from metalearn.engine.ranks import RankError, reason
 
 # What a new rank runs. The search path of this process replaces its own, in which the working folder would come first.
 PROGRAM = "import sys; sys.path[:] = sys.argv[1].split('\\n'); from metalearn.worker import main; main(sys.argv[2:])"
@@ -72,7 +72,8 @@ class Workers:
         while not (culprits := [rank for rank in self._gone() if self._code(rank) != LOST]) and time.monotonic() < deadline:
             time.sleep(0.05)
         if not culprits:
-            return RankError(f"the ranks lost their connection ({first_line(error)}); {NOTHING_LOST}", self._all_output())
+            why = "no further reason" if error is None else reason(error)
+            return RankError(f"the ranks lost their connection ({why}); {NOTHING_LOST}", self._all_output())
         rank = culprits[0]
         code, output = self._code(rank), self._output(rank)
         if code < 0:
@@ -123,15 +124,11 @@ class Siblings:
     def require(self) -> None:
         """Nothing is known of them until an order fails."""
 
-    def failure(self, error: RuntimeError | None = None) -> RankError:
-        return RankError(f"another rank is gone ({first_line(error)}); the launcher's own lines say why; {NOTHING_LOST}")
+    def failure(self, error: RuntimeError) -> RankError:
+        return RankError(f"another rank is gone ({reason(error)}); the launcher's own lines say why; {NOTHING_LOST}")
 
     def farewell(self) -> list[str]:
         return []
-
-
-def first_line(error: RuntimeError | None) -> str:
-    return "no further reason" if error is None else str(error).strip().splitlines()[0]
 
 
 def last_line(output: str) -> str:
