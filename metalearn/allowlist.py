@@ -1,7 +1,7 @@
-"""Which classes a YAML may name: `_target_` behind an allow-list, before anything is imported.
+"""What a YAML may name and refer to: `_target_`, Hydra's own settings and `${…}`, judged before anything is imported or resolved.
 
-A configuration may come from a stranger's folder, so that a name in it must never run code. This file judges names
-(prefixes); `metalearn.build` then judges the object that a name resolves to.
+A configuration may come from a stranger's folder, so that nothing in it must ever run code. This file judges names and
+references as text; `metalearn.build` then judges the object that a name resolves to.
 """
 
 from __future__ import annotations
@@ -11,10 +11,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 PREFIXES = ("metalearn.", "torch.optim.", "torch.nn.")
-HYDRA_PREFIXES = ("hydra._internal.core_plugins.", "hydra_plugins.")
-LOGGING = re.compile(r"logging\.(handlers\.)?\w*(Handler|Formatter)")
-STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+# Of Hydra, launchers and sweepers; Hydra itself then takes only classes that were installed as its plugins.
+PLUGINS = {
+    "hydra.launcher._target_": re.compile(r"(hydra\._internal\.core_plugins|hydra_plugins\.\w+)\.\w+\.[A-Z]\w*Launcher"),
+    "hydra.sweeper._target_": re.compile(r"(hydra\._internal\.core_plugins|hydra_plugins\.\w+)\.\w+\.[A-Z]\w*Sweeper"),
+}
+# Of logging, what writes to a stream or a file. Others send records elsewhere, and QueueHandler calls what its `queue` names.
+LOGGING = re.compile(r"logging\.((Stream|File|Null)Handler|Formatter|handlers\.(Timed)?RotatingFileHandler)")
+STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
+LOG_FILE = re.compile(r"\$\{hydra\.(runtime\.output_dir|sweep\.dir)\}/(\$\{hydra\.job\.name\}|[\w-]+)\.log")
+JOB_NAME = re.compile(r"[\w-]+")
 
 
 def nodes(tree: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
@@ -31,8 +38,9 @@ def nodes(tree: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
 
 
 def is_allowed(target: str, trusted: list[str]) -> bool:
-    """Whether a class of this dotted name may be imported."""
-    return bool(NAME.fullmatch(target)) and target.startswith((*PREFIXES, *(f"{package}." for package in trusted)))
+    """Whether a class of this dotted name may be imported. Nothing with two underscores is a class of anyone's method."""
+    prefixes = (*PREFIXES, *(f"{package}." for package in trusted))
+    return bool(NAME.fullmatch(target)) and "__" not in target and target.startswith(prefixes)
 
 
 def target_problems(cfg: Mapping[str, Any], trusted: list[str]) -> list[str]:
@@ -64,19 +72,33 @@ def judge_target(path: str, value: Any, trusted: list[str]) -> list[str]:
 
 
 def hydra_problems(hydra: Mapping[str, Any]) -> list[str]:
-    """The same for Hydra's own settings: launchers, sweepers, and logging's handlers and formatters only."""
+    """The same for Hydra's own settings: launchers, sweepers, and logging to streams and to files of the run only."""
     problems = []
     for path, key, value in nodes(hydra, "hydra"):
-        if key == "_target_" and not (isinstance(value, str) and NAME.fullmatch(value) and value.startswith(HYDRA_PREFIXES)):
+        if key == "_target_" and not (path in PLUGINS and isinstance(value, str) and PLUGINS[path].fullmatch(value)):
             problems.append(f"{path}={value} is not one of Hydra's launchers and sweepers")
         if key in ("()", "class") and not (isinstance(value, str) and LOGGING.fullmatch(value)):
-            problems.append(f"{path}={value} is not one of logging's handlers and formatters")
+            problems.append(f"{path}={value} is not one of logging's handlers of streams and files, nor its Formatter")
         if isinstance(value, str) and value.startswith(("ext://", "cfg://")) and value not in STREAMS:
             problems.append(f"{path}={value} is not one of {', '.join(STREAMS)}")
-    for name in ("searchpath", "job.env_set", "job.env_copy"):
+        if path.startswith(("hydra.job_logging.", "hydra.hydra_logging.")):
+            problems += judge_logging(path, key, value)
+    for name in ("searchpath", "job.env_set", "job.env_copy", "callbacks"):
         node: Any = hydra
         for part in name.split("."):
             node = (node or {}).get(part)
         if node:
             problems.append(f"hydra.{name} may not be set; use --config-dir or environment variables instead")
+    job = (hydra.get("job") or {}).get("name")
+    if job is not None and not JOB_NAME.fullmatch(str(job)):
+        problems.append(f"hydra.job.name={job} is the name of a log file; it may hold letters, digits, _ and - only")
     return problems
+
+
+def judge_logging(path: str, key: str, value: Any) -> list[str]:
+    """A log is written into the run's folder, and no value hides behind a reference."""
+    if key == "filename" and not (isinstance(value, str) and LOG_FILE.fullmatch(value)):
+        return [f"{path}={value} is not a file of the run, such as ${{hydra.runtime.output_dir}}/NAME.log"]
+    if key != "filename" and isinstance(value, str) and "${" in value:
+        return [f"{path}={value} is a reference; write the value itself"]
+    return [f"{path}: a handler may not be given attributes"] if key == "." else []

@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -250,24 +251,33 @@ def resolve(path: str, target: str, base: type | tuple[type, ...], trusted: list
 
 
 def locate(path: str, target: str, trusted: list[str]) -> Any:
-    """Import the longest module that the name begins with and walk the rest."""
+    """What a name means, found as Hydra finds it (an attribute goes before a module), but never through a module of another name."""
     if trusted and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    parts = target.split(".")
-    for length in range(len(parts) - 1, 0, -1):
-        name = ".".join(parts[:length])
-        try:
-            found: Any = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name and (name == error.name or name.startswith(f"{error.name}.")):
-                continue
-            raise ConfigError(f"{path}={target}: {name} needs {error.name}, which is not installed") from error
-        except Exception as error:
-            raise ConfigError(f"{path}={target}: importing {name} failed: {type(error).__name__}: {error}") from error
-        for part in parts[length:]:
-            if not hasattr(found, part):
-                raise ConfigError(f"{path}={target}: {name} has no {part}")
-            found = getattr(found, part)
-        return found
-    where = f" (looked in the working folder, {os.getcwd()}, too)" if trusted else ""
-    raise ConfigError(f"{path}={target}: there is no package {parts[0]}{where}")
+    first, *parts = target.split(".")
+    found, name = import_part(path, target, first), first
+    if found is None:
+        where = f" (looked in the working folder, {os.getcwd()}, too)" if trusted else ""
+        raise ConfigError(f"{path}={target}: there is no package {first}{where}")
+    for part in parts:
+        owner, module, name = found, name, f"{name}.{part}"
+        found = getattr(owner, part, None)
+        if found is None and isinstance(owner, ModuleType):
+            found = import_part(path, target, name)
+        if found is None:
+            raise ConfigError(f"{path}={target}: {module} has no {part}")
+        if isinstance(found, ModuleType) and found.__name__ != name:
+            raise ConfigError(f"{path}={target}: {name} is the module {found.__name__}, which {module} only imports")
+    return found
+
+
+def import_part(path: str, target: str, name: str) -> ModuleType | None:
+    """The module of this name, None if there is none."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+            return None
+        raise ConfigError(f"{path}={target}: {name} needs {error.name}, which is not installed") from error
+    except Exception as error:
+        raise ConfigError(f"{path}={target}: importing {name} failed: {type(error).__name__}: {error}") from error

@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
+from metalearn.documents import read_yaml
 from metalearn import schema
 from metalearn.allowlist import hydra_problems, target_problems
 from metalearn.errors import ConfigError, raise_if
-from metalearn.library import GROUPS, Library, one_line, plain
+from metalearn.library import GROUPS, Library, plain, plugin_problems
+from metalearn.references import saved_problems
 from metalearn.schema import hint
 
 
@@ -36,9 +37,10 @@ def compose(overrides: list[str], config_dir: str | None = None) -> dict[str, An
     hydra = composed.pop("hydra")
     cfg, wrong = schema.check_types({key: value for key, value in allowed.items() if key != "hydra"}, composed)
     wrong = [blame_experiment(problem, base["hydra"]["runtime"]["choices"]) for problem in wrong]
-    problems += found + wrong + hydra_problems(hydra) + schema.value_problems(cfg) + schema.unkept_problems(cfg)
-    trusted = cfg.get("trusted")
-    problems += target_problems(cfg, trusted if isinstance(trusted, list) and not wrong else [])
+    problems += found + wrong + (hydra_problems(hydra) or plugin_problems(hydra)) + schema.value_problems(cfg) + schema.unkept_problems(cfg)
+    trusted = cfg["trusted"] if isinstance(cfg.get("trusted"), list) and not wrong else []
+    problems += target_problems(cfg, trusted)
+    problems += [] if "hydra" in trusted else library.foreign_settings(hydra, [*request.choices, *values])
     raise_if(problems)
     return cfg
 
@@ -227,13 +229,13 @@ def read_saved(run_dir: Path) -> dict[str, Any]:
             f"{run_dir} is no run (it has no config.yaml); give the folder that metalearn train printed, or see metalearn ls runs"
         )
     try:
-        saved = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read: {one_line(error)}; restore it from a backup") from error
+        saved = read_yaml(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}; restore it from a backup") from error
     groups = saved if isinstance(saved, dict) else {}
     if not any(group in groups for group in GROUPS):
         raise ConfigError(f"{path} is not the configuration of a run; restore it from a backup")
-    raise_if(f"{path} is damaged: {problem}; restore it from a backup" for problem in damages(groups))
+    raise_if(f"{path} is damaged: {problem}; restore it from a backup" for problem in [*saved_problems(groups), *damages(groups)])
     return groups
 
 

@@ -5,29 +5,44 @@ The folders that are searched are conf/ (packaged as metalearn.conf), then --con
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import OmegaConf
+from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import OmegaConfBaseException
 
+from metalearn.documents import check_yaml
 from metalearn.errors import ConfigError, raise_if
+from metalearn.references import RESOLVERS, reference_problems
 
 GROUPS = ("algo", "data", "model", "optimizer", "device", "experiment")
 PRIMARY = "train"
+# What Hydra and OmegaConf answer to a YAML that cannot be composed; the built-in ones are their own mistakes on odd content.
+MISTAKES = (
+    *(HydraException, OmegaConfBaseException, yaml.YAMLError, OSError),
+    *(ValueError, TypeError, LookupError, AttributeError, AssertionError, RecursionError),
+)
+TRUST_HYDRA = "Hydra's own settings count only from the command line; if you trust this YAML with them, add 'trusted=[hydra]'"
+OF_THE_RUN = ("runtime", "overrides", "job.override_dirname")  # settings that Hydra fills in itself
 
 
 class Library:
@@ -61,8 +76,9 @@ class Library:
     def read(self, group: str, option: str) -> dict[str, Any]:
         """One YAML as it stands, interpolations included."""
         try:
+            check_yaml(self.path(group, option))
             content = OmegaConf.to_container(OmegaConf.load(self.path(group, option)))
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
+        except MISTAKES as error:
             raise ConfigError(f"{self.path(group, option)} cannot be read: {one_line(error)}") from error
         return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
 
@@ -85,19 +101,67 @@ class Library:
     def load(self, overrides: list[str]) -> dict[str, Any]:
         """Compose and resolve, Hydra's own node included."""
         try:
-            config = self.loader.load_configuration(PRIMARY, overrides, RunMode.RUN)
+            with only_known_resolvers():
+                config = self.loader.load_configuration(PRIMARY, overrides, RunMode.RUN)
             hydra = OmegaConf.to_container(config.hydra, resolve=False)
             ours = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-            return {**plain(ours), "hydra": hydra}
-        except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        except MISTAKES as error:
             raise ConfigError(f"the configuration cannot be composed: {one_line(error)}") from error
+        return {**plain(ours), "hydra": hydra}
+
+    def foreign_settings(self, hydra: dict[str, Any], overrides: list[str]) -> list[str]:
+        """Hydra's own settings that a user's YAML changes; some launchers run what their settings say, so that these cannot be judged.
+
+        hydra: as composed from these overrides.
+        """
+        if len(self.folders) == 1:
+            return []
+        words = [word for word in overrides if word.startswith("hydra")]
+        try:
+            expected = loader_of((self.folders[0],)).load_configuration(PRIMARY, words, RunMode.RUN).hydra
+        except MISTAKES:
+            return [f"{' '.join(words)} lies in a folder with YAMLs of your own; {TRUST_HYDRA}"]
+        theirs, ours = (dict(settings(tree)) for tree in (OmegaConf.to_container(expected, resolve=False), hydra))
+        changed = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name) and not name.startswith(OF_THE_RUN)]
+        return [f"hydra.{name}={ours.get(name)} stands in a YAML; {TRUST_HYDRA}" for name in changed]
+
+
+def plugin_problems(hydra: dict[str, Any]) -> list[str]:
+    """Launchers and sweepers that are not among the classes which Hydra found installed."""
+    named = [(f"hydra.{kind}._target_", (hydra.get(kind) or {}).get("_target_")) for kind in ("launcher", "sweeper")]
+    return [
+        f"{path}={target} is no plugin that is installed" for path, target in named if target not in Plugins.instance().class_name_to_class
+    ]
+
+
+def settings(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of everything that is not a mapping with entries."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from settings(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+@contextlib.contextmanager
+def only_known_resolvers() -> Iterator[None]:
+    """Within it, `${NAME:…}` reaches only what a YAML may use, whatever this process has registered."""
+    registered = BaseContainer._resolvers
+    BaseContainer._resolvers = {name: resolver for name, resolver in registered.items() if name in RESOLVERS}
+    try:
+        yield
+    finally:
+        BaseContainer._resolvers = registered
 
 
 def plain(config: Any) -> dict[str, Any]:
     """Dictionaries, lists and scalars with every interpolation replaced by its value."""
     try:
-        content = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
+        written: Any = OmegaConf.to_container(config, resolve=False)
+        raise_if(reference_problems(written))
+        with only_known_resolvers():
+            content = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MISTAKES as error:
         raise ConfigError(f"the configuration cannot be resolved: {one_line(error)}") from error
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
@@ -114,18 +178,34 @@ def one_line(error: BaseException) -> str:
     return " ".join(lines[:2])
 
 
+class CheckedRepository(ConfigRepository):  # type: ignore[misc]
+    """Hydra's reader of YAMLs, but for a look at those of a user before each is read."""
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        source = self._find_object_source(config_path, ObjectType.CONFIG)
+        if source is not None and source.provider == "user":
+            path = Path(source.path, source._normalize_file_name(config_path))
+            try:
+                check_yaml(path)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None  # `one_line` would quote the cause
+        return super().load_config(config_path)
+
+
 @functools.cache
 def loader_of(folders: tuple[Path, ...]) -> ConfigLoaderImpl:
     Plugins.instance()  # registers the kinds of folders that a search path may name
     setup_globals()
-    return ConfigLoaderImpl(search_path_of(folders))
+    loader = ConfigLoaderImpl(search_path_of(folders))
+    loader.repository = CheckedRepository(loader.config_search_path)
+    return loader
 
 
 def search_path_of(folders: tuple[Path, ...]) -> ConfigSearchPathImpl:
     search_path = ConfigSearchPathImpl()
     search_path.append("hydra", "pkg://hydra.conf")
     for i, folder in enumerate(folders):
-        search_path.append("user" if i else "main", folder.as_uri())
+        search_path.append("user" if i else "main", f"file://{folder}")
     search_path.append("schema", "structured://")
     return search_path
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import csv
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from metalearn.core import Split
 from metalearn.data.sampling import SPLITS
+from metalearn.documents import MAX_JSON, read_json, read_text, read_yaml
 from metalearn.errors import ConfigError
 from metalearn.hashing import choose
 
@@ -64,16 +63,16 @@ def file_partition(path: Path, names: Sequence[str]) -> dict[Split, list[int]]:
 def _pairs(path: Path) -> list[tuple[str, Any]]:
     """(class, split) pairs of the file."""
     try:
-        text = path.read_text(encoding="utf-8")
         if path.suffix == ".csv":
-            return [(row["class"], row["split"]) for row in csv.DictReader(text.splitlines())]
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+            return [(row["class"], row["split"]) for row in csv.DictReader(read_text(path, MAX_JSON).splitlines())]
+        content = read_json(path) if path.suffix == ".json" else read_yaml(path)
     except OSError as error:
         raise ConfigError(
             f"data.partition={path} cannot be read ({error.strerror}); expected random or a .json, .yaml or .csv file"
         ) from error
-    except (ValueError, KeyError, yaml.YAMLError, csv.Error) as error:
-        raise ConfigError(f"data.partition={path} is not valid ({str(error).splitlines()[0]}); {EXPECTED}") from error
+    except (ValueError, KeyError, csv.Error) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"data.partition={path} is not valid ({reason}); {EXPECTED}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"data.partition={path} holds a {type(content).__name__}; {EXPECTED}")
     if all(isinstance(value, list) for value in content.values()):

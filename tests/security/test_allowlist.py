@@ -110,22 +110,54 @@ def test_a_run_folder_cannot_trust_itself() -> None:
         "job_logging: {handlers: {x: {class: subprocess.Popen, args: id}}}",
         "hydra_logging: {handlers: {x: {class: logging.StreamHandler, stream: 'ext://os.environ'}}}",
         "job: {env_set: {LD_PRELOAD: evil.so}}",
+        "job: {env_copy: [NOTHING_OF_THIS_NAME]}",
+        "job: {name: ../../evil}",
+        "callbacks: {x: {_target_: hydra._internal.core_plugins.bash_completion.os.system, command: id}}",
+        "launcher: {_target_: hydra._internal.core_plugins.bash_completion.os.system, command: id}",
+        "sweeper: {_target_: hydra_plugins.x.y.EvilLauncher}",
+        "sweeper: {_target_: hydra._internal.core_plugins.basic_sweeper.BasicSweeper, x: {_target_: hydra_plugins.a.b.CSweeper}}",
+        "launcher: {_target_: '${oc.env:EVIL_TARGET}'}",
+        "job_logging: {handlers: {x: {class: logging.handlers.QueueHandler, queue: os.getcwd}}}",
+        "job_logging: {handlers: {x: {class: logging.handlers.SocketHandler, host: evil, port: 1}}}",
+        "job_logging: {handlers: {x: {class: logging.FileHandler, filename: /home/me/.bashrc}}}",
+        "job_logging: {handlers: {x: {class: logging.FileHandler, filename: '${hydra.runtime.output_dir}/../x.log'}}}",
+        "job_logging: {handlers: {x: {class: logging.StreamHandler, stream: '${oc.env:EVIL_TEXT}'}}}",
+        "job_logging: {handlers: {x: {class: logging.StreamHandler, '.': {stream: 1}}}}",
+        "job_logging: {filters: {x: {'()': os.system}}}",
         "searchpath: [pkg://evil]",
     ],
 )
-def test_hydra_s_own_settings_are_judged_too(tmp_path: Path, hydra: str) -> None:
+def test_hydra_s_own_settings_are_judged_too(tmp_path: Path, hydra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVIL_TARGET", "os.system")
+    monkeypatch.setenv("EVIL_TEXT", "ext://os.environ")
     folder = write(tmp_path, "experiment/evil", f"# @package _global_\nhydra:\n  {hydra}\n")
-    with pytest.raises(ConfigError):
-        config.compose(["experiment=evil"], folder)
+    with pytest.raises(ConfigError):  # even with the word that lets a YAML set them at all
+        config.compose(["experiment=evil", "trusted=[hydra]"], folder)
 
 
 def test_hydra_s_launchers_and_logging_s_handlers_pass() -> None:
     hydra = {
         "launcher": {"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"},
         "sweeper": {"_target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"},
-        "job_logging": {"handlers": {"a": {"class": "logging.handlers.RotatingFileHandler"}, "b": {"stream": "ext://sys.stdout"}}},
+        "job": {"name": "train"},
+        "job_logging": {
+            "handlers": {
+                "a": {"class": "logging.handlers.RotatingFileHandler", "filename": "${hydra.runtime.output_dir}/${hydra.job.name}.log"},
+                "b": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout"},
+            }
+        },
     }
     assert hydra_problems(hydra) == []
+
+
+@pytest.mark.parametrize("name", ["default", "stdout", "none", "disabled"])
+def test_hydra_s_own_choices_of_logging_pass(name: str) -> None:
+    config.compose([f"hydra/job_logging={name}"])
+
+
+def test_a_plugin_must_be_one_that_hydra_knows() -> None:
+    found = refusals("hydra.launcher._target_=hydra_plugins.no_such.plugin.EvilLauncher")
+    assert found == ["hydra.launcher._target_=hydra_plugins.no_such.plugin.EvilLauncher is no plugin that is installed"]
 
 
 def test_prose_is_not_judged_because_it_is_never_built() -> None:
@@ -139,7 +171,7 @@ class TestWhatANameResolvesTo:
         ("target", "reason"),
         [
             ("metalearn.cli.main", "is not a class that derives from metalearn.core.Algorithm"),
-            ("metalearn.build.os.system", "is not a class that derives from metalearn.core.Algorithm"),
+            ("metalearn.build.os.system", "metalearn.build.os is the module os, which metalearn.build only imports"),
             ("metalearn.config.Path", "is not a class that derives from metalearn.core.Algorithm"),
             ("torch.nn.Linear", "is not a class that derives from metalearn.core.Algorithm"),
             ("metalearn.algorithms.maml.Maml", "metalearn.algorithms.maml has no Maml"),

@@ -1,0 +1,78 @@
+"""Reading YAML and JSON that a stranger may have written: regular files of a sane size that unpack to a sane size.
+
+Everything that can be wrong with a document is a ValueError with a reason; a file that cannot be read is an OSError.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MAX_YAML, MAX_JSON = 1 << 20, 64 << 20  # bytes; a megabyte of YAML takes seconds
+MAX_NODES = 100_000  # values of a YAML after its aliases are written out: a few lines of aliases of aliases make billions
+# YAMLError and ValueError are PyYAML's answers to a bad document; the others are its own mistakes on odd tags.
+MISTAKES = (yaml.YAMLError, ValueError, RecursionError, LookupError, AttributeError, TypeError, OverflowError)
+
+
+def read_text(path: Path, max_bytes: int | None) -> str:
+    """The text of a regular file. A pipe or a device in its place would be read for ever."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is not a file")
+    if max_bytes is not None and path.stat().st_size > max_bytes:
+        raise ValueError(f"it has {path.stat().st_size} bytes; at most {max_bytes} are read")
+    return path.read_text(encoding="utf-8")
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds: plain values only, whatever its tags ask for."""
+    text = read_text(path, MAX_YAML)
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        refuse_growth(nodes_of(node, {}))
+        return loader.construct_document(node) if node is not None else None
+    except MISTAKES as error:
+        raise ValueError(sentence(error)) from error
+
+
+def check_yaml(path: Path) -> None:
+    """Raise ValueError for a YAML file that is none, or too large. Its values are not made."""
+    try:
+        count = nodes_of(yaml.compose(read_text(path, MAX_YAML), Loader=yaml.SafeLoader), {})
+    except MISTAKES as error:
+        raise ValueError(sentence(error)) from error
+    refuse_growth(count)
+
+
+def refuse_growth(count: int) -> None:
+    if count > MAX_NODES:
+        raise ValueError(f"its aliases make it larger than {MAX_NODES} values, or go in a circle")
+
+
+def nodes_of(node: Any, known: dict[int, int]) -> int:
+    """Values below a node with aliases written out; more than MAX_NODES if one contains itself."""
+    if id(node) not in known:
+        known[id(node)] = MAX_NODES + 1  # for an alias of itself
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = [part for child in inner for part in (child if isinstance(child, tuple) else (child,))]
+        known[id(node)] = min(1 + sum(nodes_of(part, known) for part in parts), MAX_NODES + 1)
+    return known[id(node)]
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds."""
+    text = read_text(path, MAX_JSON)
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError(sentence(error)) from error
+
+
+def sentence(error: BaseException) -> str:
+    """The reason in one line."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return " ".join(str(error).split()) or type(error).__name__
