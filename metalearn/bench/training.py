@@ -1,0 +1,233 @@
+"""Outer gradients and the judging of test tasks: our systems, built as `metalearn train` builds them, beside the peers."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metalearn import build
+from metalearn.algorithms.maml import MAML
+from metalearn.algorithms.protonet import ProtoNet
+from metalearn.bench import peers, prototypes
+from metalearn.bench.case import Case, Ranked, StepTimes, Work, agreement, configure
+from metalearn.bench.peers import Adapting, Answer, Problem, Tensors
+from metalearn.bench.twins import twin_of
+from metalearn.bench.workloads import Workload
+from metalearn.core import Algorithm, Split, Task, blank_query
+from metalearn.engine.crew import Crew
+from metalearn.engine.evaluate import draw_tasks, judge
+from metalearn.engine.execution import Executor, TaskPlan
+from metalearn.engine.tuning import reference_of, with_ordinary_norms
+from metalearn.engine.update import Clip, Updater
+from metalearn.run.parts import Parts, settings_of
+from metalearn.run.ranks import open_crew
+
+JUDGING_TOLERANCES = {"loss": 1e-4, "accuracy": 1e-2}  # one query that stands between two classes may fall either way
+NO_INNER_LOOP = "it differentiates inner loops, of which ProtoNet has none"
+LIBRARIES: dict[str, Callable[[Problem], Adapting]] = {
+    "plain": peers.plain,
+    "higher": peers.higher,
+    "torchopt": peers.torchopt,
+    "learn2learn": peers.learn2learn,
+}
+
+
+class Ours:
+    """A workload of ours on the CPU, its meta-batch drawn. stack: ends the processes of other ranks, if any are started."""
+
+    def __init__(self, workload: Workload, threads: int | None, stack: ExitStack) -> None:
+        self.workload, self.stack = workload, stack
+        self.cfg, self.source = configure(workload, threads)
+        self.device = torch.device("cpu")
+        self.algorithm = with_ordinary_norms(build.build_algorithm(self.cfg, self.source, self.device))
+        self.settings = settings_of(self.cfg)
+        split: Split = "test" if workload.kind == "evaluation" else "train"
+        self.batch = draw_tasks(self.algorithm, self.source, split, seed=self.settings.seed, first=0, count=workload.tasks)
+        plans = [TaskPlan("loop"), *(TaskPlan("vmap", chunk) for chunk in workload.chunks)]
+        self.plans = {str(plan): plan for plan in plans}
+        self.crews: dict[str, Crew] = {}
+
+    def problem(self) -> Problem:
+        """The same for the peers, with weights and gradients of their own."""
+        algorithm, judging = self.algorithm, self.workload.kind == "evaluation"
+        assert isinstance(algorithm, MAML)
+        return Problem(
+            twin=twin_of(algorithm),
+            batch=self.tensors(),
+            loss=F.mse_loss if self.source.spec("train").kind == "regression" else F.cross_entropy,
+            inner_lr=algorithm.inner_lr,
+            steps=algorithm.eval_adaptation_steps if judging else algorithm.adaptation_steps,
+            first_order=judging or algorithm.order == 1,
+            head_only=algorithm.adapts != "all",
+        )
+
+    def tensors(self) -> Tensors:
+        (support_x, support_y, _), (query_x, query_y, _) = self.batch.support, self.batch.query
+        assert isinstance(support_x, torch.Tensor)
+        assert isinstance(query_x, torch.Tensor)
+        return Tensors(support_x, support_y, query_x, query_y)
+
+    def gradient(self, plan: TaskPlan) -> Work:
+        crew = self.crews[str(plan)] = Crew(self.algorithm, self.source, Executor(self.algorithm, plan), self.settings)
+        return partial(outer_gradient, self.algorithm, lambda: crew.execute(self.batch)[0])
+
+    def ranked(self, name: str, compile: bool) -> Ranked:
+        """In one process for each core, with one thread each."""
+        plan = replace(self.plans[name], compile=compile)
+        ranks = build.num_ranks({**self.cfg, "device": {**self.cfg["device"], "ranks": "auto"}})
+        if ranks == 1:
+            raise ValueError("this process may use one core only")
+        cfg = {**self.cfg, "device": {**self.cfg["device"], "ranks": ranks, "threads": 1}}
+        name, before = f"{ranks} ranks, {plan}", children()
+        with one_thread():
+            parts = Parts(self.source, self.algorithm, plan, self.device)
+            crew = self.stack.enter_context(open_crew(cfg, parts, say=ignore, check=lambda: None, give_up=ignore))
+        self.crews[name] = crew
+
+        def losses() -> Tensor:
+            with one_thread():
+                return crew.execute(crew.draw(0))[0]
+
+        return Ranked(name, partial(outer_gradient, self.algorithm, losses), sorted(children() - before))
+
+    def split(self, name: str) -> StepTimes:
+        """One outer step of this plan, by parts. It moves the weights, so that nothing else may be measured after it."""
+        crew = self.crews[name]
+        optimizer = build.build_optimizer(self.cfg, self.algorithm)
+        assert optimizer is not None
+        updater = Updater(self.algorithm, optimizer, build.build_schedule(self.cfg), Clip())
+
+        numbers = itertools.count()
+
+        def step() -> dict[str, float]:
+            times = [time.perf_counter()]
+            with one_thread() if "ranks" in name else nullcontext():
+                batch = crew.draw(next(numbers))
+                times.append(time.perf_counter())
+                losses, metrics = crew.execute(batch)
+            times.append(time.perf_counter())
+            updater.update(0, losses, metrics.get("statistics"))
+            times.append(time.perf_counter())
+            return dict(zip(("data", "gradient", "update"), (b - a for a, b in itertools.pairwise(times)), strict=True))
+
+        return step
+
+    def judging(self, plan: TaskPlan) -> Work:
+        """Adapt to test tasks and predict, `plan.chunk` at once; loss and accuracy of each."""
+
+        def scores(task: Task) -> Answer:
+            adapted = self.algorithm.adapt(blank_query(task), steps=self.algorithm.eval_adaptation_steps)
+            prediction = self.algorithm.predict(adapted, task.query.x, task.query.mask)
+            objective, (_, y, mask) = self.source.spec("test").objective, task.query
+            return {"loss": objective.loss(prediction, y, mask), **objective.metrics(prediction, y, mask)}
+
+        @torch.no_grad()
+        def work() -> Answer:
+            parts: list[Answer] = [plan.map(scores, chunk) for chunk in plan.chunks(self.batch)]
+            return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+        return work
+
+    def judging_split(self, name: str) -> StepTimes:
+        """A batch of a real evaluation, which tells accuracy without transduction and after fewer steps too."""
+        plan, objective = self.plans[name], self.source.spec("test").objective
+
+        def step() -> dict[str, float]:
+            start = time.perf_counter()
+            batch = draw_tasks(self.algorithm, self.source, "test", seed=0, first=0, count=self.workload.tasks)
+            drawn = time.perf_counter()
+            for chunk in plan.chunks(batch):
+                judge(self.algorithm, chunk, objective, plan)
+            return {"data": drawn - start, "judging, with curve and inductive accuracy": time.perf_counter() - drawn}
+
+        return step
+
+
+def training_case(workload: Workload, threads: int | None, stack: ExitStack) -> Case:
+    """Losses (T,) and, in `.grad`, the gradient of their mean."""
+    ours = Ours(workload, threads, stack)
+    # What `device.plan=auto` holds a plan to, every peer is held to.
+    reference = reference_of(ours.algorithm, ours.batch)
+    grads, losses, _ = reference.sums
+    expected = {"loss": losses, **{f"gradient of {name}": grad / len(losses) for name, grad in grads.items()}}
+    tolerances = {"loss": reference.loss_tolerance, **{f"gradient of {name}": value for name, value in reference.tolerances.items()}}
+    if isinstance(ours.algorithm, ProtoNet):
+        found = prototype_peers(ours)
+        absent = dict.fromkeys(("higher", "torchopt", "torchopt vmap"), NO_INNER_LOOP)
+    else:
+        problem, absent = ours.problem(), {}
+        found = {name: partial(gradient_peer, problem, peer) for name, peer in LIBRARIES.items()}
+        found["torchopt vmap"] = partial(peers.torchopt_vmap, problem)
+    return Case(
+        tasks=workload.tasks,
+        check=lambda answer: agreement(answer, expected, tolerances),
+        plans={name: partial(ours.gradient, plan) for name, plan in ours.plans.items()},
+        compiled={f"{name} compiled": partial(ours.gradient, replace(plan, compile=True)) for name, plan in ours.plans.items()},
+        ranked=ours.ranked,
+        peers=found,
+        absent=absent,
+        split=ours.split,
+    )
+
+
+def evaluation_case(workload: Workload, threads: int | None) -> Case:
+    """Loss and accuracy (T,) of test tasks after adaptation."""
+    ours = Ours(workload, threads, ExitStack())
+    expected, problem = ours.judging(TaskPlan("loop"))(), ours.problem()
+    return Case(
+        tasks=workload.tasks,
+        check=lambda answer: agreement(answer, expected, JUDGING_TOLERANCES),
+        plans={name: partial(ours.judging, plan) for name, plan in ours.plans.items()},
+        peers={name: partial(judging_peer, problem, peer) for name, peer in LIBRARIES.items()},
+        absent={"torchopt vmap": "TorchOpt's example judges test tasks one by one, as torchopt does here"},
+        split=ours.judging_split,
+    )
+
+
+def gradient_peer(problem: Problem, peer: Callable[[Problem], Adapting]) -> Work:
+    return peers.meta_gradient(problem, peer(problem))
+
+
+def judging_peer(problem: Problem, peer: Callable[[Problem], Adapting]) -> Work:
+    return peers.judgement(problem, peer(problem))
+
+
+def prototype_peers(ours: Ours) -> dict[str, Callable[[], Work]]:
+    def build_peer(peer: Callable[[], prototypes.Logits]) -> Work:
+        return prototypes.meta_gradient(twin_of(ours.algorithm), ours.tensors(), peer())
+
+    return {"plain": partial(build_peer, prototypes.plain), "learn2learn": partial(build_peer, prototypes.learn2learn)}
+
+
+def outer_gradient(algorithm: Algorithm, losses: Callable[[], Tensor]) -> Answer:
+    """What `losses` returns and leaves in `.grad`."""
+    return {"loss": losses(), **peers.gradients(dict(algorithm.named_parameters()))}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def children() -> set[int]:
+    """Ids of the processes that this one started and that still live; empty where the system does not tell."""
+    return {int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text(encoding="ascii").split()}
+
+
+def ignore(word: Any) -> None:
+    """Of what other ranks say: what matters is raised."""
