@@ -92,7 +92,9 @@ class Executor:
         count = len(sums.losses)
         for name, p in self.algorithm.named_parameters():
             if name in sums.grads:
-                p.grad = sums.grads[name] / count
+                grad = sums.grads[name] / count
+                # The fused optimizers walk through memory: where the layouts differ they are silently wrong on the CPU.
+                p.grad = grad if grad.stride() == p.stride() else torch.empty_like(p).copy_(grad)
         mean: Metrics = tree_map(lambda total: total / count, sums.metrics)
         return mean
 
