@@ -102,7 +102,12 @@ def prepare_host(cfg: Config) -> None:
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
     torch.set_num_threads(cfg["device"]["threads"] or (1 if cfg["device"].get("ranks", 1) != 1 else default_threads()))
-    torch.set_default_dtype(getattr(torch, cfg["device"]["precision"]))
+    torch.set_default_dtype(torch.float64 if cfg["device"]["precision"] == "float64" else torch.float32)
+    deterministic = cfg["device"].get("deterministic", False)
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = False  # it would choose by timing, and bits would differ from run to run
+    if deterministic:  # cuBLAS reads it at its first use, and matrix products are refused without it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @functools.cache
@@ -170,6 +175,10 @@ def initial_algorithm(cfg: Config, specs: Specs) -> Algorithm:
     torch.manual_seed(cfg["seed"])
     # Built on the CPU even for CUDA: the same seed gives the same initial weights on both.
     model = construct(cfg, "model", input_spec=specs["train"].input_spec)
+    if cfg["device"]["precision"] == "bfloat16":
+        if not hasattr(model, "lower"):
+            raise ConfigError(f"device.precision=bfloat16 needs a model that derives from metalearn.models.Model, not {type(model).__name__}")
+        model.lower(torch.bfloat16)
     algorithm: Algorithm = construct(cfg, "algo", model=model, spec=specs["train"])
     problems = []
     for spec in specs.values():

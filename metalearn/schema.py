@@ -86,7 +86,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer.schedule.name": ("constant", "cosine", "linear", "step"),
     "device.plan": ("auto", "loop", "vmap"),
     "device.compile": ("auto", "true", "false"),
-    "device.precision": ("float32", "float64"),
+    "device.precision": ("float32", "float64", "bfloat16"),
 }
 SPLITS = ("train", "val", "test")
 

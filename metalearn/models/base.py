@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_map
 
 Statistics = tuple[tuple[Tensor, Tensor], ...]  # one (mean, variance) per norm layer, in order
 
@@ -43,10 +45,12 @@ class Norm(nn.Module):
         scale = self.weight * torch.rsqrt(var + self.eps)
         shift = self.bias - mean * scale
         column = (-1, *[1] * (x.ndim - 2))
-        return torch.addcmul(shift.view(column), x, scale.view(column)), (mean, var)
+        return torch.addcmul(shift.view(column), x, scale.view(column)).to(x.dtype), (mean, var)
 
     @staticmethod
     def measure(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """In float32 at least: a mean over many pixels has more digits than bfloat16."""
+        x = x.float() if x.itemsize < 4 else x
         dims = [0, *range(2, x.ndim)]
         if mask is None:
             var, mean = torch.var_mean(x, dims, correction=0)
@@ -62,15 +66,37 @@ class Model(nn.Module):
     """Turns the inputs of one task into features.
 
     out_features: width of the features. norm_statistics: whose batch-norm statistics predictions use.
+    compute_dtype: what to compute in, if not in the type of the parameters; see `lower`.
     """
 
     out_features: int
     norm_statistics: str = "none"
+    compute_dtype: torch.dtype | None = None
 
     def __init__(self, *, init: str, head_init: str) -> None:
         super().__init__()
         self.init = init
         self.head_init = head_init
+
+    def lower(self, dtype: torch.dtype) -> None:
+        """Compute in this type. Parameters, norms with their statistics, and the features that come out stay as they are.
+
+        The casts are explicit, since `torch.autocast` passes a convolution by under vmap without a word, and the
+        threads of a backward pass on CUDA do not know its type.
+        """
+        self.compute_dtype = dtype
+        norms = {name for name, module in self.named_modules() if isinstance(module, Norm)}
+        self.lowered = [name for name, _ in self.named_parameters() if name.rpartition(".")[0] not in norms]
+
+    def __call__(self, x: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Statistics]:
+        dtype = self.compute_dtype
+        high = {name: p for name, p in self.named_parameters() if name in self.lowered and p.dtype != dtype} if dtype else {}
+        if not high:
+            result: tuple[Tensor, Statistics] = super().__call__(x, *args, **kwargs)
+            return result
+        x = tree_map(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, x)
+        features, statistics = functional_call(self, {name: p.to(dtype) for name, p in high.items()}, (x, *args), kwargs)
+        return features.to(next(iter(high.values())).dtype), statistics
 
     def forward(self, x: Any, given: Statistics | None = None, mask: Tensor | None = None, step: int = 0) -> tuple[Tensor, Statistics]:
         """x: n rows → features (n, out_features), and the statistics used, one pair per norm layer."""

@@ -1,0 +1,122 @@
+"""device.precision=bfloat16 and device.deterministic: what is computed in which type, and what stays as it is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from metalearn import build
+from metalearn.build import build_algorithm, build_source, prepare_host
+from metalearn.config import compose
+from metalearn.core import Algorithm, Source
+from metalearn.engine.evaluate import evaluate
+from metalearn.engine.execution import Executor, Sums, TaskPlan
+from metalearn.errors import ConfigError
+from tests.test_contract import training_batch
+
+LOW = torch.bfloat16
+
+
+class Types(TorchDispatchMode):
+    """Types of the floating-point arguments of each kind of operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, set[torch.dtype]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        self.found.setdefault(name, set()).update(tensor.dtype for tensor in tensors)
+        return func(*args, **(kwargs or {}))
+
+
+def lowered(algorithm: Algorithm) -> Algorithm:
+    actor = copy.deepcopy(algorithm)
+    actor.model.lower(LOW)
+    return actor
+
+
+@pytest.mark.parametrize("plan", [TaskPlan("vmap"), TaskPlan("loop")], ids=str)
+def test_model_computes_in_bfloat16_and_all_around_it_in_float32(plan: TaskPlan, pair: tuple[Algorithm, Source]) -> None:
+    algorithm, source = pair
+    if algorithm.trains_on is None or source.name in ("omniglot", "image_folder"):
+        return  # nothing to train, or tasks of the same form as those of glyphs
+    actor, batch = lowered(algorithm), training_batch(algorithm, source)
+    with Types() as seen:
+        sums = Executor(actor, plan).sums(batch)
+    if source.name == "glyphs":
+        assert seen.found["convolution"] == seen.found["convolution_backward"] == {LOW}
+    else:
+        assert any(LOW in seen.found.get(product, set()) for product in ("addmm", "mm", "bmm", "baddbmm"))
+    for statistic in ("var_mean", "_log_softmax", "_log_softmax_backward_data", "rsqrt", "topk"):
+        assert LOW not in seen.found.get(statistic, set()), statistic
+    assert {leaf.dtype for leaf in tree_leaves(tuple(sums)) if leaf.is_floating_point()} == {torch.float32}
+    assert_near(sums, Executor(algorithm, plan).sums(batch))
+
+
+def assert_near(low: Sums, full: Sums) -> None:
+    torch.testing.assert_close(low.losses, full.losses, rtol=0.05, atol=0.05)
+    assert not torch.equal(low.losses, full.losses), "nothing was computed in bfloat16"
+    low_all, full_all = (torch.cat([grad.flatten() for grad in sums.grads.values()]) for sums in (low, full))
+    assert torch.cosine_similarity(low_all, full_all, dim=0) > 0.8
+
+
+def test_weights_statistics_and_scores_stay_in_float32(pair: tuple[Algorithm, Source]) -> None:
+    algorithm, source = pair
+    if source.name != "glyphs" or algorithm.trains_on is None:
+        return
+    actor = lowered(algorithm)
+    with Types() as seen:
+        low, full = (evaluate(some, source, "val", seed=0, episodes=6, plan=TaskPlan("vmap"), batch_size=6) for some in (actor, algorithm))
+    assert seen.found["convolution"] == {LOW, torch.float32}
+    assert low.summary["loss"]["mean"] == pytest.approx(full.summary["loss"]["mean"], abs=0.3)
+    before, after = algorithm.state_dict(), actor.state_dict()
+    assert {name: value.dtype for name, value in before.items()} == {name: value.dtype for name, value in after.items()}
+    _, statistics = actor.model(source.tasks("val", seed=0, first=0, count=1).support.x[0])
+    assert {value.dtype for value in tree_leaves(statistics)} == {torch.float32}
+
+
+@pytest.fixture
+def host() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(torch.float32)
+    torch.use_deterministic_algorithms(False)
+
+
+def test_configuration_lowers_the_model_and_nothing_else(host: None, tmp_path: Path) -> None:
+    cfg = compose(["data=sinusoid", "device=cpu", "device.precision=bfloat16"])
+    prepare_host(cfg)
+    assert torch.get_default_dtype() == torch.float32
+    algorithm = build_algorithm(cfg, build_source(cfg, torch.device("cpu")), torch.device("cpu"))
+    assert algorithm.model.compute_dtype == LOW
+    assert {p.dtype for p in algorithm.parameters()} == {torch.float32}
+
+
+def test_model_that_cannot_be_lowered_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = compose(["data=sinusoid", "device=cpu", "device.precision=bfloat16"])
+    usual = build.construct
+    monkeypatch.setattr(
+        build, "construct", lambda cfg, group, **given: torch.nn.Linear(1, 1) if group == "model" else usual(cfg, group, **given)
+    )
+    with pytest.raises(ConfigError, match=r"bfloat16 needs a model that derives from metalearn\.models\.Model, not Linear"):
+        build_algorithm(cfg, build_source(cfg, torch.device("cpu")), torch.device("cpu"))
+
+
+def test_determinism_is_set_for_one_job_and_not_for_the_next(host: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    prepare_host(compose(["device=cpu", "device.deterministic=true"]))
+    assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+    assert build.os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    prepare_host(compose(["device=cpu"]))
+    assert not torch.are_deterministic_algorithms_enabled()
