@@ -106,7 +106,7 @@ def tune(algorithm: Algorithm, batch: TaskBatch | Examples, wish: Wish, *, steps
     batch: one meta-batch of the run. steps: outer steps of the run, by which compilation must pay for itself.
     """
     actor = with_ordinary_norms(algorithm)
-    reference = reference_of(actor, batch)
+    reference = reference_of(in_full_precision(actor), batch)
     found = Measured()
     candidates = wish.candidates(1 if isinstance(batch, Examples) else len(batch.key))
     time_all([executor for plan in candidates if (executor := _try(actor, batch, plan, reference, found))], batch, found)
@@ -146,6 +146,17 @@ def with_ordinary_norms(algorithm: Algorithm) -> Algorithm:
             if p.ndim == 1:
                 p.add_(0.1 * torch.randn(p.shape, generator=generator).to(p))
     return actor
+
+
+def in_full_precision(actor: Algorithm) -> Algorithm:
+    """The method with models that compute in the type of their parameters: what bfloat16 rounds away would hide a wrong gradient."""
+    if all(getattr(module, "compute_dtype", None) is None for module in actor.modules()):
+        return actor
+    full = copy.deepcopy(actor)
+    for module in full.modules():
+        if hasattr(module, "compute_dtype"):
+            module.compute_dtype = None
+    return full
 
 
 def time_all(executors: list[Executor], batch: TaskBatch | Examples, found: Measured, *, build: float = 0.0) -> None:
@@ -210,10 +221,10 @@ def relative(values: Tensor, expected: Tensor, floor: float = 1e-12) -> float:
 
 def _try(actor: Algorithm, batch: TaskBatch | Examples, plan: TaskPlan, reference: Reference, found: Measured) -> Executor | None:
     """An executor that gave the right gradient once, warm for timing; None, and the reason in `found`, if there is none."""
-    executor = Executor(actor, plan)
+    executor, full = Executor(actor, plan), in_full_precision(actor)
     try:
         sums = executor.sums(batch)
-        problem = reference.mismatch(sums)
+        problem = reference.mismatch(sums if full is actor else Executor(full, plan).sums(batch))
     except (RuntimeError, NotImplementedError, MetalearnError) as error:  # vmap cannot map every operation, nor a compiler read it
         problem = str(error).strip().splitlines()[0] or type(error).__name__
     if problem is None and executor.plan != plan:

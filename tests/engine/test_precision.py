@@ -17,10 +17,11 @@ from metalearn import build
 from metalearn.build import build_algorithm, build_source, prepare_host
 from metalearn.config import compose
 from metalearn.core import Algorithm, Source
-from metalearn.engine.evaluate import evaluate
+from metalearn.engine.evaluate import draw_tasks, evaluate
 from metalearn.engine.execution import Executor, Sums, TaskPlan
+from metalearn.engine.tuning import Wish, tune
 from metalearn.errors import ConfigError
-from tests.test_contract import training_batch
+from tests.test_contract import built, training_batch
 
 LOW = torch.bfloat16
 
@@ -83,6 +84,17 @@ def test_weights_statistics_and_scores_stay_in_float32(pair: tuple[Algorithm, So
     assert {name: value.dtype for name, value in before.items()} == {name: value.dtype for name, value in after.items()}
     _, statistics = actor.model(source.tasks("val", seed=0, first=0, count=1).support.x[0])
     assert {value.dtype for value in tree_leaves(statistics)} == {torch.float32}
+
+
+def test_plans_are_compared_in_float32_and_timed_in_bfloat16(folder: Path) -> None:
+    algorithm, source = built("maml", "glyphs", folder)
+    actor = lowered(algorithm)
+    actor.adaptation_steps, actor.inner_lr = 5, 0.4
+    with Types() as seen:
+        found = tune(actor, draw_tasks(actor, source, "train", seed=0, first=0, count=3), Wish("auto", 0, False), steps=10, say=print)
+    assert found.dropped == {}
+    assert seen.found["convolution"] == {LOW, torch.float32}
+    assert actor.model.compute_dtype == LOW
 
 
 @pytest.fixture
