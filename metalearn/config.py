@@ -19,6 +19,7 @@ from metalearn import schema
 from metalearn.allowlist import hydra_problems, target_problems
 from metalearn.errors import ConfigError, raise_if
 from metalearn.library import GROUPS, Library, plain, plugin_problems
+from metalearn.prose import about_problems
 from metalearn.references import saved_problems
 from metalearn.schema import hint
 
@@ -39,7 +40,7 @@ def compose(overrides: list[str], config_dir: str | None = None) -> dict[str, An
     wrong = [blame_experiment(problem, base["hydra"]["runtime"]["choices"]) for problem in wrong]
     problems += found + wrong + (hydra_problems(hydra) or plugin_problems(hydra)) + schema.value_problems(cfg) + schema.unkept_problems(cfg)
     trusted = cfg["trusted"] if isinstance(cfg.get("trusted"), list) and not wrong else []
-    problems += target_problems(cfg, trusted)
+    problems += target_problems(cfg, trusted) + about_problems(cfg)
     problems += [] if "hydra" in trusted else library.foreign_settings(hydra, [*request.choices, *values])
     raise_if(problems)
     return cfg
@@ -235,7 +236,8 @@ def read_saved(run_dir: Path) -> dict[str, Any]:
     groups = saved if isinstance(saved, dict) else {}
     if not any(group in groups for group in GROUPS):
         raise ConfigError(f"{path} is not the configuration of a run; restore it from a backup")
-    raise_if(f"{path} is damaged: {problem}; restore it from a backup" for problem in [*saved_problems(groups), *damages(groups)])
+    problems = [*saved_problems(groups), *about_problems(groups), *damages(groups)]
+    raise_if(f"{path} is damaged: {problem}; restore it from a backup" for problem in problems)
     return groups
 
 

@@ -18,12 +18,17 @@ MISTAKES = (yaml.YAMLError, ValueError, RecursionError, LookupError, AttributeEr
 
 
 def read_text(path: Path, max_bytes: int | None) -> str:
-    """The text of a regular file. A pipe or a device in its place would be read for ever."""
+    """The text of a regular file."""
+    return read_bytes(path, max_bytes).decode("utf-8")
+
+
+def read_bytes(path: Path, max_bytes: int | None) -> bytes:
+    """The content of a regular file. A pipe or a device in its place would be read for ever."""
     if path.exists() and not path.is_file():
         raise ValueError("it is not a file")
     if max_bytes is not None and path.stat().st_size > max_bytes:
         raise ValueError(f"it has {path.stat().st_size} bytes; at most {max_bytes} are read")
-    return path.read_text(encoding="utf-8")
+    return path.read_bytes()
 
 
 def read_yaml(path: Path) -> Any:

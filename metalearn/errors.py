@@ -2,6 +2,7 @@
 
 MetalearnError    1   the run failed
 ├ ConfigError     2   usage or configuration; holds every problem that was found
+│ └ InUseError        another process holds the run folder
 ├ DataError       3   data missing or corrupt
 └ CheckpointError 4   no valid checkpoint
 """
@@ -25,6 +26,10 @@ class ConfigError(MetalearnError):
     def __init__(self, problems: str | Sequence[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
+
+
+class InUseError(ConfigError):
+    """Another process holds the lock of a run folder."""
 
 
 class DataError(MetalearnError):

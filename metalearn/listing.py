@@ -14,8 +14,9 @@ import yaml
 from metalearn.analysis.runfiles import read_json, shown
 from metalearn.analysis.tables import grid, published
 from metalearn.config import compose
-from metalearn.errors import ConfigError
+from metalearn.errors import ConfigError, raise_if
 from metalearn.library import GROUPS, Library
+from metalearn.prose import about_problems
 from metalearn.schema import lookup
 
 
@@ -25,6 +26,7 @@ def group(name: str, config_dir: str | None = None) -> str:
     rows = [[name, "what it is", "paper", "published", "measured"]]
     for option in library.options(name):
         about = library.read(name, option).get("about") or {}
+        raise_if(f"{library.path(name, option)}: {problem}" for problem in about_problems({"about": about}))
         paper = str(about.get("paper", ""))
         rows.append([option, about.get("title") or first_comment(library.path(name, option)), paper, *figures(about)])
     used = [i for i in range(5) if i < 2 or any(row[i] for row in rows[1:])]

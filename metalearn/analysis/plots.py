@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from metalearn.analysis.canvas import BLUE, GREY, RED, save, style
 from metalearn.analysis.preview import episodes as episodes  # the third picture of a run, drawn from arrays
-from metalearn.analysis.runfiles import Line, is_fraction, read_json, read_metrics, shown
+from metalearn.analysis.runfiles import Line, is_fraction, read_metrics, read_results, shown
 from metalearn.analysis.runfiles import adaptation_curve as curve_of
 
 
@@ -25,7 +25,7 @@ def learning_curve(run_dir: Path) -> Path | None:
     None when the run has no step to show (a method that does not train).
     """
     lines = read_metrics(run_dir)
-    results = read_json(run_dir / "results.json")
+    results = read_results(run_dir / "results.json")
     if results is not None and lines and lines[-1]["split"] == results["split"]:
         lines = lines[:-1]  # the final evaluation, which may be on val and is drawn from results.json
     names = [name for name in ("loss", _primary(lines, results)) if name]
@@ -50,7 +50,7 @@ def adaptation_curve(run_dir: Path) -> Path | None:
 
     None when results.json has no `<primary>_step_<k>`, as for methods that do not adapt in steps.
     """
-    results = read_json(run_dir / "results.json")
+    results = read_results(run_dir / "results.json")
     points = curve_of(results) if results else []
     if results is None or not points:
         return None

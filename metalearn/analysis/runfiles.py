@@ -2,36 +2,135 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-import yaml
+from metalearn import documents
+from metalearn.errors import DataError
 
 Line = dict[str, Any]  # one line of metrics.jsonl
 TIMED = ("data", "step", "eval", "save")
 
 
-def read_metrics(run_dir: Path) -> list[Line]:
-    """The lines of metrics.jsonl in order; empty before the first one was written."""
+def read_metrics(run_dir: Path, upto: int | None = None) -> list[Line]:
+    """The lines of metrics.jsonl in order, of its first `upto` bytes; empty before the first one was written.
+
+    DataError naming a line that is no measurement.
+    """
     path = run_dir / "metrics.jsonl"
     if not path.exists():
         return []
-    complete = path.read_text(encoding="utf-8").rpartition("\n")[0]  # a run that is still going may be inside a line
-    return [json.loads(line) for line in complete.splitlines() if line.strip()]
+    try:
+        text = documents.read_text(path, None) if upto is None else documents.read_bytes(path, None)[:upto].decode()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}); restore it from a backup") from error
+    complete = text.rpartition("\n")[0]  # a run that is still going may be inside a line
+    return [measurement(text, path, number) for number, text in enumerate(complete.split("\n"), 1) if text.strip()]
+
+
+def measurement(text: str, path: Path, number: int) -> Line:
+    """{"step", "split", and numbers or null under every other name}."""
+    try:
+        line = json.loads(text)
+        good = isinstance(line["step"], int) and isinstance(line["split"], str)
+        if good and all(is_number(value) for name, value in line.items() if name != "split"):
+            return dict(line)
+    except (ValueError, LookupError, TypeError, RecursionError):
+        pass
+    raise DataError(f"{path}, line {number} is no measurement; restore the file from a backup")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number or null, which stands for one that JSON cannot write."""
+    return isinstance(value, (int, float, type(None))) and not isinstance(value, bool)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """The mapping in a JSON file, None when the file is absent."""
     if not path.exists():
         return None
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    found: dict[str, Any] = documents.read_json(path)
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds a {type(found).__name__}")
     return found
+
+
+def read_results(path: Path) -> dict[str, Any] | None:
+    """The content of a results.json, None when it is absent. DataError if it is not what a run writes."""
+    try:
+        results = read_json(path)
+        if results is None:
+            return None
+        numbers = [number for value in results["metrics"].values() for number in (value["mean"], value["ci95"])]
+        words = [results["primary"], results["split"]]
+        counts = [results["episodes"], results["step"], results["seed"]]
+        good = all(map(is_number, numbers + counts)) and all(isinstance(word, str) for word in words)
+        if good and results["primary"] in results["metrics"] and isinstance(results["protocol"], dict):
+            return results
+        reason = "its entries are none of a result"
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else str(error)
+    raise DataError(f"{path} is not the result of a run ({reason}); restore it from a backup")
 
 
 def read_yaml(path: Path) -> Any:
     """What a YAML file holds, None when the file is absent."""
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
+    return documents.read_yaml(path) if path.exists() else None
+
+
+def state(run_dir: Path) -> str:
+    """How a run stands: not started, running, killed, preempted, failed or finished.
+
+    running: a living process holds its lock. killed: its process is gone without a word. preempted: it was stopped and saved.
+    """
+    try:
+        told = (read_json(run_dir / "status.json") or {}).get("status")
+    except (OSError, ValueError, AttributeError):
+        told = None
+    if told == "finished":
+        return "finished"
+    if is_locked(run_dir / ".lock"):
+        return "running"
+    if told == "failed":
+        return "failed"
+    if not (run_dir / "config.yaml").exists():
+        return "not started"
+    return "preempted" if told == "preempted" else "killed"
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process holds this lock; a folder whose lock cannot be asked is believed."""
+    if not path.is_file():
+        return False  # also a pipe, which would keep us waiting
+    try:
+        with path.open(encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def holder(run_dir: Path) -> str:
+    """Process id of who holds the run's lock, or held it last; empty if nobody ever did."""
+    try:
+        return (run_dir / ".lock").read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def last_words(run_dir: Path) -> str:
+    """The last line of train.log without its time, which is the reason where a run has failed."""
+    try:
+        lines = (run_dir / "train.log").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return re.sub(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d )?(failed: )?", "", last)
 
 
 def wall_seconds(lines: list[Line]) -> dict[str, float]:

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metalearn.analysis.runfiles import read_json, read_metrics, read_yaml, shown, wall_seconds
+from metalearn.analysis.runfiles import read_json, read_metrics, read_results, read_yaml, shown, wall_seconds
+from metalearn.errors import DataError
 
 
 def grid(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
@@ -32,7 +33,7 @@ def closing(run_dir: Path) -> str:
 
     Also good for an evaluation's folder, RUN_DIR/evals/<protocol>. Raises FileNotFoundError without results.json.
     """
-    results = read_json(run_dir / "results.json")
+    results = read_results(run_dir / "results.json")
     if results is None:
         raise FileNotFoundError(f"{run_dir}/results.json not found: the run has not been evaluated. Run: metalearn resume {run_dir}")
     config = read_yaml(run_dir / "config.yaml") or {}
@@ -72,13 +73,21 @@ def metric_table(results: dict[str, Any]) -> str:
 def beside(run_dir: Path, eval_dir: Path) -> str:
     """An evaluation under another protocol beside the run's own result, metric by metric."""
     folders = {"this protocol": eval_dir, "the run's own": run_dir}
-    found = {name: results for name, folder in folders.items() if (results := read_json(folder / "results.json")) is not None}
+    found, lines = {}, []
+    for name, folder in folders.items():
+        try:
+            results = read_results(folder / "results.json")
+        except DataError as error:
+            lines.append(f"{name}: {error}")  # the evaluation stands, whatever became of the run's own
+            continue
+        if results is not None:
+            found[name] = results
+            lines.append(f"{name}: {protocol_line(results)}")
     metrics = _by_importance(found["this protocol"])
     rows = [["metric (mean ± 95% CI)", *(f"{name}, {results['episodes']} tasks" for name, results in found.items())]]
     for metric in metrics:
         values = [results["metrics"].get(metric) for results in found.values()]
         rows.append([metric, *("–" if value is None else shown(metric, value["mean"], value["ci95"]) for value in values)])
-    lines = [f"{name}: {protocol_line(results)}" for name, results in found.items()]
     return "\n".join([*lines, "", grid(rows, right=range(1, len(rows[0])))])
 
 

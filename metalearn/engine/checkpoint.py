@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,11 +22,16 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
+from metalearn.documents import read_bytes, read_text
+from metalearn.engine.facts import checked
 from metalearn.engine.faults import fault
 from metalearn.errors import CheckpointError, MetalearnError
 
 FORMAT_VERSION = 1
 TENSORS, FACTS, MANIFEST = "tensors.safetensors", "facts.json", "manifest.json"
+NAME = re.compile(r"step-(\d{6,18})", re.ASCII)
+# What makes a checkpoint unreadable: whoever wrote the files may also have written the manifest.
+DAMAGES = (ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError, OverflowError, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,8 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, valid or not, in order."""
-        names = [path.name for path in self.folder.glob("step-*") if path.suffix == ""]
-        return sorted(int(name.removeprefix("step-")) for name in names if name.removeprefix("step-").isdigit())
+        found = (NAME.fullmatch(path.name) for path in self.folder.glob("step-*"))
+        return sorted(step for match in found if match and self.path(step := int(match[1])).name == match[0])
 
     def save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], *, ranked: Iterable[int] = ()) -> None:
         """Write one checkpoint, point `last` at it and prune.
@@ -83,12 +89,13 @@ class CheckpointStore:
         """The checkpoint of one step; CheckpointError with its name and the reason if it is not exactly as saved."""
         path = self.path(step)
         try:
-            contents = {name: (path / name).read_bytes() for name in _verified(path)}
-            return Checkpoint(step, load_tensors(contents[TENSORS]), json.loads(contents[FACTS]))
+            contents = _verified(path)
+            return Checkpoint(step, load_tensors(contents[TENSORS]), checked(json.loads(contents[FACTS]), step, path / FACTS))
         except OSError as error:
             raise CheckpointError(f"{path} is not valid: {error.strerror or error} ({error.filename})") from error
-        except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-            raise CheckpointError(f"{path} is not valid: {error}") from error
+        except DAMAGES as error:
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise CheckpointError(f"{path} is not valid: {reason}") from error
 
     def newest(self) -> Checkpoint:
         """The newest valid checkpoint; each newer corrupt one is named through `warn`. CheckpointError if none is valid."""
@@ -112,10 +119,10 @@ class CheckpointStore:
     def pointed(self, name: str) -> int | None:
         """The step that `last` or `best` names; None if there is no such pointer."""
         try:
-            number = (self.folder / name).read_text().strip().removeprefix("step-")
-        except (OSError, UnicodeDecodeError):
+            match = NAME.fullmatch(read_text(self.folder / name, 100).strip())
+        except (OSError, ValueError):
             return None
-        return int(number) if number.isdigit() else None
+        return int(match[1]) if match else None
 
     def set_aside(self, *, after: int) -> None:
         """Rename checkpoints newer than the one in use: they are not valid, and must not be counted as kept."""
@@ -166,28 +173,31 @@ class CheckpointStore:
 
     def _best_then(self, step: int) -> int | None:
         try:
-            best: int | None = json.loads((self.path(step) / FACTS).read_bytes()).get("best")
-        except (OSError, ValueError):
+            best: int | None = json.loads(read_bytes(self.path(step) / FACTS, None)).get("best")
+        except (OSError, *DAMAGES):
             return None  # a corrupt checkpoint protects nothing
-        return best
+        return best if isinstance(best, int) else None
 
 
-def _verified(path: Path) -> list[str]:
-    """Names of the files of a checkpoint, after checking each against the manifest."""
+def _verified(path: Path) -> dict[str, bytes]:
+    """The files of a checkpoint, after checking each against the manifest."""
     if not path.is_dir():
         raise ValueError("it is missing")
-    manifest = json.loads((path / MANIFEST).read_bytes())
+    manifest = json.loads(read_bytes(path / MANIFEST, None))
     if manifest["format_version"] != FORMAT_VERSION:
         raise ValueError(f"its format_version is {manifest['format_version']}, this metalearn reads {FORMAT_VERSION}")
     if sorted(manifest["files"]) != sorted([TENSORS, FACTS]):
         raise ValueError(f"its manifest lists {sorted(manifest['files'])}")
+    contents = {}
     for name, listed in manifest["files"].items():
-        content = (path / name).read_bytes()
-        if len(content) != listed["size"]:
-            raise ValueError(f"{name} has {len(content)} bytes, {listed['size']} were written")
+        size = (path / name).stat().st_size
+        if size != listed["size"]:
+            raise ValueError(f"{name} has {size} bytes, {listed['size']} were written")
+        content = read_bytes(path / name, None)
         if hashlib.sha256(content).hexdigest() != listed["sha256"]:
             raise ValueError(f"{name} does not have the sha256 that was written")
-    return [TENSORS, FACTS]
+        contents[name] = content
+    return contents
 
 
 def replace_file(path: Path, content: bytes) -> None:

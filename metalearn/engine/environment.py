@@ -43,7 +43,9 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What changed between two environments that equal bits depend on, one line each."""
     lines = []
     for part in EXACTNESS:
-        before, after = then.get(part, {}), now[part]
+        before, after = then.get(part), now[part]
+        if not isinstance(before, dict):
+            before = {}  # a file that somebody else wrote
         lines += [f"{name} was {before.get(name)}, is {after[name]}" for name in after if before.get(name) != after[name]]
     return lines
 

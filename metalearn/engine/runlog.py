@@ -8,7 +8,9 @@ import io
 import json
 import math
 import os
+import stat
 import sys
+import time
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -17,16 +19,19 @@ from typing import Any, TextIO
 import yaml
 from tqdm import tqdm
 
+from metalearn.documents import read_json, read_yaml
 from metalearn.engine.checkpoint import replace_file
-from metalearn.errors import CheckpointError, ConfigError
+from metalearn.errors import CheckpointError, ConfigError, InUseError
 
+LOCK_TRIES, LOCK_PAUSE = 5, 0.04  # seconds
+OWN_FOLDERS = ("checkpoints", "evals", "plots")
 WRITTEN_EARLY = ("config.yaml", "overrides.yaml", "status.json", "env.json", "train.log", "metrics.jsonl")
 
 
 class RunLog:
     """Context that holds the lock of a run folder and writes its files.
 
-    Raises ConfigError on entry when the folder cannot be written or another process holds it.
+    Raises ConfigError on entry when the folder cannot be written, and InUseError when another process holds it.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -41,20 +46,13 @@ class RunLog:
     def __enter__(self) -> RunLog:
         try:
             self._made = not self.run_dir.exists()
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.run_dir / ".lock").open("a+", encoding="utf-8")
+            refuse_links(self.run_dir)
+            self._lock = take_lock(self.run_dir)
+            self._lock.truncate(0)
+            self._lock.write(f"{os.getpid()}\n")
+            self._lock.flush()
         except OSError as error:
             raise ConfigError(f"cannot write to run_dir={self.run_dir}: {error.strerror}; choose a folder that can be written") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.seek(0)
-            holder = self._lock.read().strip() or "unknown"
-            self._lock.close()
-            raise ConfigError(f"{self.run_dir} is in use by process {holder}; wait for it, stop it, or choose another run_dir") from error
-        self._lock.truncate(0)
-        self._lock.write(f"{os.getpid()}\n")
-        self._lock.flush()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -77,17 +75,20 @@ class RunLog:
         return (self.read_json("status.json") or {}).get("status") == "finished"
 
     def overrides(self) -> list[str]:
-        """The words that the run was started with; empty if the file is gone."""
-        path = self.run_dir / "overrides.yaml"
-        return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else []
+        """The words that the run was started with; empty if the file is gone or damaged."""
+        try:
+            words = read_yaml(self.run_dir / "overrides.yaml")
+        except (OSError, ValueError):
+            return []
+        return [str(word) for word in words] if isinstance(words, list) else []
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """A JSON file of the run; None if it is absent or not JSON, as for facts that a run can do without."""
+        """The mapping in a JSON file of the run; None if it is absent or damaged, as for facts that a run can do without."""
         try:
-            found: dict[str, Any] = json.loads((self.run_dir / name).read_text(encoding="utf-8"))
+            found = read_json(self.run_dir / name)
         except (OSError, ValueError):
             return None
-        return found
+        return found if isinstance(found, dict) else None
 
     def discard(self) -> None:
         """Leave the folder as if the run had never been asked for: only files that a run writes are removed.
@@ -199,6 +200,45 @@ class RunLog:
         if self._metrics is None:
             self._metrics = (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
         return self._metrics
+
+
+def refuse_links(run_dir: Path) -> None:
+    """Raise ConfigError for a link, a pipe or a device where a run writes: it must not lead what is written to somewhere else."""
+    own = [path for name in OWN_FOLDERS for path in (run_dir / name).rglob("*")]
+    for path in (*run_dir.glob("*"), *own):
+        try:
+            mode = path.lstat().st_mode
+        except FileNotFoundError:
+            continue  # of a process that holds the run
+        if stat.S_ISLNK(mode):
+            raise ConfigError(f"{path} is a symbolic link; a run writes into its own folder only, so put what it means in its place")
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise ConfigError(f"{path} is neither a file nor a folder; a run writes files only, so remove it")
+
+
+def take_lock(run_dir: Path) -> TextIO:
+    """The open lock file of a run folder, which is made if need be. InUseError naming the process that holds it.
+
+    Tried a few times: who only asks whether a run lives holds the lock for an instant, and a process that gives its
+    folder up takes the lock file along, so that what was locked may no longer be the file of that name.
+    """
+    path, holder = run_dir / ".lock", "unknown"
+    for _ in range(LOCK_TRIES):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                return lock
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or holder
+        except BaseException:
+            lock.close()
+            raise
+        lock.close()
+        time.sleep(LOCK_PAUSE)
+    raise InUseError(f"{run_dir} is in use by process {holder}; wait for it, stop it, or choose another run_dir")
 
 
 def echo(text: str, *, beside: Any = None) -> None:

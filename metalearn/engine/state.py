@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from metalearn.errors import CheckpointError
 
 WEIGHTS, OPTIMIZER, RANDOM, RANDOM_CUDA = "weights.", "optimizer.", "random.cpu", "random.cuda"
+ADAM = {"step", "exp_avg", "exp_avg_sq"}
+LIKE_PARAMETER = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"}  # tensors of a parameter's own shape
 
 
 def pack(algorithm: nn.Module, optimizer: torch.optim.Optimizer | None) -> tuple[dict[str, Tensor], list[list[Any]]]:
@@ -33,20 +35,35 @@ def pack(algorithm: nn.Module, optimizer: torch.optim.Optimizer | None) -> tuple
 
 
 def restore(algorithm: nn.Module, optimizer: torch.optim.Optimizer | None, tensors: dict[str, Tensor], values: list[list[Any]]) -> None:
-    """The inverse of `pack`, in place."""
+    """The inverse of `pack`, in place. CheckpointError for weights or a state that are not those of such a run."""
     load_weights(algorithm, tensors)
-    if optimizer is not None:
-        state: dict[int, dict[str, Any]] = {}
-        for name in tensors:
-            if name.startswith(OPTIMIZER):
-                parameter, _, key = name.removeprefix(OPTIMIZER).partition(".")
-                state.setdefault(int(parameter), {})[key] = tensors[name]
-        for number, key, value in values:
-            state.setdefault(number, {})[key] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    torch.set_rng_state(tensors[RANDOM])
-    if RANDOM_CUDA in tensors and _on_cuda(algorithm):
-        torch.cuda.set_rng_state(tensors[RANDOM_CUDA])
+    try:
+        if optimizer is not None:
+            state = _optimizer_state(optimizer, tensors, values)
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        torch.set_rng_state(tensors[RANDOM])
+        if RANDOM_CUDA in tensors and _on_cuda(algorithm):
+            torch.cuda.set_rng_state(tensors[RANDOM_CUDA])
+    except (LookupError, ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"the checkpoint holds another optimizer or random state than this configuration builds: {error}") from error
+
+
+def _optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], values: list[list[Any]]) -> dict[int, dict[str, Any]]:
+    """{parameter: {key: value}}. ValueError for what would only be noticed in the next step, by PyTorch."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Any]] = {}
+    for name in tensors:
+        if name.startswith(OPTIMIZER):
+            index, _, key = name.removeprefix(OPTIMIZER).partition(".")
+            state.setdefault(int(index), {})[key] = tensors[name]
+            if key in LIKE_PARAMETER and tensors[name].shape != parameters[int(index)].shape:
+                raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}")
+    for number, key, value in values:
+        state.setdefault(number, {})[key] = value
+    for number, entries in state.items():
+        if isinstance(optimizer, torch.optim.Adam) and not entries.keys() >= ADAM:
+            raise ValueError(f"of parameter {number} it has {', '.join(entries)} only")
+    return state
 
 
 def load_weights(algorithm: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -55,7 +72,8 @@ def load_weights(algorithm: nn.Module, tensors: dict[str, Tensor]) -> None:
     try:
         algorithm.load_state_dict(weights)
     except RuntimeError as error:
-        raise CheckpointError(f"the checkpoint holds other weights than this configuration builds: {error}") from error
+        reason = " ".join(str(error).split())[:500]
+        raise CheckpointError(f"the checkpoint holds other weights than this configuration builds: {reason}") from error
 
 
 def _on_cuda(algorithm: nn.Module) -> bool:

@@ -27,6 +27,7 @@ from metalearn.engine.settings import Settings, draw_batch
 from metalearn.engine.state import pack, restore
 from metalearn.engine.update import HEALTHY, Updater
 from metalearn.engine.window import Window
+from metalearn.errors import CheckpointError
 
 
 class Trainer:
@@ -140,6 +141,8 @@ class Trainer:
         restore(self.algorithm, self.updater.optimizer if self.updater else None, tensors, facts["optimizer"])
         device = next(self.algorithm.parameters(), torch.empty(0)).device
         names = [name for name in tensors if name.startswith("window.")]
+        if any(tensors[name].dim() for name in names):
+            raise CheckpointError("the checkpoint's running sums are no single numbers")
         self.window = Window(facts["window_count"], {name.removeprefix("window."): tensors[name].to(device) for name in names})
         self.step = self.saved_step = facts["step"]
         self.evaluated_step = facts["evaluated_step"]

@@ -13,6 +13,7 @@ import torch
 
 from metalearn import build
 from metalearn.analysis import tables
+from metalearn.analysis.runfiles import read_metrics
 from metalearn.core import Algorithm, Task, blank_query
 from metalearn.engine.checkpoint import Checkpoint, CheckpointStore
 from metalearn.engine.crew import Crew
@@ -153,6 +154,7 @@ class Life:
         if steps < checkpoint.step:
             raise ConfigError(f"trainer.outer_steps={steps} but the run is at step {checkpoint.step}; give at least that many")
         self.log.require_metrics(checkpoint.facts["metrics_offset"])
+        read_metrics(self.log.run_dir, checkpoint.facts["metrics_offset"])  # now, since plots and tables will need them at the end
         load_weights(parts.algorithm, checkpoint.tensors)
 
     def _begin_again(self, checkpoint: Checkpoint | None) -> None:

@@ -1,0 +1,63 @@
+"""The facts that stand beside the tensors of a checkpoint, checked when they are read.
+
+A manifest only says that they are as somebody wrote them; whoever changes a checkpoint can write its manifest too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from metalearn.errors import CheckpointError
+
+COUNTS = ("step", "evaluated_step", "window_count", "metrics_offset")
+KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(COUNTS, (int,)),
+    **dict.fromkeys(("record", "optimizer"), (list,)),
+    **dict.fromkeys(("config", "plan"), (dict,)),
+    "data_sha256": (str,),
+    "best": (int, type(None)),
+}
+PLAN = {"name": "loop", "chunk": 0, "compile": False}
+LARGEST_CHUNK = 2**31
+
+
+class Facts(dict[str, Any]):
+    """Facts that were read. CheckpointError, not KeyError, for one that is not there."""
+
+    def __init__(self, facts: dict[str, Any], path: Path) -> None:
+        super().__init__(facts)
+        self.path = path
+
+    def __missing__(self, name: str) -> Any:
+        raise CheckpointError(f"{self.path.parent} is not valid: its {self.path.name} says nothing of {name}")
+
+
+def checked(facts: Any, step: int, path: Path) -> Facts:
+    """The facts of a step, from the file at path. ValueError or TypeError for some that a run could not go on with."""
+    if not isinstance(facts, dict):
+        raise ValueError(f"{path.name} holds a {type(facts).__name__}")
+    for name, kinds in KINDS.items():
+        if name in facts and (not isinstance(facts[name], kinds) or isinstance(facts[name], bool)):
+            raise ValueError(f"{path.name}: {name} is {short(facts[name])}")
+    if facts.get("step", step) != step or any(facts.get(name, 0) < 0 for name in COUNTS):
+        raise ValueError(f"{path.name} is of another step, or of none")
+    for number, value in facts.get("record", []):
+        if not isinstance(number, int) or not isinstance(value, (int, float, type(None))):
+            raise ValueError(f"{path.name}: a validation at step {short(number)} gave {short(value)}")
+    for parameter, key, value in facts.get("optimizer", []):
+        if not isinstance(parameter, int) or not isinstance(key, str) or isinstance(value, (list, dict)):
+            raise ValueError(f"{path.name}: the optimizer's {short(key)} is {short(value)}")
+    if not is_plan(facts.get("plan", PLAN)):
+        raise ValueError(f"{path.name}: the plan is {short(facts['plan'])}")
+    return Facts(facts, path)
+
+
+def is_plan(plan: dict[str, Any]) -> bool:
+    """Whether these are the dials of a way to map tasks."""
+    right = {"name": plan.get("name") in ("loop", "vmap"), "chunk": plan.get("chunk", -1) in range(LARGEST_CHUNK)}
+    return plan.keys() == PLAN.keys() and all(right.values()) and isinstance(plan["compile"], bool)
+
+
+def short(value: Any) -> str:
+    return f"{str(value)[:40]!r}"
