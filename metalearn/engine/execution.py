@@ -123,10 +123,12 @@ class Executor:
 
         def gradient(params: Parameters, chunk: TaskBatch | Examples) -> tuple[Parameters, Tensor, Metrics]:
             try:
-                return compiled(params, chunk)
+                result = compiled(params, chunk)
             except TorchDynamoException as error:
                 reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
                 raise ConfigError(f"device.compile=true, but this run cannot be compiled ({reason}); use device.compile=false") from error
+            # A CUDA graph writes the results of the next chunk into the same memory.
+            return tree_map(torch.clone, result) if on_cuda else result
 
         return gradient
 
@@ -136,6 +138,8 @@ class Executor:
             what = "one minibatch (trainer.batch_size)" if isinstance(batch, Examples) else "a single task"
             raise MetalearnError(f"out of memory with {what}: {problem}; choose a smaller model, fewer rows or fewer adaptation steps")
         self.plan = replace(self.plan, chunk=chunk // 2)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # blocks of the old chunk's sizes are in the way of smaller ones
         self.warn(f"out of memory with {chunk} tasks at once; going on with device.chunk={chunk // 2}, the meta-batch is the same")
 
 

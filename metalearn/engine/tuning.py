@@ -155,7 +155,7 @@ def in_full_precision(actor: Algorithm) -> Algorithm:
     full = copy.deepcopy(actor)
     for module in full.modules():
         if hasattr(module, "compute_dtype"):
-            module.compute_dtype = None
+            module.compute_dtype = None  # type: ignore[assignment]
     return full
 
 
