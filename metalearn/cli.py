@@ -89,7 +89,7 @@ def train(args: argparse.Namespace) -> int:
 
     metalearn train algo=protonet data=omniglot data.way=20
     metalearn train experiment=omniglot_maml
-    metalearn train -m algo=maml,protonet seed=0,1        every combination, one after the other
+    metalearn train -m algo=maml,protonet seed=0,1 sweep=first        every combination; again: only what is left
     metalearn train --config-dir conf algo=mine 'trusted=[mine]'        classes of your own
     """
     from metalearn import config
@@ -99,8 +99,11 @@ def train(args: argparse.Namespace) -> int:
 
         if launched() is not None:
             raise ConfigError("the jobs of a sweep run one after the other; start it without a launcher, with device.ranks=auto")
-        args.run_dir, code = None, multirun(args.overrides, args.config_dir, print)
-        return code
+        if args.cfg:
+            raise ConfigError("--cfg prints one configuration and --multirun asks for several; leave one of them out")
+        return multirun(args.overrides, args.config_dir, print, retry_failed=args.retry_failed)
+    if args.retry_failed:
+        raise ConfigError("--retry-failed is for sweeps; add -m, or continue one run with: metalearn resume RUN_DIR")
     cfg = config.compose(args.overrides, args.config_dir)
     if args.cfg:
         print(listing.as_yaml(cfg), end="")
@@ -116,6 +119,7 @@ def train(args: argparse.Namespace) -> int:
 def train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help=OVERRIDES)
     parser.add_argument("-m", "--multirun", action="store_true", help="run every combination of the values a,b,c that are given")
+    parser.add_argument("--retry-failed", action="store_true", help="with -m: also run the jobs of the sweep that have failed")
     parser.add_argument("--cfg", choices=["job"], help="print the resolved configuration and stop")
     add_config_dir(parser)
 

@@ -15,7 +15,7 @@ from metalearn.library import GROUPS, Library
 
 SHELLS = ("bash", "zsh")
 FLAGS = {
-    "train": ("-m", "--multirun", "--config-dir", "--cfg", "--help"),
+    "train": ("-m", "--multirun", "--retry-failed", "--config-dir", "--cfg", "--help"),
     "data": ("--config-dir", "--split", "--tasks", "--png", "--help"),
     "ls": ("--config-dir", "--help"),
     "show": ("--config-dir", "--help"),

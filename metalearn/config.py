@@ -5,7 +5,6 @@ Nothing here imports torch, so that a mistake is answered at once.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +13,17 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
-from metalearn.documents import read_yaml
 from metalearn import schema
 from metalearn.allowlist import hydra_problems, target_problems
+from metalearn.documents import read_yaml
 from metalearn.errors import ConfigError, raise_if
 from metalearn.library import GROUPS, Library, plain, plugin_problems
 from metalearn.prose import about_problems
 from metalearn.references import saved_problems
 from metalearn.schema import hint
+
+# What an empty run folder may hold: the words of a run that was asked for, whole or half written. Hidden files count nowhere.
+ASKED_FOR = ("overrides.yaml", "overrides.yaml.tmp", "config.yaml.tmp", "status.json.tmp")
 
 
 def compose(overrides: list[str], config_dir: str | None = None) -> dict[str, Any]:
@@ -39,11 +41,19 @@ def compose(overrides: list[str], config_dir: str | None = None) -> dict[str, An
     cfg, wrong = schema.check_types({key: value for key, value in allowed.items() if key != "hydra"}, composed)
     wrong = [blame_experiment(problem, base["hydra"]["runtime"]["choices"]) for problem in wrong]
     problems += found + wrong + (hydra_problems(hydra) or plugin_problems(hydra)) + schema.value_problems(cfg) + schema.unkept_problems(cfg)
+    problems += sweep_problems(base["sweep"], cfg.pop("sweep", None))
     trusted = cfg["trusted"] if isinstance(cfg.get("trusted"), list) and not wrong else []
     problems += target_problems(cfg, trusted) + about_problems(cfg)
     problems += [] if "hydra" in trusted else library.foreign_settings(hydra, [*request.choices, *values])
     raise_if(problems)
     return cfg
+
+
+def sweep_problems(in_yaml: Any, given: Any) -> list[str]:
+    """A run is of no sweep: the sweep's name is taken off the words of its jobs, and stands nowhere else."""
+    if in_yaml is not None:
+        return [f"sweep={schema.show(in_yaml)} stands in a YAML; it counts only from the command line"]
+    return [] if given is None else [f"sweep={schema.show(given)} names a sweep of several runs; add -m to start one"]
 
 
 def reopen(saved: dict[str, Any], overrides: list[str], config_dir: str | None = None) -> dict[str, Any]:
@@ -71,20 +81,6 @@ def reopen(saved: dict[str, Any], overrides: list[str], config_dir: str | None =
     problems += target_problems(cfg, cfg["trusted"] if isinstance(cfg["trusted"], list) else [])
     raise_if(problems)
     return cfg
-
-
-def expand_sweep(overrides: list[str], config_dir: str | None = None) -> list[list[str]]:
-    """The overrides of every job of a sweep, in the order in which Hydra's own sweeper takes them."""
-    axes: dict[str, list[str]] = {}
-    for override in Library(config_dir).parse(overrides):
-        key = override.get_key_element()
-        if override.is_sweep_override() and not override.is_discrete_sweep():
-            raise ConfigError(f"{written(override)}: only lists, choice(), range() and glob() can be swept over")
-        if override.is_sweep_override():
-            axes[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
-        else:
-            axes[key] = [f"{key}={override.get_value_element_as_str()}"]
-    return [list(job) for job in itertools.product(*axes.values())]
 
 
 def check_values(cfg: Mapping[str, Any]) -> None:
@@ -158,6 +154,8 @@ def judge_choice(override: Override, library: Library) -> tuple[str | None, str 
         return None, f"{group}={value}"
     if not options:
         return f"{written(override)}: there is no {group} to choose yet", None
+    if group == "hydra/launcher" and value == "joblib":
+        return f"{written(override)} needs a plugin that is not installed; install it with: pip install 'metalearn-runner[joblib]'", None
     meant = schema.closest(str(value), options)
     question = f"; did you mean {group}={meant}?" if meant else ";"
     return f"{group}={schema.show(value)} does not exist{question} choices: {', '.join(options)}", f"{group}={meant}" if meant else None
@@ -207,7 +205,7 @@ def refuse_existing_run(cfg: Mapping[str, Any]) -> None:
     if not folder or not Path(folder).is_dir():
         return
     try:
-        names = sorted(path.name for path in Path(folder).iterdir() if path.name != ".lock")
+        names = sorted(path.name for path in Path(folder).iterdir() if not path.name.startswith(".") and path.name not in ASKED_FOR)
     except OSError as error:
         raise ConfigError(f"run_dir={folder} cannot be read: {error.strerror}; choose another run_dir") from error
     if "config.yaml" in names:
@@ -260,7 +258,7 @@ def damages(saved: dict[str, Any]) -> Iterator[str]:
 def primary_values() -> dict[str, Any]:
     """Dotted names and defaults of everything that a run reads besides the keys of its classes."""
     library = Library()
-    values = {key: value for key, value in library.primary().items() if key not in ("defaults", "hydra")}
+    values = {key: value for key, value in library.primary().items() if key not in ("defaults", "hydra", "sweep")}
     values["device"] = library.read("device", "auto")
     values["optimizer"] = {key: library.read("optimizer", "adam")[key] for key in ("schedule", "clip")}
     return {name: None if isinstance(value, str) and "${" in value else value for name, value in schema.leaves(values)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import fcntl
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from metalearn.analysis.runfiles import read_json, shown
+from metalearn.analysis.runfiles import is_locked, read_json, shown
 from metalearn.analysis.tables import grid, published
 from metalearn.config import compose
 from metalearn.errors import ConfigError, raise_if
@@ -112,18 +111,6 @@ def state_of(status: Path) -> str:
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return "unreadable"
     return "killed; resume it" if state == "running" and not is_locked(status.parent / ".lock") else state
-
-
-def is_locked(path: Path) -> bool:
-    """Whether a living process holds this lock; a folder whose lock cannot be asked is believed."""
-    try:
-        with path.open(encoding="utf-8") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
 
 
 def result_of(path: Path) -> tuple[str, str]:

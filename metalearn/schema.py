@@ -14,6 +14,7 @@ from typing import Any
 # Types of the keys whose default is null; null stays allowed.
 TYPES: dict[str, tuple[type, ...]] = {
     "run_dir": (str,),
+    "sweep": (str,),
     "trainer.patience": (int,),
     "device.threads": (int,),
     "device.compile": (bool, str),

@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "worker": {"run", "launcher"},
     "listing": {"config", "library", "prose", "schema", "analysis", "errors"},
     "completion": {"config", "library", "schema", "errors"},
-    "sweep": {"run", "build", "config", "library", "analysis", "errors"},
+    "sweep": {"run", "build", "config", "schema", "library", "engine", "analysis", "errors"},
     "bench": {"run", "build", "config", "schema", "engine", "algorithms", "models", "analysis", "core", "errors"},
     "cli": {
         "terminal",

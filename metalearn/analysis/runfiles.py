@@ -116,21 +116,23 @@ def is_locked(path: Path) -> bool:
 
 
 def holder(run_dir: Path) -> str:
-    """Process id of who holds the run's lock, or held it last; empty if nobody ever did."""
+    """Process id of who holds the run's lock, or held it last."""
     try:
-        return (run_dir / ".lock").read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
+        text = documents.read_text(run_dir / ".lock", 100).strip()
+    except (OSError, ValueError):
+        return "unknown"
+    return text if text.isdecimal() else "unknown"
 
 
 def last_words(run_dir: Path) -> str:
     """The last line of train.log without its time, which is the reason where a run has failed."""
     try:
-        lines = (run_dir / "train.log").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
+        lines = documents.read_bytes(run_dir / "train.log", None).decode("utf-8", errors="replace").splitlines()
+    except (OSError, ValueError):
         return ""
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return re.sub(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d )?(failed: )?", "", last)
+    words = re.sub(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d )?(failed: )?", "", last)
+    return "".join(letter if letter.isprintable() else "?" for letter in words)
 
 
 def wall_seconds(lines: list[Line]) -> dict[str, float]:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import shlex
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metalearn.analysis.runfiles import read_json, read_metrics, read_results, read_yaml, shown, wall_seconds
+from metalearn.analysis.runfiles import holder, last_words, read_metrics, read_results, read_yaml, shown, state, wall_seconds
 from metalearn.errors import DataError
 
 
@@ -128,45 +129,57 @@ def next_commands(run_dir: Path, config: dict[str, Any], results: dict[str, Any]
 
 
 class Job(NamedTuple):
-    """One job of a sweep. primary, mean, ci95 and minutes are None where the job has no result."""
+    """One job of a sweep. state: as runfiles.state says, or unreadable. primary, mean and ci95 are None without a result.
+
+    reason: the last words of a job that has failed, the process of one that runs, otherwise empty.
+    """
 
     folder: Path
     overrides: list[str]
-    status: str
+    state: str
     primary: str | None
     mean: float | None
     ci95: float | None
     minutes: float
+    reason: str
 
 
 def jobs(sweep_dir: Path) -> list[Job]:
-    """The jobs in a sweep's folder, by number."""
-    found = [folder for folder in sweep_dir.iterdir() if folder.is_dir() and (folder / "overrides.yaml").exists()]
+    """The jobs in a sweep's folder, whether they ever started or not, in the natural order of their names."""
+    found = [folder for folder in sweep_dir.iterdir() if (folder / "overrides.yaml").exists()]
     return [_job(folder) for folder in sorted(found, key=lambda folder: _natural(folder.name))]
 
 
 def _job(folder: Path) -> Job:
-    results = read_json(folder / "results.json") or {}
-    primary = results.get("primary")
-    value = results["metrics"][primary] if primary else {}
-    status = (read_json(folder / "status.json") or {}).get("status", "not started")
-    minutes = sum(wall_seconds(read_metrics(folder)).values()) / 60
-    return Job(folder, read_yaml(folder / "overrides.yaml") or [], status, primary, value.get("mean"), value.get("ci95"), minutes)
+    now = state(folder)
+    reason = last_words(folder) if now == "failed" else f"process {holder(folder)}" if now == "running" else ""
+    try:
+        overrides = read_yaml(folder / "overrides.yaml")
+        if not isinstance(overrides, list):
+            raise ValueError("overrides.yaml is no list of words")
+        minutes = sum(wall_seconds(read_metrics(folder)).values()) / 60
+        results = read_results(folder / "results.json")
+    except (DataError, OSError, ValueError) as error:
+        return Job(folder, [], "unreadable", None, None, None, 0.0, " ".join(str(error).split()))
+    primary = results["primary"] if results else None
+    value = results["metrics"][primary] if results else {"mean": None, "ci95": None}
+    return Job(folder, [str(word) for word in overrides], now, primary, value["mean"], value["ci95"], minutes, reason)
 
 
 def sweep(sweep_dir: Path) -> str:
-    """One line per job, then mean and spread over seeds wherever two or more jobs differ in nothing else.
+    """One line per job, why some failed, then mean and spread over seeds wherever two or more jobs differ in nothing else.
 
     Overrides that all jobs share are said once, above the table.
     """
     found = jobs(sweep_dir)
     shared = [word for word in found[0].overrides if len(found) > 1 and all(word in job.overrides for job in found)] if found else []
-    rows = [["job", "overrides", "result ± 95% CI", "minutes", "folder"]]
+    rows = [["overrides", "state", "result ± 95% CI", "minutes", "folder"]]
     for job in found:
-        rows.append([job.folder.name, _words(job.overrides, shared), _result(job), f"{job.minutes:.1f}", str(job.folder)])
+        rows.append([_words(job.overrides, shared), job.state, _result(job), f"{job.minutes:.1f}", str(job.folder)])
     parts = [f"in all jobs: {' '.join(shared)}"] if shared else []
-    parts += [grid(rows, right=(2, 3)), seed_spread(found, shared)]
-    return "\n\n".join(part for part in parts if part)
+    parts.append(grid(rows, right=(2, 3)))
+    parts.append("\n".join(f"{job.state}: {job.folder}: {job.reason}" for job in found if job.state in ("failed", "unreadable")))
+    return "\n\n".join(part for part in [*parts, seed_spread(found, shared)] if part)
 
 
 def seed_spread(found: list[Job], shared: Sequence[str] = ()) -> str:
@@ -174,14 +187,15 @@ def seed_spread(found: list[Job], shared: Sequence[str] = ()) -> str:
     groups: dict[tuple[str, ...], list[Job]] = {}
     for job in found:
         if job.mean is not None:
-            groups.setdefault(tuple(word for word in job.overrides if not word.startswith("seed=")), []).append(job)
+            groups.setdefault(tuple(sorted(word for word in job.overrides if not word.startswith("seed="))), []).append(job)
     rows = [["overrides", "seeds", "mean over seeds", "standard deviation"]]
-    for overrides, members in groups.items():
+    for members in groups.values():
         means = [job.mean for job in members if job.mean is not None]
         if len(means) > 1:
             name = members[0].primary or ""
             spread = shown(name, statistics.stdev(means))
-            rows.append([_words(overrides, shared), str(len(means)), f"{name} {shown(name, statistics.fmean(means))}", spread])
+            words = [word for word in members[0].overrides if not word.startswith("seed=")]
+            rows.append([_words(words, shared), str(len(means)), f"{name} {shown(name, statistics.fmean(means))}", spread])
     return grid(rows, right=(1, 2, 3)) if len(rows) > 1 else ""
 
 
@@ -189,10 +203,10 @@ def sweep_csv(sweep_dir: Path) -> str:
     """The content of sweep.csv: one line per job, accuracies as fractions, empty cells where there is no result."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["job", "overrides", "status", "primary", "mean", "ci95", "minutes", "folder"])
+    writer.writerow(["job", "overrides", "status", "primary", "mean", "ci95", "minutes", "folder", "reason"])
     for job in jobs(sweep_dir):
-        cells = [job.status, job.primary, job.mean, job.ci95, f"{job.minutes:.2f}", str(job.folder)]
-        writer.writerow([job.folder.name, " ".join(job.overrides), *("" if cell is None else cell for cell in cells)])
+        cells = [job.state, job.primary, job.mean, job.ci95, f"{job.minutes:.2f}", str(job.folder), job.reason]
+        writer.writerow([job.folder.name, shlex.join(job.overrides), *("" if cell is None else cell for cell in cells)])
     return text.getvalue()
 
 
@@ -201,9 +215,7 @@ def _words(overrides: Sequence[str], shared: Sequence[str]) -> str:
 
 
 def _result(job: Job) -> str:
-    if job.primary is None or job.mean is None:
-        return job.status
-    return f"{job.primary} {shown(job.primary, job.mean, job.ci95)}"
+    return "" if job.primary is None else f"{job.primary} {shown(job.primary, job.mean, job.ci95)}"
 
 
 def _by_importance(results: dict[str, Any]) -> list[str]:
@@ -211,7 +223,6 @@ def _by_importance(results: dict[str, Any]) -> list[str]:
     return sorted(results["metrics"], key=lambda name: (name != results["primary"], "_step_" in name, _natural(name)))
 
 
-def _natural(name: str) -> tuple[str, int]:
-    """Sort key that puts step_10 and job 10 after step_2 and job 2."""
-    stem = name.rstrip("0123456789")
-    return stem, int(name[len(stem) :] or -1)
+def _natural(name: str) -> list[str | int]:
+    """Sort key that puts step_10 after step_2, and maml_seed-10_… after maml_seed-2_…."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]

@@ -80,12 +80,17 @@ def test_closing_without_results_says_what_to_run(tmp_path: Path) -> None:
 
 
 def sweep_of(write_run: Write, root: Path) -> Path:
-    for number, (algo, seed, accuracy) in enumerate([("maml", 0, 0.90), ("maml", 1, 0.94), ("protonet", 0, 0.97)]):
-        write_run(root / str(number), accuracy=accuracy, seed=seed, overrides=[f"algo={algo}", "data=glyphs", f"seed={seed}"])
-    failed = root / "10"
-    failed.mkdir()
-    (failed / "overrides.yaml").write_text("[algo=protonet, data=glyphs, seed=1]\n")
-    (failed / "status.json").write_text(json.dumps({"status": "failed", "exit_code": 1}))
+    """Three finished jobs, and one each that failed, was preempted, was killed and was never begun."""
+    for name, algo, seed, accuracy in [("a", "maml", 0, 0.90), ("b_2", "maml", 1, 0.94), ("b_10", "protonet", 0, 0.97)]:
+        write_run(root / name, accuracy=accuracy, seed=seed, overrides=[f"algo={algo}", "data=glyphs", f"seed={seed}"])
+    for seed, status in enumerate(["failed", "preempted", "running", None], 1):
+        folder = root / f"c_{seed}"
+        folder.mkdir()
+        (folder / "overrides.yaml").write_text(f"[algo=protonet, data=glyphs, seed={seed}]\n")
+        if status is not None:
+            (folder / "config.yaml").touch()
+            (folder / "status.json").write_text(json.dumps({"status": status, "exit_code": 1}))
+    (root / "c_1" / "train.log").write_text("2026-11-22 01:02:03 failed: two\n2026-11-22 01:02:03 failed: the disk is full\n\n")
     return root
 
 
@@ -93,19 +98,20 @@ def test_sweep_has_a_line_per_job_and_the_spread_over_seeds(write_run: Write, tm
     text = tables.sweep(sweep_of(write_run, tmp_path))
     lines = [line.split() for line in text.splitlines()]
     assert text.startswith("in all jobs: data=glyphs\n\n")
-    assert [line[0] for line in lines[4:8]] == ["0", "1", "2", "10"]
-    assert lines[4] == ["0", "algo=maml", "seed=0", "accuracy", "90.00", "±", "0.42", "%", "0.9", str(tmp_path / "0")]
-    assert "failed" in lines[7]
+    assert [Path(line[-1]).name for line in lines[4:11]] == ["a", "b_2", "b_10", "c_1", "c_2", "c_3", "c_4"]
+    assert lines[4] == ["algo=maml", "seed=0", "finished", "accuracy", "90.00", "±", "0.42", "%", "0.9", str(tmp_path / "a")]
+    assert lines[10] == ["algo=protonet", "seed=4", "not", "started", "0.0", str(tmp_path / "c_4")]
+    assert f"\n\nfailed: {tmp_path / 'c_1'}: the disk is full\n\n" in text
     assert ["algo=maml", "2", "accuracy", "92.00", "%", "2.83", "%"] in lines
     assert "algo=protonet" not in text.split("standard deviation")[1]  # one seed has no spread
 
 
-def test_sweep_csv_keeps_fractions_and_leaves_failed_results_empty(write_run: Write, tmp_path: Path) -> None:
+def test_sweep_csv_says_of_every_job_what_happened_to_it(write_run: Write, tmp_path: Path) -> None:
     rows = list(csv.DictReader(tables.sweep_csv(sweep_of(write_run, tmp_path)).splitlines()))
-    assert [row["status"] for row in rows] == ["finished", "finished", "finished", "failed"]
+    assert [row["status"] for row in rows] == ["finished"] * 3 + ["failed", "preempted", "killed", "not started"]
     assert rows[1]["mean"] == "0.94"
     assert rows[3] | {"folder": ""} == {
-        "job": "10",
+        "job": "c_1",
         "overrides": "algo=protonet data=glyphs seed=1",
         "status": "failed",
         "primary": "",
@@ -113,4 +119,19 @@ def test_sweep_csv_keeps_fractions_and_leaves_failed_results_empty(write_run: Wr
         "ci95": "",
         "minutes": "0.00",
         "folder": "",
+        "reason": "the disk is full",
     }
+
+
+def test_a_damaged_job_does_not_hide_the_others(write_run: Write, tmp_path: Path) -> None:
+    folder = sweep_of(write_run, tmp_path)
+    (folder / "a" / "results.json").write_text("{")
+    (folder / "b_2" / "overrides.yaml").write_text("{")
+    (folder / "b_10" / "status.json").write_text("[]")
+    rows = list(csv.DictReader(tables.sweep_csv(folder).splitlines()))
+    assert [row["status"] for row in rows[:4]] == ["unreadable", "unreadable", "killed", "failed"]
+    assert f"unreadable: {folder / 'a'}: {folder / 'a'}/results.json is not the result of a run" in tables.sweep(folder)
+    (folder / "c_1" / "train.log").write_bytes(b"\x1b[2Jgone\xff\n")
+    (folder / "c_4" / "overrides.yaml").write_text("seed=4")
+    assert f"failed: {folder / 'c_1'}: ?[2Jgone\ufffd" in tables.sweep(folder)
+    assert f"unreadable: {folder / 'c_4'}: overrides.yaml is no list of words" in tables.sweep(folder)

@@ -215,16 +215,6 @@ class TestReopen:
         assert reopened["device"] == {**saved["device"], "name": "cpu"}
 
 
-def test_a_sweep_expands_to_its_combinations_in_order() -> None:
-    jobs = config.expand_sweep(["algo=maml,protonet", "trainer.outer_steps=3", "seed=range(0,2)"])
-    assert jobs == [
-        ["algo=maml", "trainer.outer_steps=3", "seed=0"],
-        ["algo=maml", "trainer.outer_steps=3", "seed=1"],
-        ["algo=protonet", "trainer.outer_steps=3", "seed=0"],
-        ["algo=protonet", "trainer.outer_steps=3", "seed=1"],
-    ]
-
-
 def test_values_that_torch_could_not_take_are_named() -> None:
     with pytest.raises(ConfigError) as caught:
         config.compose(["seed=99999999999999999999", "eval.seed=9223372036854775808", "model.channels=0", "data.num_classes=0"])
