@@ -21,6 +21,8 @@ from metalearn.errors import ConfigError, MetalearnError
 
 Gradient = Callable[[Parameters, TaskBatch | Examples], tuple[Parameters, Tensor, Metrics]]
 
+MOST_BUILDS = 64  # of one line of code, which all plans and chunk sizes of a process share; beyond it the compiler gives up
+
 
 @dataclass(frozen=True)
 class TaskPlan:
@@ -118,6 +120,7 @@ class Executor:
         from torch._dynamo.exc import TorchDynamoException  # here, since loading the compiler takes a second
 
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a missing GPU on every CPU
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_BUILDS)
         on_cuda = any(p.is_cuda for p in self.algorithm.parameters())
         compiled = torch.compile(self._gradient, fullgraph=True, dynamic=False, mode="reduce-overhead" if on_cuda else None)
 

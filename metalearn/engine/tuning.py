@@ -8,10 +8,11 @@ the inner loop itself magnifies rounding (Adam's first steps divide small number
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -21,6 +22,8 @@ from torch import Tensor
 from metalearn.core import Algorithm, Examples, TaskBatch
 from metalearn.engine.execution import Executor, Sums, TaskPlan
 from metalearn.errors import ConfigError, MetalearnError
+
+Batches = Sequence[TaskBatch | Examples]
 
 GRADIENT_TOLERANCE, LOSS_TOLERANCE = 1e-4, 1e-5  # float32, relative to the norm of each parameter's gradient, and to the loss
 ROUNDINGS, LARGEST_TOLERANCE = 10.0, 3e-3  # tolerance in units of what rounding the weights changes, and its limit
@@ -100,16 +103,16 @@ class Measured:
         return Measured(timings, {str(name): str(reason) for name, reason in values["dropped"].items()})
 
 
-def tune(algorithm: Algorithm, batch: TaskBatch | Examples, wish: Wish, *, steps: int, say: Callable[[str], None]) -> Measured:
+def tune(algorithm: Algorithm, batches: Batches, wish: Wish, *, steps: int, say: Callable[[str], None]) -> Measured:
     """Time what the wish allows. Weights, `.grad` and running averages are left alone.
 
-    batch: one meta-batch of the run. steps: outer steps of the run, by which compilation must pay for itself.
+    batches: some meta-batches of the run, of equal size. steps: outer steps of the run, by which compilation must pay for itself.
     """
-    actor = with_ordinary_norms(algorithm)
-    reference = reference_of(in_full_precision(actor), batch)
+    actor, batch = with_ordinary_norms(algorithm), batches[0]
+    proof = Proof(actor, batches)
     found = Measured()
     candidates = wish.candidates(1 if isinstance(batch, Examples) else len(batch.key))
-    time_all([executor for plan in candidates if (executor := _try(actor, batch, plan, reference, found))], batch, found)
+    time_all([executor for plan in candidates if (executor := _try(actor, plan, proof, found))], batch, found)
     if wish.compile is False:
         return found
     fastest = found.best(steps)
@@ -118,7 +121,7 @@ def tune(algorithm: Algorithm, batch: TaskBatch | Examples, wish: Wish, *, steps
         return found
     for plan in finalists(found.timings, fastest):
         start = time.perf_counter()
-        executor = _try(actor, batch, plan, reference, found)
+        executor = _try(actor, plan, proof, found)
         build = time.perf_counter() - start
         if executor is not None:
             time_all([executor], batch, found, build=build)
@@ -219,12 +222,35 @@ def relative(values: Tensor, expected: Tensor, floor: float = 1e-12) -> float:
     return float((values - expected).norm()) / max(float(expected.norm()), floor)
 
 
-def _try(actor: Algorithm, batch: TaskBatch | Examples, plan: TaskPlan, reference: Reference, found: Measured) -> Executor | None:
+class Proof:
+    """Whether a plan gives the gradient of `loop`, on one of several meta-batches.
+
+    Where a value lies within rounding of a ReLU's kink, two right gradients differ, and that happens on some batches of
+    many tasks. A wrong gradient differs on all of them.
+    """
+
+    def __init__(self, actor: Algorithm, batches: Batches) -> None:
+        self.actor, self.batches = in_full_precision(actor), batches
+        self.reference = functools.cache(lambda number: reference_of(self.actor, self.batches[number]))
+
+    def problem(self, executor: Executor) -> str | None:
+        """Why the plan is not to be trusted; None if it is."""
+        first: str | None = None
+        judged = executor if executor.algorithm is self.actor else Executor(self.actor, executor.plan)
+        for number, batch in enumerate(self.batches):
+            problem = self.reference(number).mismatch(judged.sums(batch))
+            if problem is None:
+                return None
+            first = first or problem
+        return first
+
+
+def _try(actor: Algorithm, plan: TaskPlan, proof: Proof, found: Measured) -> Executor | None:
     """An executor that gave the right gradient once, warm for timing; None, and the reason in `found`, if there is none."""
-    executor, full = Executor(actor, plan), in_full_precision(actor)
+    executor = Executor(actor, plan)
     try:
-        sums = executor.sums(batch)
-        problem = reference.mismatch(sums if full is actor else Executor(full, plan).sums(batch))
+        executor.sums(proof.batches[0])
+        problem = proof.problem(executor)
     except (RuntimeError, NotImplementedError, MetalearnError) as error:  # vmap cannot map every operation, nor a compiler read it
         problem = str(error).strip().splitlines()[0] or type(error).__name__
     if problem is None and executor.plan != plan:

@@ -20,6 +20,8 @@ from metalearn.engine.execution import TaskPlan
 from metalearn.engine.settings import Settings, draw_batch
 from metalearn.engine.tuning import Measured, tune
 
+NUM_BATCHES = 3  # that a plan's gradient may be proved on
+
 
 def chosen_plan(
     cfg: dict[str, Any], algorithm: Algorithm, source: Source, settings: Settings, device: torch.device, say: Callable[[str], None]
@@ -35,7 +37,8 @@ def chosen_plan(
     path = cache_folder(cfg["data"].get("cache_dir")) / "plans" / f"{workload(cfg, source, device)}.json"
     found = remembered(path)
     if found is None:
-        found = tune(algorithm, draw_batch(algorithm, source, settings, 0), wish, steps=settings.outer_steps, say=say)
+        batches = [draw_batch(algorithm, source, settings, step) for step in range(NUM_BATCHES)]
+        found = tune(algorithm, batches, wish, steps=settings.outer_steps, say=say)
         say(found.table(settings.outer_steps))
         try:
             remember(path, found)
