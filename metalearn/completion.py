@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from metalearn import config, schema
+from metalearn.bench import workloads
 from metalearn.errors import MetalearnError
 from metalearn.library import GROUPS, Library
 
@@ -18,6 +19,7 @@ FLAGS = {
     "train": ("-m", "--multirun", "--retry-failed", "--config-dir", "--cfg", "--help"),
     "data": ("--config-dir", "--split", "--tasks", "--png", "--help"),
     "ls": ("--config-dir", "--help"),
+    "bench": ("--json", "--repeats", "--threads", "--no-compile", "--no-ranks", "--help"),
     "show": ("--config-dir", "--help"),
 }
 ACTIONS = ("prepare", "preview")
@@ -73,6 +75,8 @@ def answers(words: list[str], verbs: tuple[str, ...]) -> Iterator[str]:
         yield from saved_answers(word, Path(given[0])) if given else run_folders()
     elif verb == "data":
         yield from data_answers(word, given, Library(config_dir))
+    elif verb == "bench":
+        yield from workloads.names()
     elif verb in ("ls", "show", "completion") and not given:
         library = Library(config_dir)
         names = [option for group in GROUPS for option in library.options(group)]

@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "launcher": set(),
     "worker": {"run", "launcher"},
     "listing": {"config", "library", "prose", "schema", "analysis", "errors"},
-    "completion": {"config", "library", "schema", "errors"},
+    "completion": {"config", "library", "schema", "bench", "errors"},
     "sweep": {"run", "build", "config", "schema", "library", "engine", "analysis", "errors"},
     "bench": {"run", "build", "config", "schema", "engine", "algorithms", "models", "analysis", "core", "errors"},
     "cli": {

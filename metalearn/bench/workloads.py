@@ -108,8 +108,7 @@ def choose(words: Iterable[str]) -> list[Workload]:
 
     Raises ConfigError with one sentence per unknown word.
     """
-    words = list(words)
-    known = list(dict.fromkeys(name for workload in WORKLOADS for name in (workload.group, workload.name)))
+    words, known = list(words), names()
     problems = []
     for word in words:
         if word not in known:
@@ -121,6 +120,11 @@ def choose(words: Iterable[str]) -> list[Workload]:
     if problems:
         raise ConfigError(problems)
     return [workload for workload in WORKLOADS if not words or {workload.group, workload.name} & set(words)]
+
+
+def names() -> list[str]:
+    """Every word that `choose` knows."""
+    return list(dict.fromkeys(name for workload in WORKLOADS for name in (workload.group, workload.name)))
 
 
 def listing() -> str:

@@ -39,6 +39,8 @@ def tab(line: str) -> list[str]:
         ("metalearn data pre", ["prepare", "preview"]),
         ("metalearn data prepare sin", ["sinusoid"]),
         ("metalearn data prepare omniglot data.rot", ["data.rotations="]),
+        ("metalearn bench sinusoid an", ["anil"]),
+        ("metalearn bench sinusoid --no", ["--no-compile", "--no-ranks"]),
         ("metalearn completion b", ["bash"]),
         ("metalearn nonsense x", []),
     ],
