@@ -177,7 +177,7 @@ def initial_algorithm(cfg: Config, specs: Specs) -> Algorithm:
     model = construct(cfg, "model", input_spec=specs["train"].input_spec)
     if cfg["device"]["precision"] == "bfloat16":
         if not hasattr(model, "lower"):
-            raise ConfigError(f"device.precision=bfloat16 needs a model that derives from metalearn.models.Model, not {type(model).__name__}")
+            raise ConfigError(f"device.precision=bfloat16 needs a model derived from metalearn.models.Model, not {type(model).__name__}")
         model.lower(torch.bfloat16)
     algorithm: Algorithm = construct(cfg, "algo", model=model, spec=specs["train"])
     problems = []
