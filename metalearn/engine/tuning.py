@@ -2,7 +2,7 @@
 
 A wrong second-order gradient passes every check of the loss, so gradients are compared, parameter by parameter. Where
 the inner loop itself magnifies rounding (Adam's first steps divide small numbers by small numbers), the gradient of
-`loop` moves by more than the tolerance when its weights move by one unit in the last place; that much is then allowed.
+`loop` moves by more than the tolerance when its weights move by a few units in the last place; that much is then allowed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from metalearn.errors import ConfigError, MetalearnError
 Batches = Sequence[TaskBatch | Examples]
 
 GRADIENT_TOLERANCE, LOSS_TOLERANCE = 1e-4, 1e-5  # float32, relative to the norm of each parameter's gradient, and to the loss
-ROUNDINGS, LARGEST_TOLERANCE = 10.0, 3e-3  # tolerance in units of what rounding the weights changes, and its limit
+# How far the weights are moved to see what rounding does, in units of the last place: what a sum of some hundred terms may be off by.
+NUDGE = 16
+ROUNDINGS, LARGEST_TOLERANCE = 3.0, 3e-3  # tolerance in units of what that changes, and its limit
 CHUNKS = (4, 16)  # besides the configured one and the whole meta-batch
 ROUNDS, BUDGET = 5, 5.0  # timings of each candidate, and seconds after which no further round is begun
 NEAR = 1.3  # a plan within this factor of the fastest may overtake it once both are compiled
@@ -206,7 +208,7 @@ def reference_of(actor: Algorithm, batch: TaskBatch | Examples) -> Reference:
     with torch.no_grad():
         for p in nudged.parameters():
             signs = torch.randint(0, 2, p.shape, generator=generator).to(p) * 2 - 1
-            p.mul_(1 + torch.finfo(p.dtype).eps * signs)
+            p.mul_(1 + NUDGE * torch.finfo(p.dtype).eps * signs)
     moved = Executor(nudged, TaskPlan("loop")).sums(batch)
 
     def tolerance(least: float, change: float) -> float:

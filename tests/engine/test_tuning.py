@@ -49,7 +49,7 @@ class WrongUnderVmap(ToyAlgorithm):
 
 
 class Magnifies(ToyAlgorithm):
-    """A loss whose gradient turns by a third of a thousandth when the prior moves by one unit in its last place."""
+    """A loss whose gradient turns by a ten-thousandth when the prior moves by sixteen units in its last place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Magnifies(ToyAlgorithm):
 
     def gradient(self, params, tasks, how):
         _, losses, metrics = super().gradient(params, tasks, how)
-        return {"prior": 2 + (3000 * params["prior"]).sin()}, losses, metrics
+        return {"prior": 2 + (310 * params["prior"]).sin()}, losses, metrics
 
 
 class CannotBeMapped(ToyAlgorithm):
