@@ -14,6 +14,10 @@ from typing import Any, TextIO
 
 from metalearn.errors import MetalearnError
 
+# Characters that steer a terminal or turn the direction of a text; a name in a stranger's file may hold them.
+STEERING = [*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+HARMLESS = {code: "?" for code in STEERING if chr(code) not in "\n\r\t"}
+
 
 def complain(error: MetalearnError) -> int:
     """Every problem on a line of its own; the exit code."""
@@ -44,7 +48,8 @@ def say_error(text: str) -> None:
 class PatientStream:
     """A stream whose reader may leave (`| head -1`): what it would have read is dropped, and the run goes on.
 
-    A full disk behind standard output is an error in one sentence; behind standard error there is nowhere to say it.
+    Characters that steer a terminal become `?`. A full disk behind standard output is an error in one sentence; behind standard
+    error there is nowhere to say it.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -52,7 +57,7 @@ class PatientStream:
 
     def write(self, text: str) -> int:
         try:
-            return self.stream.write(text)
+            return self.stream.write(text.translate(HARMLESS))
         except OSError as error:
             self.abandon(error)
             return len(text)

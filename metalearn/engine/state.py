@@ -31,7 +31,7 @@ def pack(algorithm: nn.Module, optimizer: torch.optim.Optimizer | None) -> tuple
     tensors[RANDOM] = torch.get_rng_state()
     if _on_cuda(algorithm):
         tensors[RANDOM_CUDA] = torch.cuda.get_rng_state()
-    return tensors, values
+    return {name: value.contiguous() for name, value in tensors.items()}, values
 
 
 def restore(algorithm: nn.Module, optimizer: torch.optim.Optimizer | None, tensors: dict[str, Tensor], values: list[list[Any]]) -> None:
@@ -56,8 +56,12 @@ def _optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor
         if name.startswith(OPTIMIZER):
             index, _, key = name.removeprefix(OPTIMIZER).partition(".")
             state.setdefault(int(index), {})[key] = tensors[name]
-            if key in LIKE_PARAMETER and tensors[name].shape != parameters[int(index)].shape:
-                raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}")
+            tensor, wanted = tensors[name], parameters[int(index)].shape if key in LIKE_PARAMETER else ()
+            if (key in LIKE_PARAMETER or key == "step") and (tensor.shape != wanted or not tensor.is_floating_point()):
+                raise ValueError(f"{name} is of {tensor.dtype} and shape {tuple(tensor.shape)}")
+            if key in LIKE_PARAMETER and tensor.stride() != parameters[int(index)].stride():  # the fused optimizers go by memory
+                like = torch.empty_like(parameters[int(index)], dtype=tensor.dtype, device=tensor.device)
+                pass
     for number, key, value in values:
         state.setdefault(number, {})[key] = value
     for number, entries in state.items():
