@@ -61,7 +61,7 @@ def _optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor
                 raise ValueError(f"{name} is of {tensor.dtype} and shape {tuple(tensor.shape)}")
             if key in LIKE_PARAMETER and tensor.stride() != parameters[int(index)].stride():  # the fused optimizers go by memory
                 like = torch.empty_like(parameters[int(index)], dtype=tensor.dtype, device=tensor.device)
-                pass
+                state[int(index)][key] = like.copy_(tensor)
     for number, key, value in values:
         state.setdefault(number, {})[key] = value
     for number, entries in state.items():

@@ -1,4 +1,4 @@
-"""device.precision=bfloat16 and device.deterministic: what is computed in which type, and what stays as it is."""
+"""device.precision=bfloat16, device.deterministic and device.channels_last: what changes, and what stays as it is."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from metalearn import build
 from metalearn.build import build_algorithm, build_source, prepare_host
 from metalearn.config import compose
 from metalearn.core import Algorithm, Source
+from metalearn.engine.checkpoint import CheckpointStore
 from metalearn.engine.evaluate import draw_tasks, evaluate
 from metalearn.engine.execution import Executor, Sums, TaskPlan
+from metalearn.engine.state import pack, restore
 from metalearn.engine.tuning import Wish, tune
 from metalearn.errors import ConfigError
 from tests.test_contract import built, training_batch
@@ -132,3 +134,38 @@ def test_determinism_is_set_for_one_job_and_not_for_the_next(host: None, monkeyp
     assert build.os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     prepare_host(compose(["device=cpu"]))
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("plan", [TaskPlan("vmap", 2), TaskPlan("loop")], ids=str)
+@pytest.mark.parametrize("algo", ["maml", "protonet", "reptile", "baseline"])
+def test_channels_last_changes_no_gradient_and_no_update_and_survives_a_checkpoint(
+    algo: str, plan: TaskPlan, folder: Path, tmp_path: Path
+) -> None:
+    algorithm, source = built(algo, "glyphs", folder)
+    plain, moved = copy.deepcopy(algorithm), copy.deepcopy(algorithm).to(memory_format=torch.channels_last)
+    assert any(not p.is_contiguous() for p in moved.parameters())
+    batch, ends = training_batch(algorithm, source), []
+    for actor, resumed in ((plain, False), (moved, False), (copy.deepcopy(moved), True)):
+        optimizer = torch.optim.Adam(actor.parameters(), lr=0.01, fused=True)
+        for step in range(3):
+            Executor(actor, plan).execute(batch)
+            assert all(p.grad.stride() == p.stride() for p in actor.parameters() if p.grad is not None)
+            optimizer.step()
+            if resumed and step == 1:
+                tensors, values = pack(actor, optimizer)
+                CheckpointStore(tmp_path).save(2, tensors, {"optimizer": values})
+                actor = copy.deepcopy(algorithm).to(memory_format=torch.channels_last)
+                optimizer = torch.optim.Adam(actor.parameters(), lr=0.01, fused=True)
+                restore(actor, optimizer, CheckpointStore(tmp_path).load(2).tensors, values)
+        ends.append(dict(actor.named_parameters()))
+    for name, expected in ends[0].items():
+        torch.testing.assert_close(ends[1][name], expected, rtol=1e-2, atol=2e-3)
+        assert torch.equal(ends[2][name], ends[1][name]), f"{name} after a checkpoint"
+
+
+def test_configuration_puts_channels_last(tmp_path: Path) -> None:
+    words = ["data=glyphs", "data.num_classes=48", "data.num_drawings=6", "data.way=3", "data.query_shot=2", f"data.cache_dir={tmp_path}"]
+    for word, expected in (("device.channels_last=true", True), ("device.channels_last=false", False)):
+        cfg = compose([*words, "device=cpu", word])
+        algorithm = build_algorithm(cfg, build_source(cfg, torch.device("cpu")), torch.device("cpu"))
+        assert any(not p.is_contiguous() for p in algorithm.parameters()) is expected
