@@ -44,8 +44,8 @@ def test_schedules_against_hand_computed_factors() -> None:
 
 
 def test_the_plan_is_the_algorithm_s_own_unless_the_device_says_otherwise() -> None:
-    assert build.build_plan(compose("algo.chunk=7")) == TaskPlan("vmap", 7)
-    assert build.build_plan(compose("device.plan=loop", "device.chunk=3")) == TaskPlan("loop", 3)
+    assert build.plan_wish(compose("algo.chunk=7")).plan() == TaskPlan("vmap", 7)
+    assert build.plan_wish(compose("device.plan=loop", "device.chunk=3")).plan() == TaskPlan("loop", 3)
 
 
 def test_device_names() -> None:
