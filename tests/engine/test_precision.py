@@ -123,7 +123,7 @@ def test_model_that_cannot_be_lowered_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(
         build, "construct", lambda cfg, group, **given: torch.nn.Linear(1, 1) if group == "model" else usual(cfg, group, **given)
     )
-    with pytest.raises(ConfigError, match=r"bfloat16 needs a model that derived from metalearn\.models\.Model, not Linear"):
+    with pytest.raises(ConfigError, match=r"bfloat16 needs a model derived from metalearn\.models\.Model, not Linear"):
         build_algorithm(cfg, build_source(cfg, torch.device("cpu")), torch.device("cpu"))
 
 
