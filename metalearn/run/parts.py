@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +11,23 @@ import torch
 
 from metalearn import build
 from metalearn.core import Algorithm, Source
+from metalearn.data.cache import cache_folder
 from metalearn.engine.execution import TaskPlan
 from metalearn.engine.settings import Settings
+
+
+def keep_compiled() -> None:
+    """Let PyTorch's compiler keep what it makes in this user's own cache folder, wherever a configuration has its data.
+
+    What it finds there it unpickles. Its own choice is a folder in /tmp, which somebody else could make first.
+    """
+    folder = cache_folder(None) / "compiler"
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: of a user without a home. Then the choice stays PyTorch's
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+
+
+keep_compiled()  # before any optimizer is made, which loads the compiler, which makes the folder
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -335,3 +337,14 @@ def test_a_configuration_does_not_take_long_to_refuse(run_dir: Path) -> None:
     start = time.monotonic()
     assert cli.main(["resume", str(run_dir)]) == 2
     assert time.monotonic() - start < 20
+
+
+def test_compiled_code_is_never_taken_from_where_a_configuration_says(tmp_path: Path) -> None:
+    """PyTorch unpickles what it finds in the cache of its compiler."""
+    words = ["train", *TINY, "data=glyphs", "model=conv4", f"data.cache_dir={tmp_path}/theirs", "data.way=1000"]
+    code = f"import os, sys; from metalearn.cli import main; main({words!r}); print(os.environ['TORCHINDUCTOR_CACHE_DIR'])"
+    environment = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
+    environment["XDG_CACHE_HOME"] = str(tmp_path / "mine")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120, check=False)
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "mine" / "metalearn" / "compiler"), done.stderr
+    assert (tmp_path / "mine" / "metalearn" / "compiler").stat().st_mode & 0o777 == 0o700
