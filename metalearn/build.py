@@ -125,7 +125,7 @@ def build_device(cfg: Config, rank: int = 0) -> torch.device:
     if name == "auto":
         name = "cuda" if have else "cpu"
     kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
         raise ConfigError(f"device.name={name} is none of auto, cpu, cuda, cuda:NUMBER")
     if kind == "cuda" and int(index or 0) >= have:
         found = f"{have} CUDA devices" if have else "no CUDA device"

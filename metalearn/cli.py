@@ -305,7 +305,7 @@ def complete(args: argparse.Namespace) -> int:
     if args.shell == "query":  # what the script asks; no shell
         line = os.environ.get("COMP_LINE", "")
         point = os.environ.get("COMP_POINT", "")
-        print("\n".join(completion.complete(line, int(point) if point.isdigit() else len(line), tuple(VERBS))))
+        print("\n".join(completion.complete(line, int(point) if point.isdecimal() else len(line), tuple(VERBS))))
     elif args.shell in completion.SHELLS:
         print(completion.script(args.shell), end="")
     else:

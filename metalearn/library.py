@@ -93,6 +93,7 @@ class Library:
         for text in overrides:
             try:
                 parsed.append(parser.parse_override(text))
+                parsed[-1].config_loader = self.loader  # glob() asks it for the options of a group
             except HydraException:
                 problems.append(f"{text!r} is not of the form key=value (quote values with spaces or special characters: 'key=\"a b\"')")
         raise_if(problems)

@@ -253,7 +253,7 @@ def rules(cfg: Mapping[str, Any]) -> list[str]:
     if isinstance(gamma, float) and gamma > 1:
         problems.append(f"optimizer.schedule.gamma={gamma} would raise the learning rate; it must be at most 1")
     checkpoint = get("eval.checkpoint")
-    if isinstance(checkpoint, str) and checkpoint not in ("best", "last") and not checkpoint.removeprefix("step-").isdigit():
+    if isinstance(checkpoint, str) and checkpoint not in ("best", "last") and not checkpoint.removeprefix("step-").isdecimal():
         problems.append(f"eval.checkpoint={checkpoint} is none of best, last, step-NUMBER{hint(checkpoint, ['best', 'last'])}")
     rotations = get("data.rotations")
     for split in rotations if isinstance(rotations, list) else []:
@@ -275,7 +275,7 @@ def rank_problems(ranks: Any, tasks: Any) -> list[str]:
 def unkept_problems(cfg: Mapping[str, Any]) -> list[str]:
     """A checkpoint for the final evaluation of training that may be gone by then."""
     checkpoint = dict(leaves(cfg)).get("eval.checkpoint")
-    if not isinstance(checkpoint, str) or not checkpoint.removeprefix("step-").isdigit():
+    if not isinstance(checkpoint, str) or not checkpoint.removeprefix("step-").isdecimal():
         return []
     return [
         f"eval.checkpoint={checkpoint}: training keeps its best and its newest checkpoints only, and judges one of them; "

@@ -108,14 +108,14 @@ def _pairs(path: Path) -> Iterator[tuple[str, int]]:
     """`name: 123 kB` or `name 123`, by line."""
     for line in _lines(path):
         words = line.replace(":", " ").split()
-        if len(words) > 1 and words[1].isdigit():
+        if len(words) > 1 and words[1].isdecimal():
             yield words[0], int(words[1])
 
 
 def _number(path: Path) -> int | None:
     """None where the file is missing or says `max`."""
     text = "".join(_lines(path)).strip()
-    return int(text) if text.isdigit() else None
+    return int(text) if text.isdecimal() else None
 
 
 def _lines(path: Path) -> list[str]:

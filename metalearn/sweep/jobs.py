@@ -6,11 +6,15 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from hydra.core.override_parser.types import Override, RangeSweep
+from hydra.errors import HydraException
 
 from metalearn import config, schema
 from metalearn.analysis import runfiles
@@ -21,6 +25,7 @@ from metalearn.library import GROUPS, Library
 NOT_IDENTITY = ("run_dir", "data.cache_dir", "trusted", "trainer.dry_run")
 FOR_RESUME = ("trusted", "trainer.dry_run")  # what a run folder does not keep
 LONGEST_NAME = 60
+MOST_JOBS = 10_000
 JOBS = "*_" + 8 * "[0-9a-f]" + "/overrides.yaml"  # what every job has in a sweep's folder
 
 
@@ -106,11 +111,30 @@ def expand(overrides: list[str], config_dir: str | None) -> tuple[list[list[str]
         if override.is_sweep_override() and not override.is_discrete_sweep():
             raise ConfigError(f"{override.input_line}: only lists, choice(), range() and glob() can be swept over")
         if override.is_sweep_override():
-            axes[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            axes[key] = [f"{key}={value}" for value in values_of(override)]
             swept.add(key)
         else:
             axes[key] = [f"{key}={override.get_value_element_as_str()}"]
+    count = math.prod(map(len, axes.values()))
+    if count > MOST_JOBS:
+        raise ConfigError(f"these words make {count} jobs; a sweep has at most {MOST_JOBS}, so sweep over fewer values at once")
     return [list(job) for job in itertools.product(*axes.values())], swept
+
+
+def values_of(override: Override) -> list[str]:
+    """What a swept key takes in turn. ConfigError for no value, for more than a sweep could have, and for a range that leads nowhere."""
+    swept = override.value()
+    try:
+        if isinstance(swept, RangeSweep) and abs((swept.stop or 0) - (swept.start or 0)) / abs(swept.step) > MOST_JOBS:
+            raise ConfigError(f"{override.input_line} has more than {MOST_JOBS} values, the most that a sweep can take")
+        found = list(itertools.islice(override.sweep_string_iterator(), MOST_JOBS + 1))
+    except (HydraException, ValueError, ArithmeticError, OverflowError, AssertionError) as error:
+        raise ConfigError(
+            f"{override.input_line} cannot be swept over ({str(error) or type(error).__name__}); list the values: a,b,c"
+        ) from error
+    if not found:
+        raise ConfigError(f"{override.input_line} has no value to sweep over; list the values: a,b,c")
+    return found
 
 
 def identity(cfg: dict[str, Any]) -> str:
