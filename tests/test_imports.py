@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "prose": {"schema"},
     "allowlist": {"errors"},
     "references": {"allowlist"},
-    "library": {"documents", "references", "errors"},
+    "library": {"documents", "allowlist", "references", "errors"},
     "terminal": {"errors"},
     "config": {"library", "documents", "prose", "references", "schema", "allowlist", "errors"},
     "build": {"config", "allowlist", "engine", "analysis", "core", "errors"},
@@ -70,6 +70,7 @@ NO_TORCH_AT_IMPORT = [
     "metalearn.errors",
     "metalearn.bench.workloads",
     "metalearn.listing",
+    "metalearn.sweep",
     "metalearn.analysis.tables",
 ]
 

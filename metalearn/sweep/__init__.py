@@ -33,8 +33,8 @@ def multirun(overrides: list[str], config_dir: str | None, say: Callable[[str], 
     refuse_other_folder(folder)
     left = [job for job in jobs if is_left(job, retry_failed)]
     machine_check(left, len(jobs))
+    ask_for(folder, jobs)
     with Stops(folder) as stops:
-        ask_for(jobs)
         record(folder, say)
         say("\n".join(overview(folder, jobs, left, doubles)))
         own = [word for word in words if word.startswith("hydra")]
@@ -94,13 +94,17 @@ def refuse_other_folder(folder: Path) -> None:
         )
 
 
-def ask_for(jobs: Sequence[Job]) -> None:
+def ask_for(folder: Path, jobs: Sequence[Job]) -> None:
     """Make the folder of every job, with its words, so that the table also knows those that never start."""
-    for job in jobs:
-        words = job.folder / "overrides.yaml"
-        if not job.rehearses and not words.exists():
-            job.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(words, yaml.safe_dump(job.words))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for job in jobs:
+            words = job.folder / "overrides.yaml"
+            if not job.rehearses and not words.exists():
+                job.folder.mkdir(exist_ok=True)
+                write_whole(words, yaml.safe_dump(job.words))
+    except OSError as error:
+        raise ConfigError(f"cannot write to {folder}: {error.strerror}; choose another sweep=NAME or run_dir=FOLDER") from error
 
 
 def overview(folder: Path, jobs: Sequence[Job], left: Sequence[Job], doubles: int) -> Iterator[str]:

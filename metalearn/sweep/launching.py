@@ -49,18 +49,20 @@ class RunJob:
     def __call__(self, _: Any) -> int:
         """The exit code of the job; 0 also for one that is not to be run any more."""
         job = self.jobs[HydraConfig.get().job.num]
-        at_home = os.getpid() == self.parent
+        # A child runs one job after the other beside its siblings. A launcher may also run jobs farther off, each by itself.
+        at_home, child = os.getpid() == self.parent, os.getppid() == self.parent
         if self.mark.exists():
             if at_home:
                 raise SweepStopped
             return 0
-        prepare(self.threads)
-        with heeding(self.mark, None if at_home else self.parent) as signals:
-            code = self.perform(job, silent=not at_home)
-        record(self.folder, self.say)
+        prepare(self.threads if child else None)
+        say = self.say if at_home else patient_say()
+        with heeding(self.mark, self.parent if child else None) as signals:
+            code = replace(self, say=say).perform(job, silent=child)
+        record(self.folder, say)
         if at_home and (code in STOPPED or signals.received):
             raise SweepStopped(code if code in STOPPED else 128 + (signals.received or 0))
-        if not at_home and os.getppid() != self.parent:
+        if child and os.getppid() != self.parent:
             os._exit(code)  # nobody waits for the result, and the process would only wait for more
         return code
 
@@ -118,8 +120,7 @@ def launch_once(run_job: RunJob, own: Sequence[str], config_dir: str | None) -> 
             run_job = with_threads(run_job)
             leave_none_idle(cfg.hydra.launcher, len(run_job.jobs))
         launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=run_job, config=cfg)
-        done = launcher.launch([job.words for job in run_job.jobs], initial_job_idx=0)
-        return [job.return_value for job in done]
+        return [job.return_value for job in launcher.launch([job.words for job in run_job.jobs], initial_job_idx=0)]
     finally:
         GlobalHydra.instance().clear()
 
@@ -152,6 +153,13 @@ def prepare(threads: int | None) -> None:
     from metalearn import run  # noqa: F401
 
 
+def patient_say() -> Callable[[str], None]:
+    """For a process whose standard output nobody has made patient: a reader who left (`| head`) is no reason to stop."""
+    from metalearn.engine.runlog import echo
+
+    return echo
+
+
 def begin_or_go_on(job: Job) -> int:
     """The exit code of the job's run, which is begun or resumed."""
     from metalearn import run
@@ -182,16 +190,17 @@ def note_failure(job: Job, reason: str, code: int, say: Callable[[str], None]) -
     """Leave the failure where the table and a person look for it, even if the job never became a run."""
     from metalearn.engine.runlog import RunLog
 
-    with contextlib.suppress(InUseError):
-        try:
-            with RunLog(job.folder) as log:
-                if runfiles.last_words(job.folder) != reason.strip().rpartition("\n")[2].strip():
-                    log.note(f"failed: {reason.strip()}")
-                if not (job.folder / "overrides.yaml").exists():
-                    log.write("overrides.yaml", yaml.safe_dump(job.words))
-                log.status("failed", code)
-        except (MetalearnError, OSError) as error:
-            say(f"error: the failure could not be noted: {error}")
+    try:
+        with RunLog(job.folder) as log:
+            if runfiles.last_words(job.folder) != reason.strip().rpartition("\n")[2].strip():
+                log.note(f"failed: {reason.strip()}")
+            if not (job.folder / "overrides.yaml").exists():
+                log.write("overrides.yaml", yaml.safe_dump(job.words))
+            log.status("failed", code)
+    except InUseError:
+        pass  # another process is at it already, and will say how it went
+    except (MetalearnError, OSError) as error:
+        say(f"error: the failure could not be noted: {error}")
     return code
 
 

@@ -28,7 +28,7 @@ class SweepStopped(BaseException):
 class Stops:
     """Context in which the first SIGINT or SIGTERM keeps further jobs from starting; a second one ends the process at once.
 
-    mark: a file that exists from then on, for jobs in other processes. code: 130 or 143 from then on.
+    folder: of the sweep, which exists. mark: a file in it from then on, for jobs in other processes. code: then 130 or 143.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,7 +37,6 @@ class Stops:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Stops:
-        self.mark.parent.mkdir(parents=True, exist_ok=True)
         self.mark.unlink(missing_ok=True)  # of an earlier process of this number
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._stop) for number in CAUGHT}
@@ -47,8 +46,8 @@ class Stops:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self.mark.unlink(missing_ok=True)
-        if not any(self.mark.parent.iterdir()):  # only rehearsed
-            self.mark.parent.rmdir()
+        with contextlib.suppress(OSError):
+            self.mark.parent.rmdir()  # it is empty if jobs only rehearsed
 
     def stop(self, code: int) -> None:
         """No further job starts."""
@@ -66,7 +65,7 @@ class Stops:
 def heeding(mark: Path, parent: int | None) -> Iterator[StopSignals]:
     """A job runs in here: the sweep's mark stops it as a signal would, and no signal is lost before the job listens itself.
 
-    parent: of a process that a launcher started, which also stops the job when that parent is gone. None: there is no other.
+    parent: the sweep's process, of which this one is a child, and whose end stops the job too. None: this is no child of it.
     """
     done = threading.Event()
 
@@ -113,6 +112,7 @@ def asked(mark: Path, parent: int | None) -> int | None:
     if parent is not None and os.getppid() != parent:
         return signal.SIGTERM
     try:
-        return int(mark.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        text = mark.read_text(encoding="utf-8")
+    except OSError:
         return None
+    return int(text) if text.isdecimal() else signal.SIGTERM  # a disk may be full for the number

@@ -295,6 +295,33 @@ def test_a_stopped_sweep_says_how_to_go_on(
     assert f"error: {folder} is a sweep of several runs; name one of them: " in capsys.readouterr().err
 
 
+def test_a_signal_between_two_jobs_keeps_the_next_from_starting(
+    tmp_path: Path, trainings: Callable[..., Trainings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = trainings()
+    usual = launching.record
+
+    def signalled(folder: Path, say: Callable[[str], None]) -> None:
+        usual(folder, say)
+        if made.trained == [0]:
+            made.trained.append(-1)
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(launching, "record", signalled)
+    assert sweep(tmp_path, "seed=0,1,2") == 143
+    assert made.trained == [0, -1]
+    assert states(tmp_path) == {"seed-0": "finished", "seed-1": "not started", "seed-2": "not started"}
+
+
+def test_a_run_that_was_only_asked_for_may_begin(tmp_path: Path) -> None:
+    for name in (".lock", "overrides.yaml", "config.yaml.tmp"):
+        (tmp_path / name).touch()
+    config.refuse_existing_run({"run_dir": tmp_path})
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(ConfigError, match=r"is not empty \(it holds metrics.jsonl\)"):
+        config.refuse_existing_run({"run_dir": tmp_path})
+
+
 def test_a_sweep_has_a_name_a_folder_or_a_new_folder(tmp_path: Path) -> None:
     assert take_folder(["seed=0,1", "sweep=first"], None) == (["seed=0,1"], Path("outputs/sweeps/first"))
     assert take_folder(["sweep=5"], None)[1] == Path("outputs/sweeps/5")
@@ -448,10 +475,26 @@ def test_no_more_processes_than_jobs() -> None:
         assert launcher.n_jobs == given
 
 
+def test_a_job_elsewhere_computes_with_as_many_threads_as_alone(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("torch.set_num_threads", asked.append)
+    monkeypatch.setattr("metalearn.build.default_threads", lambda: 7)
+    jobs = [sweep_jobs.Job(1, [], [], config.compose([]), tmp_path)]
+    run_job = launching.with_threads(launching.RunJob(jobs, 1, tmp_path, tmp_path, print, False))
+    launching.prepare(run_job.threads)
+    assert asked == [7]
+    assert capsys.readouterr().out == (
+        "warning: each job computes with 7 threads, as it would alone; jobs side by side are faster with device.threads=1\n"
+    )
+
+
 def test_a_second_signal_ends_a_sweep_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[int] = []
     monkeypatch.setattr(stopping.os, "_exit", left.append)
     before = signal.getsignal(signal.SIGINT)
+    (tmp_path / "sweep").mkdir()
     with stopping.Stops(tmp_path / "sweep") as stops:
         signal.raise_signal(signal.SIGTERM)
         assert (stops.code, left) == (143, [])

@@ -147,23 +147,28 @@ def test_a_signal_ends_the_present_job_cleanly_and_says_how_to_go_on(
     assert_as_alone(tmp_path, alone)
 
 
-def test_a_signal_between_two_jobs_is_not_lost(cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_signal_between_two_jobs_is_not_lost(cache: Path, tmp_path: Path) -> None:
     def interrupted() -> int:
         from metalearn.sweep import launching
 
-        usual = launching.make_room
+        usual_room, usual_step = launching.make_room, trainer.Trainer.train_step
+
+        def train_slowly(self: trainer.Trainer) -> None:
+            time.sleep(0.05)
+            usual_step(self)
 
         def make_room(job: launching.Job) -> None:
             if job.number == 2:  # the run does not listen yet
                 os.kill(os.getpid(), signal.SIGINT)
-                trainer.Trainer.train_step = lambda self: time.sleep(0.05)  # type: ignore[method-assign]
-            usual(job)
+                trainer.Trainer.train_step = train_slowly  # type: ignore[method-assign]
+            usual_room(job)
 
         launching.make_room = make_room
-        return command(tmp_path, *words(cache), "trainer.outer_steps=6")()
+        long = [f"trainer.{key}=200" for key in ("outer_steps", "eval_every", "checkpoint_every")]
+        return command(tmp_path, *words(cache), *long)()
 
     assert finish(interrupted) == 130
-    assert [row["status"] for row in rows(tmp_path)][::2] == ["finished", "not started"]
+    assert [row["status"] for row in rows(tmp_path)] == ["finished", "preempted", "not started"]
 
 
 def test_a_job_that_fails_takes_no_other_with_it_and_waits_to_be_retried(
