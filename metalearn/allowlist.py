@@ -84,15 +84,19 @@ def hydra_problems(hydra: Mapping[str, Any]) -> list[str]:
         if path.startswith(("hydra.job_logging.", "hydra.hydra_logging.")):
             problems += judge_logging(path, key, value)
     for name in ("searchpath", "job.env_set", "job.env_copy", "callbacks"):
-        node: Any = hydra
-        for part in name.split("."):
-            node = (node or {}).get(part)
-        if node:
+        if inner(hydra, name):
             problems.append(f"hydra.{name} may not be set; use --config-dir or environment variables instead")
-    job = (hydra.get("job") or {}).get("name")
+    job = inner(hydra, "job.name")
     if job is not None and not JOB_NAME.fullmatch(str(job)):
         problems.append(f"hydra.job.name={job} is the name of a log file; it may hold letters, digits, _ and - only")
     return problems
+
+
+def inner(tree: Any, key: str) -> Any:
+    """What stands at a dotted key, None where there is nothing."""
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, Mapping) else None
+    return tree
 
 
 def judge_logging(path: str, key: str, value: Any) -> list[str]:

@@ -30,6 +30,7 @@ from omegaconf import OmegaConf
 from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import OmegaConfBaseException
 
+from metalearn.allowlist import inner
 from metalearn.documents import check_yaml
 from metalearn.errors import ConfigError, raise_if
 from metalearn.references import RESOLVERS, reference_problems
@@ -183,6 +184,8 @@ class CheckedRepository(ConfigRepository):  # type: ignore[misc]
     """Hydra's reader of YAMLs, but for a look at those of a user before each is read."""
 
     def load_config(self, config_path: str) -> ConfigResult | None:
+        if ".." in config_path.split("/"):
+            raise ValueError(f"{config_path} lies outside the folders with YAMLs; name one that lies within")
         source = self._find_object_source(config_path, ObjectType.CONFIG)
         if source is not None and source.provider == "user":
             path = Path(source.path, source._normalize_file_name(config_path))

@@ -53,6 +53,7 @@ def show(name: str, config_dir: str | None = None) -> str:
     if name in ("train", "config"):
         return (library.folders[0] / "train.yaml").read_text(encoding="utf-8")
     group_name, option = find(name, library)
+    library.read(group_name, option)  # says what is wrong with a file that cannot be shown
     text = library.path(group_name, option).read_text(encoding="utf-8")
     if group_name == "experiment":
         whole = as_yaml(compose([f"experiment={option}"], config_dir))

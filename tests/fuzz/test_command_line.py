@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from metalearn import cli, completion, config, schema
 from metalearn.engine.checkpoint import CheckpointStore
-from metalearn.library import GROUPS, Library
+from metalearn.library import GROUPS, Library, packaged_folder
 from tests.fuzz.cases import Watch, answered, cases, in_time, mutations
 from tests.fuzz.test_documents import LINES, TREES
 
@@ -207,30 +207,46 @@ def test_verbs_with_anything_behind_them(verb: str, words: list[str], place: Pat
     answer([*verb.split(), *words, *(["--cfg", "job"] if verb == "train" else [])], place, watch)
 
 
-@cases(25)
-@given(
-    group=st.sampled_from([*GROUPS, "hydra/launcher", "hydra/job_logging"]),
-    text=st.one_of(
-        LINES, TREES.map(lambda tree: yaml.safe_dump(tree)), st.sampled_from(ODD).map(lambda value: f"_target_: {json.dumps(value)}")
-    ),
-    header=st.sampled_from(
-        [
-            "",
-            "# @package _global_\n",
-            "# @package hydra\n",
-            "defaults:\n  - override /model@_global_.model: mlp\n  - _self_\n",
-            "defaults: [x]\n",
-        ]
-    ),
+HEADERS = [
+    "",
+    "# @package _global_\n",
+    "# @package hydra\n",
+    "defaults:\n  - override /model@_global_.model: mlp\n  - _self_\n",
+    "defaults: [x]\n",
+]
+TEXTS = st.one_of(LINES, TREES.map(yaml.safe_dump), st.sampled_from(ODD).map(lambda value: f"_target_: {json.dumps(value)}"))
+OWN = [path.read_bytes() for group in GROUPS for path in sorted((packaged_folder() / group).glob("*.yaml"))]
+YAMLS = st.one_of(
+    st.builds(lambda header, text: (header + text).encode(errors="surrogatepass"), st.sampled_from(HEADERS), TEXTS),
+    st.binary(max_size=60),
+    *(st.sampled_from(OWN).flatmap(mutations) for _ in range(2)),
 )
-def test_yamls_of_anything(group: str, text: str, header: str, place: Path, watch: Watch) -> None:
+
+
+@cases(25)
+@given(group=st.sampled_from([*GROUPS, "hydra/launcher", "hydra/job_logging"]), content=YAMLS, verb=st.sampled_from(["ls", "show"]))
+def test_yamls_of_anything(group: str, content: bytes, verb: str, place: Path, watch: Watch) -> None:
     folder = place / "conf"
     shutil.rmtree(folder, ignore_errors=True)
     (folder / group).mkdir(parents=True)
-    (folder / group / "mine.yaml").write_text(header + text, encoding="utf-8", errors="surrogatepass")
+    (folder / group / "mine.yaml").write_bytes(content)
     answer(["train", "--config-dir", str(folder), f"{group}=mine", "--cfg", "job"], place, watch)
     if group in GROUPS:
-        answer(["ls", group, "--config-dir", str(folder)], place, watch)
+        answer([verb, group if verb == "ls" else f"{group}/mine", "--config-dir", str(folder)], place, watch)
+
+
+SWEPT = st.sampled_from(
+    ["range(0,2)", "range(3)", "choice(1,2)", "1,2", "glob(m*)", "shuffle(1,2)", "range(0,1,0.5)", "interval(0,1)", "a,${seed}", ","]
+)
+
+
+@cases(15)
+@given(
+    words=st.lists(st.one_of(WORDS, st.builds(lambda key, value: f"{key}={value}", st.sampled_from([*KEYS, *GROUPS]), SWEPT)), max_size=3)
+)
+def test_sweeps_of_anything(words: list[str], place: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metalearn.sweep.jobs.MOST_JOBS", 4)
+    assert answer(["train", "-m", *words, "seed=no-number"], place, watch) == 2  # so that nothing is ever run
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,13 @@ import pytest
 from PIL import Image
 
 from metalearn import cli
+from metalearn.core import InputSpec
 from metalearn.data import archive, image_file, omniglot_files
 from metalearn.data.archive import Entry, Limits, read_entries
 from metalearn.data.image_file import decode, read_file
 from metalearn.data.omniglot_files import read_drawings
 from metalearn.errors import DataError
+from metalearn.run.preprocessing import Preprocessing
 
 LIMITS = Limits(entries=20, size=1000, total=5000)
 Make = Callable[[Path], Path]
@@ -232,6 +234,13 @@ class TestPictures:
             assert capsys.readouterr().err.startswith(f"error: {bad} {reason}")
         bad.write_bytes(png(Image.new("L", (9, 9))))
         assert cli.main(words) == 0
+
+    def test_a_person_s_own_pictures_are_capped_as_well(self, tmp_path: Path) -> None:
+        prepare = Preprocessing(InputSpec((3, 8, 8)), "area", False)
+        for content, reason in ((claimed(9000, 9000), "has 9000x9000 pixels"), (b"%!PS-Adobe-3.0 EPSF-3.0\n", "is not a readable image")):
+            (tmp_path / "x.png").write_bytes(content)
+            with pytest.raises(DataError, match=f"x.png {reason}"):
+                prepare([tmp_path / "x.png"])
 
     def test_what_is_no_file_is_not_read(self, tmp_path: Path) -> None:
         import os

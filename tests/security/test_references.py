@@ -125,6 +125,14 @@ class TestYamlBombs:
             file_partition(tmp_path / name, ["a"])
 
 
+@pytest.mark.parametrize("path", ["../../secret", "/../secret", "/algo/../../secret"])
+def test_a_defaults_list_reads_no_file_outside_its_folder(tmp_path: Path, path: str) -> None:
+    (tmp_path / "secret.yaml").write_text("password: 42\n")
+    folder = write(tmp_path / "conf", "algo/mine", f"defaults: ['{path}']\n_target_: metalearn.algorithms.protonet.ProtoNet\n{SHAPE}")
+    [sentence] = refusals("algo=mine", config_dir=folder)
+    assert "secret lies outside the folders with YAMLs" in sentence
+
+
 class TestHydraCountsOnlyFromTheCommandLine:
     @pytest.mark.parametrize(
         "hydra",
