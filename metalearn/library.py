@@ -20,7 +20,7 @@ from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override, Sweep
 from hydra.core.plugins import Plugins
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
@@ -93,10 +93,17 @@ class Library:
         parser = OverridesParser.create(config_loader=self.loader)
         for text in overrides:
             try:
-                parsed.append(parser.parse_override(text))
-                parsed[-1].config_loader = self.loader  # glob() asks it for the options of a group
+                override = parser.parse_override(text)
+                value = override.value()
             except HydraException:
                 problems.append(f"{text!r} is not of the form key=value (quote values with spaces or special characters: 'key=\"a b\"')")
+            except MISTAKES as error:
+                problems.append(f"{short(text)} cannot be read: {one_line(error)}")
+            else:
+                override.config_loader = self.loader  # glob() asks it for the options of a group
+                parsed.append(override)
+                if not isinstance(value, Sweep) and holds_sweep(value) and not override.is_sweep_override():
+                    problems.append(f"{short(text)}: choice(), range() and their like cannot stand within a list or a mapping")
         raise_if(problems)
         return parsed
 
@@ -128,12 +135,22 @@ class Library:
         return [f"hydra.{name}={ours.get(name)} stands in a YAML; {TRUST_HYDRA}" for name in changed]
 
 
+def holds_sweep(value: Any) -> bool:
+    """Whether a value is, or has anywhere in it, one of several values."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, (Sweep, Glob)) or any(map(holds_sweep, inside))
+
+
+def short(text: str) -> str:
+    """A word of the command line as a message quotes it."""
+    return text if len(text) <= 100 else f"{text[:100]}…"
+
+
 def plugin_problems(hydra: dict[str, Any]) -> list[str]:
     """Launchers and sweepers that are not among the classes which Hydra found installed."""
-    named = [(f"hydra.{kind}._target_", (hydra.get(kind) or {}).get("_target_")) for kind in ("launcher", "sweeper")]
-    return [
-        f"{path}={target} is no plugin that is installed" for path, target in named if target not in Plugins.instance().class_name_to_class
-    ]
+    known = Plugins.instance().class_name_to_class
+    named = {key: inner(hydra, key) for key in ("launcher._target_", "sweeper._target_")}
+    return [f"hydra.{key}={target} is no plugin that is installed" for key, target in named.items() if target not in known]
 
 
 def settings(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,6 +10,7 @@ import pytest
 from metalearn import cli, config
 from metalearn.documents import read_yaml
 from metalearn.engine.checkpoint import CheckpointStore
+from metalearn.errors import ConfigError
 from metalearn.sweep import jobs
 
 
@@ -53,6 +54,37 @@ def test_what_pyyaml_itself_stumbles_over_is_a_bad_document(text: str, tmp_path:
 def test_a_sweep_that_leads_nowhere_or_never_ends(words: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "-m", *words]) == 2
     assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [[], ["-m"]])
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        (f"seed={'9' * 5000}", "9999… cannot be read: Exceeds the limit"),
+        ("data.rotations=[choice(1,2)]", "choice(), range() and their like cannot stand within a list or a mapping"),
+        ("seed={a:range(0,2)}", "choice(), range() and their like cannot stand within a list or a mapping"),
+        ("data.rotations=[[glob(*)]]", "choice(), range() and their like cannot stand within a list or a mapping"),
+    ],
+)
+def test_words_that_hydra_reads_and_cannot_use(word: str, reason: str, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", *flags, word]) == 2
+    assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["# @package _global_\n", "[]", "5", "# @package hydra\nlauncher: 3\n", "_target_: {a: 1}"])
+def test_a_launcher_that_is_no_mapping(text: str, tmp_path: Path) -> None:
+    (tmp_path / "hydra" / "launcher").mkdir(parents=True)
+    (tmp_path / "hydra" / "launcher" / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError):
+        config.compose(["hydra/launcher=mine", "trusted=[hydra]"], str(tmp_path))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"a: \x80", b"\x00"])
+def test_a_yaml_that_is_no_text(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "algo").mkdir()
+    (tmp_path / "algo" / "mine.yaml").write_bytes(content)
+    for words in (["train", "algo=mine"], ["show", "mine"], ["ls", "algo"]):
+        assert cli.main([*words, "--config-dir", str(tmp_path)]) == 2
 
 
 def test_a_sweep_over_all_options_of_a_group() -> None:
