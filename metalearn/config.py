@@ -5,7 +5,7 @@ Nothing here imports torch, so that a mistake is answered at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from metalearn.errors import ConfigError, raise_if
 from metalearn.library import GROUPS, Library, plain, plugin_problems
 from metalearn.prose import about_problems
 from metalearn.references import saved_problems
+from metalearn.saved import damages, newer_keys, with_values
 from metalearn.schema import hint
 
 # What an empty run folder may hold: the words of a run that was asked for, whole or half written. Hidden files count nowhere.
@@ -220,8 +221,12 @@ def refuse_unkept(cfg: Mapping[str, Any]) -> None:
     raise_if(schema.unkept_problems(cfg))
 
 
-def read_saved(run_dir: Path) -> dict[str, Any]:
-    """The configuration that a run was started with. ConfigError naming everything that is damaged in it."""
+def read_saved(run_dir: Path, note: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """The configuration that a run was started with. ConfigError naming everything that is damaged in it.
+
+    A run that is older than some key has that key's default of today, and `note` is told. Not so for `algo`, `data`, `model` and
+    `optimizer`, from which results follow: there, only the arguments of a class may be left to the class.
+    """
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise ConfigError(
@@ -236,29 +241,8 @@ def read_saved(run_dir: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not the configuration of a run; restore it from a backup")
     problems = [*saved_problems(groups), *about_problems(groups), *damages(groups)]
     raise_if(f"{path} is damaged: {problem}; restore it from a backup" for problem in problems)
-    return groups
-
-
-def damages(saved: dict[str, Any]) -> Iterator[str]:
-    """What a saved configuration lacks, and what in it has the wrong type, judged by train.yaml."""
-    for group in ("algo", "data", "model", "optimizer"):
-        if not isinstance(saved.get(group), dict) or not isinstance(saved[group].get("_target_"), str):
-            yield f"{group} names no class (_target_)"
-    absent = {"optimizer"} - saved.keys()
-    for name, default in primary_values().items():
-        group = name.partition(".")[0]
-        exists, value = schema.lookup(saved, name)
-        if exists:
-            yield from schema.fit(name, default, value)[1]
-        elif group not in absent:
-            yield f"{name if isinstance(saved.get(group), dict) else group} is missing"
-            absent |= set() if isinstance(saved.get(group), dict) else {group}
-
-
-def primary_values() -> dict[str, Any]:
-    """Dotted names and defaults of everything that a run reads besides the keys of its classes."""
-    library = Library()
-    values = {key: value for key, value in library.primary().items() if key not in ("defaults", "hydra", "sweep")}
-    values["device"] = library.read("device", "auto")
-    values["optimizer"] = {key: library.read("optimizer", "adam")[key] for key in ("schedule", "clip")}
-    return {name: None if isinstance(value, str) and "${" in value else value for name, value in schema.leaves(values)}
+    newer = newer_keys(groups)
+    if newer:
+        values = ", ".join(f"{name}={schema.show(value)}" for name, value in newer.items())
+        note(f"{path} is older than {', '.join(newer)}; going on with today's defaults: {values}")
+    return with_values(groups, newer)

@@ -14,6 +14,7 @@ from metalearn.errors import ConfigError, DataError
 FREE = ("run_dir", "trusted", "device", "trainer.outer_steps", "trainer.checkpoint_every", "trainer.keep_last", "trainer.dry_run")
 FREE_EVAL = ("eval.episodes", "eval.split", "eval.checkpoint", "eval.batch_size")
 PROSE = ("about",)
+METHOD = ("algo", "data", "model", "optimizer")  # what a run lacks here is never filled in
 # Keys of `data` that say who is in which split: with others, a run would be judged on what it was trained on.
 DIVISION = ("partition", "partition_seed", "fractions", "min_images", "num_classes", "num_users")
 # Keys of `data` that leave the data and its division as they are.
@@ -26,8 +27,9 @@ def science(cfg: dict[str, Any]) -> dict[str, Any]:
 
 
 def refuse_new_science(old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Raise ConfigError with a diff if two results of `science` differ."""
-    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    """Raise ConfigError with a diff if two results of `science` differ. A key of the trainer that is newer than `old` says nothing."""
+    newer = {key for key in new if key not in old and key.partition(".")[0] not in METHOD}
+    changed = [key for key in sorted({*old, *new} - newer) if old.get(key) != new.get(key)]
     if not changed:
         return
     diff = "\n".join(f"  {key}: {old.get(key)} -> {new.get(key)}" for key in changed)

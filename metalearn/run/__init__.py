@@ -57,7 +57,8 @@ def train(cfg: dict[str, Any], overrides: list[str], run_dir: Path) -> int:
 
 def resume(run_dir: Path, overrides: list[str]) -> int:
     """Continue a run exactly where its newest valid checkpoint stands; its exit code."""
-    old = config.read_saved(run_dir)
+    notes: list[str] = []
+    old = config.read_saved(run_dir, notes.append)
     with StopSignals() as signals, RunLog(run_dir) as log:
         cfg = pinned(config.reopen(old, overrides))
         refuse_new_science(science(old), science(cfg))
@@ -69,7 +70,9 @@ def resume(run_dir: Path, overrides: list[str]) -> int:
         def begin(step: int) -> None:
             if cfg["trainer"]["outer_steps"] != old["trainer"]["outer_steps"]:
                 reopen_end(cfg, log, old["trainer"]["outer_steps"], step)
-            if cfg != old:
+            for note in notes:
+                log.say(note)
+            if notes or cfg != old:
                 log.write_request(cfg, [*log.overrides(), *overrides])
 
         return Life(cfg, log, signals, begin=begin).live()
@@ -105,7 +108,7 @@ def reopen_end(cfg: dict[str, Any], log: RunLog, old_end: int, step: int) -> Non
 
 def evaluate_run(run_dir: Path, overrides: list[str]) -> int:
     """Judge a run's checkpoint, under another protocol if overrides say so; writes only RUN_DIR/evals/<protocol>/."""
-    trained = pin_training(config.read_saved(run_dir))
+    trained = pin_training(config.read_saved(run_dir, echo))
     refuse_links(run_dir)
     cfg = pinned(config.reopen(trained, overrides))
     store = CheckpointStore(run_dir)

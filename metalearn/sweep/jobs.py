@@ -20,6 +20,7 @@ from metalearn import config, schema
 from metalearn.analysis import runfiles
 from metalearn.errors import ConfigError, DataError, MetalearnError, raise_all
 from metalearn.library import GROUPS, Library
+from metalearn.saved import defaults
 
 # What may differ between two commands for the same job: where things lie, whose classes it may use, whether it only rehearses.
 NOT_IDENTITY = ("run_dir", "data.cache_dir", "trusted", "trainer.dry_run")
@@ -138,8 +139,12 @@ def values_of(override: Override) -> list[str]:
 
 
 def identity(cfg: dict[str, Any]) -> str:
-    """Eight hex digits of a sha256 over everything in a configuration that results or records may follow from."""
-    facts = {key: value for key, value in schema.leaves(cfg) if key not in NOT_IDENTITY}
+    """Eight hex digits of a sha256 over everything in a configuration that results or records may follow from.
+
+    A key that an older run may lack counts only with another value than its default, so that a new key makes no new jobs.
+    """
+    known = defaults()
+    facts = {key: value for key, value in schema.leaves(cfg) if key not in NOT_IDENTITY and (key not in known or known[key] != value)}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
 
 
