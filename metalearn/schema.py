@@ -82,7 +82,7 @@ AT_MOST = dict.fromkeys(("seed", "eval.seed", "data.seed", "data.partition_seed"
 ABOVE_ZERO = {"algo.inner_lr", "optimizer.lr", "optimizer.schedule.gamma", "optimizer.clip.norm", "optimizer.clip.value"}
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "trainer.on_nan": ("stop",),
+    "trainer.on_nan": ("stop", "skip", "rollback"),
     "eval.split": ("train", "val", "test"),
     "optimizer.schedule.name": ("constant", "cosine", "linear", "step"),
     "device.plan": ("auto", "loop", "vmap"),

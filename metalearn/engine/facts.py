@@ -10,7 +10,7 @@ from typing import Any
 
 from metalearn.errors import CheckpointError
 
-COUNTS = ("step", "evaluated_step", "window_count", "metrics_offset")
+COUNTS = ("step", "evaluated_step", "window_count", "metrics_offset", "shift", "rollbacks", "refused", "refused_row")
 KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(COUNTS, (int,)),
     **dict.fromkeys(("record", "optimizer"), (list,)),
@@ -20,6 +20,7 @@ KINDS: dict[str, tuple[type, ...]] = {
 }
 PLAN = {"name": "loop", "chunk": 0, "compile": False}
 LARGEST_CHUNK = 2**31
+LARGEST_COUNT = 2**50  # the tasks are numbered in int64
 
 
 class Facts(dict[str, Any]):
@@ -40,7 +41,7 @@ def checked(facts: Any, step: int, path: Path) -> Facts:
     for name, kinds in KINDS.items():
         if name in facts and (not isinstance(facts[name], kinds) or isinstance(facts[name], bool)):
             raise ValueError(f"{path.name}: {name} is {short(facts[name])}")
-    if facts.get("step", step) != step or any(facts.get(name, 0) < 0 for name in COUNTS):
+    if facts.get("step", step) != step or any(not 0 <= facts.get(name, 0) < LARGEST_COUNT for name in COUNTS):
         raise ValueError(f"{path.name} is of another step, or of none")
     for number, value in facts.get("record", []):
         if not isinstance(number, int) or not isinstance(value, (int, float, type(None))):

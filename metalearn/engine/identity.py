@@ -1,7 +1,8 @@
 """Which keys make a run the run that it is, and which may change when it is resumed.
 
 Free to change: `device.*` (bits may then differ), how long to train, and what is only looked at: logging, saving,
-what to keep, and the final evaluation. Everything else is science: weights or recorded numbers follow from it.
+what to keep, what a non-finite loss does, and the final evaluation. Everything else is science: weights or recorded
+numbers follow from it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,16 @@ from typing import Any
 
 from metalearn.errors import ConfigError, DataError
 
-FREE = ("run_dir", "trusted", "device", "trainer.outer_steps", "trainer.checkpoint_every", "trainer.keep_last", "trainer.dry_run")
+FREE = (
+    "run_dir",
+    "trusted",
+    "device",
+    "trainer.outer_steps",
+    "trainer.checkpoint_every",
+    "trainer.keep_last",
+    "trainer.on_nan",
+    "trainer.dry_run",
+)
 FREE_EVAL = ("eval.episodes", "eval.split", "eval.checkpoint", "eval.batch_size")
 PROSE = ("about",)
 METHOD = ("algo", "data", "model", "optimizer")  # what a run lacks here is never filled in

@@ -1,39 +1,105 @@
-"""Finding out which tasks of a step gave a loss or gradient that is not finite, and saying so."""
+"""What becomes of a loss or gradient that is not finite. It never reaches the weights; `trainer.on_nan` decides what else.
+
+stop: the run ends. skip: the update of that outer step is left out, up to MOST_IN_A_ROW times in a row. rollback: weights, optimizer
+and step become those of the newest checkpoint, up to MOST_ROLLBACKS times, and training goes on from there with the
+meta-batches after the bad one. Those since the checkpoint led to it and are not drawn again: to leave out the bad one
+alone would give the bits of `skip`, the steps before it being the same (Chowdhery et al. 2022, section 5.1, pass over
+the batches around a loss spike for that reason).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from metalearn.core import Algorithm, Examples, TaskBatch
+from metalearn.core import Algorithm, Examples, Source, TaskBatch
 from metalearn.engine.execution import TaskPlan, execute
+from metalearn.engine.settings import Settings, draw_batch
+from metalearn.engine.update import HEALTHY, Updater
 from metalearn.errors import MetalearnError
+
+MOST_IN_A_ROW = 10
+MOST_ROLLBACKS = 3
+MOST_WARNINGS = 20  # about updates that were left out; metrics.jsonl counts all of them
+LIMITS = {"stop": 1, "skip": MOST_IN_A_ROW, "rollback": 1}  # refused updates in a row that end training, for now or for good
+ADVICE = "Lower algo.inner_lr or optimizer.lr, or set optimizer.clip.norm, and start again"
+WAY_ON = "; or go on without such updates: metalearn resume RUN_DIR trainer.on_nan=skip"
 
 
 class NonFiniteError(MetalearnError):
-    """A loss or gradient was not finite; the weights are those from before that step."""
+    """Losses or gradients were not finite, and training cannot go on; the weights are those from before.
+
+    what: the message without advice. step: the first bad one. after: what was tried before giving up.
+    """
+
+    def __init__(self, what: str, step: int, *, after: str = "") -> None:
+        super().__init__(f"{what}. {after}{ADVICE}" if after else f"{what}. {ADVICE}{WAY_ON}")
+        self.what, self.step = what, step
 
 
-def describe(algorithm: Algorithm, batch: TaskBatch | Examples, step: int, last_good: Path) -> str:
-    """What happened, where, and what to change. The algorithm must still hold the weights that the step met."""
-    dials = [f"algo.inner_lr={algorithm.inner_lr}"] if hasattr(algorithm, "inner_lr") else []
-    where = ", ".join([f"step {step} (counted from 0)", culprits(algorithm, batch, step), *dials])
-    return (
-        f"the loss or its gradient is not finite at {where}. The weights were not changed by it; last good checkpoint: {last_good}. "
-        "Lower algo.inner_lr or optimizer.lr, or set optimizer.clip.norm, and start again"
-    )
+class Guard:
+    """The host's look at what an updater refused. last_good: finds the newest checkpoint. warn: told of what was left out."""
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        updater: Updater,
+        source: Source,
+        settings: Settings,
+        last_good: Callable[[], Path],
+        warn: Callable[[str], None],
+    ) -> None:
+        self.algorithm, self.updater, self.source, self.settings = algorithm, updater, source, settings
+        self.last_good, self.warn = last_good, warn
+
+    def require(self, step: int, shift: int) -> None:
+        """Name the first step since the last look whose update was refused; NonFiniteError if training cannot go on.
+
+        step: outer steps that are done. shift: see the trainer. Syncs with the device.
+        """
+        updater = self.updater
+        first = int(updater.bad_step.item())
+        if first == HEALTHY:
+            return
+        row, refused = int(updater.row.item()), int(updater.refused.item())
+        if row >= updater.limit:
+            after = f"The {updater.limit} updates up to this one were all like that. " if updater.limit > 1 else ""
+            raise NonFiniteError(self.describe(first, first + shift, met=True), first, after=after)
+        updater.forget_refusals()
+        if refused <= MOST_WARNINGS:
+            last = "; further ones are only counted, in metrics.jsonl" if refused == MOST_WARNINGS else ""
+            what = self.describe(first, first + shift, met=row == step - first)
+            self.warn(f"{what}; left out {refused} of {step} updates so far (trainer.on_nan=skip){last}")
+
+    def describe(self, step: int, number: int, *, met: bool) -> str:
+        """What happened and where.
+
+        number: of the meta-batch, which a rollback makes larger than the step's. met: whether the algorithm still holds the
+        weights that it met, so that each task can be tried again.
+        """
+        batch = draw_batch(self.algorithm, self.source, self.settings, number)
+        dials = [f"algo.inner_lr={self.algorithm.inner_lr}"] if hasattr(self.algorithm, "inner_lr") else []
+        where = ", ".join([f"step {step} (counted from 0)", culprits(self.algorithm, batch, number, met=met), *dials])
+        return (
+            f"the loss or its gradient is not finite at {where}. The weights were not changed by it; "
+            f"last good checkpoint: {self.last_good()}"
+        )
 
 
-def culprits(algorithm: Algorithm, batch: TaskBatch | Examples, step: int) -> str:
+def culprits(algorithm: Algorithm, batch: TaskBatch | Examples, number: int, *, met: bool) -> str:
     """The bad tasks by number, counted from the start of the run, found by running each alone."""
     if isinstance(batch, Examples):
-        first = step * len(batch.y)
+        first = number * len(batch.y)
         return f"in examples {first} to {first + len(batch.y) - 1}"
-    first = step * len(batch.key)
+    first = number * len(batch.key)
+    every = f"train tasks {first} to {first + len(batch.key) - 1}"
+    if not met:
+        return f"one of {every}"
     bad = [first + i for i, one in enumerate(TaskPlan("loop").chunks(batch)) if not is_finite(algorithm, one)]
     if not bad:
-        return f"train tasks {first} to {first + len(batch.key) - 1} (each alone is finite, their sum is not)"
+        return f"{every} (each alone is finite, their sum is not)"
     return f"train task{'s' if len(bad) > 1 else ''} {', '.join(map(str, bad))}"
 
 

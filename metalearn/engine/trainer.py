@@ -1,7 +1,8 @@
 """The outer loop. It knows no algorithm, data set or model by name, and it is dull on purpose.
 
 Everything that a later step depends on is in `state`: weights, optimizer, random state, running means of the log
-window, and the validation record. Tasks are counter-based, so their position is the step itself.
+window, and the validation record. Tasks are counter-based, so their position is the step itself, plus the meta-batches
+that a rollback has passed over.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,12 +22,12 @@ from metalearn.engine.checkpoint import Checkpoint, CheckpointStore
 from metalearn.engine.crew import Crew
 from metalearn.engine.execution import TaskPlan
 from metalearn.engine.faults import fault
-from metalearn.engine.nonfinite import NonFiniteError, describe
+from metalearn.engine.nonfinite import Guard
 from metalearn.engine.record import Record
 from metalearn.engine.runlog import RunLog
-from metalearn.engine.settings import Settings, draw_batch
+from metalearn.engine.settings import Settings
 from metalearn.engine.state import pack, restore
-from metalearn.engine.update import HEALTHY, Updater
+from metalearn.engine.update import Updater
 from metalearn.engine.window import Window
 from metalearn.errors import CheckpointError
 
@@ -50,7 +52,10 @@ class Trainer:
         self.store, self.log, self.settings = store, log, settings
         self.facts = facts  # written into every checkpoint as they stand
         self.check = check
+        self.guard = Guard(algorithm, updater, source, settings, self.last_good, self.warn) if updater is not None else None
         self.step = 0
+        self.shift = 0  # meta-batches that were passed over
+        self.rollbacks = 0
         self.saved_step = -1
         self.evaluated_step = 0
         self.window = Window()
@@ -79,13 +84,14 @@ class Trainer:
         assert self.updater is not None
         settings = self.settings
         with self.timed("data"):
-            batch = self.crew.draw(self.step)
+            batch = self.crew.draw(self.step + self.shift)
         with self.timed("step"):
             losses, metrics = self.crew.execute(batch)
             statistics = metrics.pop("statistics", None)
             fault("step:before_update")
             norm = self.updater.update(self.step, losses, statistics)
-            self.window.add({"loss": losses.mean(), **metrics, "gradient_norm": norm})
+            bad = self.updater.bad if self.updater.limit > 1 else None
+            self.window.add({"loss": losses.mean(), **metrics, "gradient_norm": norm}, bad)
         self.step += 1
         logging = is_time(self.step, settings.log_every, self.outer_steps)
         if logging or losses.device.type == "cpu":
@@ -129,6 +135,9 @@ class Trainer:
         tensors, optimizer = pack(self.algorithm, self.updater.optimizer if self.updater else None)
         tensors |= {f"window.{name}": value for name, value in self.window.sums.items()}
         progress = {"step": self.step, "evaluated_step": self.evaluated_step, "window_count": self.window.count}
+        progress |= {"shift": self.shift, "rollbacks": self.rollbacks}
+        if self.updater is not None:
+            progress |= {"refused": int(self.updater.refused.item()), "refused_row": int(self.updater.row.item())}
         offset = self.log.sync_metrics()
         rest = {"metrics_offset": offset, "record": self.record.entries, "optimizer": optimizer, "plan": asdict(self.crew.executor.plan)}
         return tensors, {**self.facts, **progress, **rest}
@@ -145,18 +154,23 @@ class Trainer:
             raise CheckpointError("the checkpoint's running sums are no single numbers")
         self.window = Window(facts["window_count"], {name.removeprefix("window."): tensors[name].to(device) for name in names})
         self.step = self.saved_step = facts["step"]
+        self.shift, self.rollbacks = facts.get("shift", 0), facts.get("rollbacks", 0)  # not in what older versions saved
+        if self.updater is not None:
+            self.updater.count_refusals(facts.get("refused", 0), facts.get("refused_row", 0))
         self.evaluated_step = facts["evaluated_step"]
         self.record.entries = facts["record"]
         self.log.rewind_metrics(facts["metrics_offset"])
 
     def require_finite(self) -> None:
-        """Raise NonFiniteError, naming the first bad step and its tasks, if there was one. Syncs with the device."""
-        bad_step = HEALTHY if self.updater is None else int(self.updater.bad_step.item())
-        if bad_step == HEALTHY:
-            return
-        batch = draw_batch(self.algorithm, self.source, self.settings, bad_step)
-        last_good = self.store.path(max(self.store.steps(), default=0))
-        raise NonFiniteError(describe(self.algorithm, batch, bad_step, last_good))
+        """Raise NonFiniteError, naming the first bad step and its tasks, if training cannot go on. Syncs with the device."""
+        if self.guard is not None:
+            self.guard.require(self.step, self.shift)
+
+    def last_good(self) -> Path:
+        return self.store.path(max(self.store.steps(), default=0))
+
+    def warn(self, message: str) -> None:
+        self.log.say(f"warning: {message}")
 
     def take_times(self) -> dict[str, float]:
         """Seconds spent per kind of work since they were last taken, as `time_*` fields."""

@@ -21,6 +21,7 @@ from metalearn.engine.environment import differences, environment
 from metalearn.engine.evaluate import Evaluation, draw_tasks, frozen
 from metalearn.engine.faults import fault
 from metalearn.engine.identity import refuse_new_science, science
+from metalearn.engine.nonfinite import LIMITS, NonFiniteError
 from metalearn.engine.preflight import rehearse
 from metalearn.engine.ranks import RankError
 from metalearn.engine.results import choose, load_chosen, result_of
@@ -30,7 +31,8 @@ from metalearn.engine.signals import PreemptedError, StopSignals
 from metalearn.engine.state import load_weights
 from metalearn.engine.trainer import Trainer, flat
 from metalearn.engine.update import Clip, Updater
-from metalearn.errors import CheckpointError, ConfigError, DataError, MetalearnError
+from metalearn.errors import ConfigError, DataError, MetalearnError
+from metalearn.run import resuming
 from metalearn.run.parts import Parts, settings_of
 from metalearn.run.plans import chosen_plan
 from metalearn.run.ranks import open_crew
@@ -119,9 +121,10 @@ class Life:
             parts.algorithm, updater, parts.source, crew, self.store, self.log, settings, facts=facts, check=self.signals.check
         )
         if checkpoint is not None:
-            self._continue(trainer, checkpoint)
+            resuming.go_on(trainer, checkpoint)
+            self.log.say(f"resuming at step {checkpoint.step}")
         self.log.open_bar(trainer.outer_steps, trainer.step)
-        trainer.train()
+        resuming.train(trainer, self.cfg["trainer"]["on_nan"])
         self.log.close_bar()
         return trainer
 
@@ -167,25 +170,6 @@ class Life:
             self.log.say(f"{self.log.run_dir} was stopped before its first checkpoint; starting again at step 0")
             self.log.rewind_metrics(0)
 
-    def _continue(self, trainer: Trainer, checkpoint: Checkpoint) -> None:
-        self.store.set_aside(after=checkpoint.step)
-        self.store.point("last", checkpoint.step)  # it lags behind if the process died between the rename and the pointer
-        trainer.resume(checkpoint)
-        self._verify_best(trainer)
-        self.log.say(f"resuming at step {checkpoint.step}")
-
-    def _verify_best(self, trainer: Trainer) -> None:
-        """The pointer follows the record; a best checkpoint that was lost leaves the record, with a warning."""
-        while (best := trainer.record.best()) is not None:
-            try:
-                self.store.load(best)
-            except CheckpointError as error:
-                self._warn(f"{error}; the best of the other validations takes its place")
-                trainer.record.forget(best)
-                continue
-            self.store.point("best", best)
-            return
-
     def _rehearse(self, parts: Parts, settings: Settings, ranks: int) -> None:
         """settings: the part of one rank, as the rehearsal is on rank 0 alone."""
         evaluation = self.cfg["eval"]
@@ -199,7 +183,8 @@ class Life:
         optimizer = build.build_optimizer(self.cfg, algorithm)
         if optimizer is None or algorithm.trains_on is None:
             return None
-        return Updater(algorithm, optimizer, build.build_schedule(self.cfg), Clip(**self.cfg["optimizer"]["clip"]))
+        clip, limit = Clip(**self.cfg["optimizer"]["clip"]), LIMITS[self.cfg["trainer"]["on_nan"]]
+        return Updater(algorithm, optimizer, build.build_schedule(self.cfg), clip, limit=limit)
 
     def _environment(self, parts: Parts) -> None:
         now = environment(parts.source.fingerprint(), parts.device, self.cfg["device"]["ranks"])
@@ -234,11 +219,19 @@ class Life:
         self.log.close_bar()
         trainer = self.trainer
         if trainer is not None and trainer.saved_step < trainer.step:
-            trainer.save()
+            self._save_last(trainer)
         self.log.status("preempted", stop.exit_code)
         words = [str(self.log.run_dir), *([f"trusted=[{','.join(self.cfg['trusted'])}]"] if self.cfg["trusted"] else [])]
         self.log.say(f"{stop}; continue with: metalearn resume {shlex.join(words)}")
         return stop.exit_code
+
+    def _save_last(self, trainer: Trainer) -> None:
+        """Before leaving. What a rollback would undo is left to the resumed run, which comes to the same bad step."""
+        try:
+            trainer.save()
+        except NonFiniteError:
+            if self.cfg["trainer"]["on_nan"] != "rollback":
+                raise
 
     def _warn(self, message: str) -> None:
         self.log.say(f"warning: {message}")

@@ -19,6 +19,8 @@ from metalearn.engine.runlog import RunLog
 from metalearn.engine.settings import Settings
 from metalearn.engine.trainer import Trainer, is_time
 from metalearn.engine.update import Clip, Updater
+from metalearn.engine.window import Window
+from metalearn.run import resuming
 from tests.engine.toy import ToyAlgorithm, ToySource
 
 SETTINGS = Settings(
@@ -164,3 +166,43 @@ def test_a_chunk_that_was_halved_stays_halved_unless_another_plan_is_asked_for(t
         other.facts = {"plan_asked": "loop"}
         other.resume(checkpoint)
         assert other.crew.executor.plan == TaskPlan("vmap")
+
+
+def test_rollback_goes_on_with_the_meta_batches_after_the_bad_one(tmp_path: Path) -> None:
+    """Meta-batch 4 is bad; the checkpoint is that of step 2, so that 2, 3 and 4 are passed over."""
+    source = ToySource(bad_tasks=(17,))
+    with RunLog(tmp_path) as log:
+        actor = trainer(log, source, checkpoint_every=2, eval_every=100, log_every=2, outer_steps=7)
+        usual = actor.save
+        actor.save = lambda: usual() if actor.step in (0, 2, 7) else None  # type: ignore[method-assign]
+        resuming.train(actor, "rollback")
+    drawn = [first // 4 for split, _, first, _ in source.asked if split == "train"]
+    assert drawn == [0, 1, 2, 3, 4, 4, 5, 6, 7, 8, 9]  # 4 again to find the culprit
+    assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6, 7, 7]
+    assert (actor.shift, actor.rollbacks, actor.step) == (3, 1, 7)
+
+
+def test_skip_on_a_device_that_is_read_seldom_names_the_first_and_counts_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As on a GPU. By then the weights are no longer those that step 1 met, so that its tasks are not run again."""
+    with RunLog(tmp_path) as log:
+        actor = trainer(log, ToySource(bad_tasks=(5, 13)), checkpoint_every=100, eval_every=100, log_every=100)
+        assert actor.updater is not None
+        actor.updater.limit = 3
+        actor.require_finite = lambda: None  # type: ignore[method-assign]
+        actor.train()
+        del actor.require_finite
+        actor.require_finite()
+    shown = capsys.readouterr().out
+    assert "at step 1 (counted from 0), one of train tasks 4 to 7, algo.inner_lr=0.5" in shown
+    assert "left out 2 of 6 updates so far (trainer.on_nan=skip)" in shown
+    [line] = [line for line in lines(tmp_path) if line["split"] == "train"]
+    assert (line["left_out"], line["loss"] is not None) == (2, True)
+
+
+def test_a_window_of_nothing_but_bad_steps_has_no_mean() -> None:
+    window = Window()
+    for value in (1.0, float("nan"), 4.0):
+        window.add({"loss": torch.tensor(value)}, torch.tensor(value != 4.0))
+    assert window.take() == {"loss": 4.0, "left_out": 2}
+    window.add({"loss": torch.tensor(float("inf"))}, torch.tensor(True))
+    assert str(window.take()) == "{'loss': nan, 'left_out': 1}"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,9 +19,9 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 }
 
 
-def updater(name: str = "sgd", clip: Clip | None = None, schedule: Callable[[int], float] = lambda step: 1.0) -> Updater:
+def updater(name: str = "sgd", clip: Clip | None = None, schedule: Callable[[int], float] = lambda step: 1.0, *, limit: int = 1) -> Updater:
     algorithm = ToyAlgorithm()
-    return Updater(algorithm, OPTIMIZERS[name](algorithm.parameters()), schedule, clip or Clip())
+    return Updater(algorithm, OPTIMIZERS[name](algorithm.parameters()), schedule, clip or Clip(), limit=limit)
 
 
 def push(u: Updater, step: int, grad: float, loss: float = 1.0) -> torch.Tensor:
@@ -75,3 +76,35 @@ def test_schedule_sets_the_rate_from_the_step_alone() -> None:
     for step in (0, 3, 1):
         push(u, step, 1.0)
         assert u.optimizer.param_groups[0]["lr"] == 0.1 * 0.5**step
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_refused_update_is_left_out_and_the_next_one_counts_as_if_it_had_not_been(name: str) -> None:
+    skipping, clean = updater(name, limit=3), updater(name, limit=3)
+    for step, grad in enumerate((1.0, float("nan"), float("inf"), 2.0)):
+        push(skipping, step, grad)
+        assert bool(skipping.bad) is not math.isfinite(grad)
+        if math.isfinite(grad):
+            push(clean, step, grad)
+    assert str(state(skipping)) == str(state(clean))
+    assert [skipping.bad_step.item(), skipping.row.item(), skipping.refused.item()] == [1, 0, 2]
+    skipping.forget_refusals()
+    assert skipping.bad_step.item() == HEALTHY
+
+
+def test_after_so_many_refusals_in_a_row_nothing_is_applied_until_the_host_has_looked() -> None:
+    u = updater(limit=3)
+    for step in range(3):
+        push(u, step, float("nan"))
+    before = state(u)
+    push(u, 3, 1.0)
+    assert str(before) == str(state(u))
+    assert [u.bad_step.item(), u.row.item()] == [0, 4]
+
+
+def test_counts_of_a_checkpoint_go_on() -> None:
+    u = updater(limit=3)
+    u.count_refusals(7, 2)
+    push(u, 0, float("nan"))
+    push(u, 1, 1.0)
+    assert [u.bad_step.item(), u.row.item(), u.refused.item()] == [0, 4, 9]
