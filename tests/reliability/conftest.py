@@ -7,6 +7,8 @@ import pytest
 
 from tests.reliability import harness
 
+SEEDS = (0, 1, 2)
+
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -25,3 +27,14 @@ def reference(cfg: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
     harness.warm_up(cfg, run_dir.with_name("warm_up"))
     assert harness.finish(harness.train(cfg, run_dir), plots=True) == 0
     return run_dir
+
+
+@pytest.fixture(scope="session")
+def alone(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """The same runs, each alone and never stopped, by seed."""
+    folder = tmp_path_factory.mktemp("alone")
+    harness.warm_up(harness.configuration(cache, *harness.QUICK), folder / "warm_up")
+    for seed in SEEDS:
+        seeded = harness.configuration(cache, *harness.QUICK, f"seed={seed}")
+        assert harness.finish(harness.train(seeded, folder / str(seed)), plots=True) == 0
+    return {seed: folder / str(seed) for seed in SEEDS}

@@ -9,8 +9,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
+import threading
 import time
 import traceback
+import types
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +27,7 @@ from metalearn import run
 from metalearn.config import compose
 from metalearn.engine.checkpoint import CheckpointStore
 from metalearn.errors import MetalearnError
-from metalearn.run import life
+from metalearn.run import life, workers
 
 KILLED = -signal.SIGKILL
 TINY = [
@@ -100,6 +104,59 @@ def finish_killed_after(work: Callable[[], int], seconds: float) -> int:
 
 def train(cfg: dict[str, Any], run_dir: Path) -> Callable[[], int]:
     return lambda: run.train(cfg, ["seed=0"], run_dir)
+
+
+class ForkedRank:
+    """What a run needs of a subprocess.Popen, for a rank that is forked from it instead of importing torch anew."""
+
+    def __init__(self, command: list[str], *, stdout: Any, env: Mapping[str, str], **streams: Any) -> None:
+        self.returncode: int | None = None
+        self.lock = threading.Lock()  # the run's watch asks too
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                for stream in (1, 2):
+                    os.dup2(stdout.fileno(), stream)
+                os.closerange(3, 1024)  # as Popen does: the lock and the killer's pipe are not a rank's
+                os.environ.update(env)
+                sys.path[:] = command[3].split("\n")
+                from metalearn.worker import main
+
+                main(command[4:])
+            except BaseException:  # noqa: BLE001 - the child must not return into pytest
+                traceback.print_exc()
+            finally:
+                os._exit(99)
+
+    def poll(self) -> int | None:
+        with self.lock:
+            if self.returncode is None:
+                done, status = os.waitpid(self.pid, os.WNOHANG)
+                self.returncode = os.waitstatus_to_exitcode(status) if done else None
+        return self.returncode
+
+    def wait(self, timeout: float = 60) -> int:
+        deadline = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("rank", timeout)
+            time.sleep(0.005)
+        return code
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def forking_ranks(work: Callable[[], int]) -> Callable[[], int]:
+    """The work of a process whose ranks are forked from it: real processes, within milliseconds."""
+
+    def forking() -> int:
+        names = {"DEVNULL": subprocess.DEVNULL, "TimeoutExpired": subprocess.TimeoutExpired}
+        workers.subprocess = types.SimpleNamespace(Popen=ForkedRank, **names)  # type: ignore[attr-defined]
+        return work()
+
+    return forking
 
 
 def warm_up(cfg: dict[str, Any], run_dir: Path) -> None:

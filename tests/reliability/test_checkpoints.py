@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,9 @@ def flip_bit(path: Path) -> None:
 
 
 def flip_bit_of_facts(path: Path) -> None:
-    (path / FACTS).write_text((path / FACTS).read_text().replace('"step": 6', '"step": 4'))
+    content = bytearray((path / FACTS).read_bytes())
+    content[len(content) // 2] ^= 1
+    (path / FACTS).write_bytes(content)
 
 
 def empty(path: Path) -> None:
@@ -61,7 +64,11 @@ def stopped(cfg: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pa
     return run_dir
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+BIT_FLIPS = (flip_bit, flip_bit_of_facts)
+NUMBERED = [pytest.param(damage, marks=pytest.mark.fault(5 if damage in BIT_FLIPS else 4)) for damage in DAMAGES]
+
+
+@pytest.mark.parametrize("damage", NUMBERED)
 def test_damage_is_found_and_named(damage: Callable[[Path], None], stopped: Path, tmp_path: Path) -> None:
     shutil.copytree(stopped, tmp_path / "run")
     warnings: list[str] = []
@@ -76,17 +83,24 @@ def test_damage_is_found_and_named(damage: Callable[[Path], None], stopped: Path
     assert f"falling back to step-{older:06d}" in warnings[0]
 
 
-def test_run_with_a_corrupt_newest_checkpoint_ends_the_same(stopped: Path, reference: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", NUMBERED)
+def test_run_with_a_corrupt_newest_checkpoint_ends_the_same(
+    damage: Callable[[Path], None], stopped: Path, reference: Path, tmp_path: Path
+) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(stopped, run_dir)
     store = CheckpointStore(run_dir)
-    flip_bit(store.path(store.steps()[-1]))
+    newest = store.steps()[-1]
+    damage(store.path(newest))
     assert finish(resume(run_dir)) == 0
-    assert "tensors.safetensors does not have the sha256 that was written; falling back to" in (run_dir / "train.log").read_text()
+    log = (run_dir / "train.log").read_text()
+    assert re.search(rf"step-{newest:06d} is not valid: .*; falling back to step-", log)
+    assert ("does not have the sha256 that was written" in log) == (damage in BIT_FLIPS)
     assert_same_end(run_dir, reference)
 
 
-@pytest.mark.parametrize("damage", [truncate, miss_manifest])
+@pytest.mark.fault(6)
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_no_valid_checkpoint_is_exit_4_and_names_all(
     damage: Callable[[Path], None], stopped: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,6 +116,7 @@ def test_no_valid_checkpoint_is_exit_4_and_names_all(
     assert (run_dir / "status.json").read_bytes() == status
 
 
+@pytest.mark.fault(16)
 def test_pickle_in_place_of_tensors_is_refused_and_never_run(stopped: Path, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     run_dir = tmp_path / "run"
@@ -126,6 +141,7 @@ class Bomb:
         return Path.touch, (self.canary,)
 
 
+@pytest.mark.fault(7)
 def test_full_disk_is_one_clear_line_and_keeps_what_there_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = CheckpointStore(tmp_path)
     store.save(1, {"w": torch.ones(2)}, {})
@@ -158,6 +174,7 @@ def test_pruning_keeps_the_newest_and_the_best(
         assert store.pointed("best") == ranked[0]
 
 
+@pytest.mark.fault(2)
 def test_process_killed_while_it_replaced_a_checkpoint_loses_none(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     store.save(1, {"w": torch.ones(2)}, {})

@@ -37,6 +37,7 @@ def struck(work: Callable[[], int], action: Callable[[], object], *, step: int =
     return strike
 
 
+@pytest.mark.fault(9)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_saves_and_resumes_to_the_same_bits(
     number: signal.Signals, cfg: dict[str, Any], reference: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -51,6 +52,7 @@ def test_signal_saves_and_resumes_to_the_same_bits(
     assert_same_end(run_dir, reference)
 
 
+@pytest.mark.fault(9)
 def test_signal_in_the_middle_of_a_validation_resumes_to_the_same_bits(cfg: dict[str, Any], reference: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
 
@@ -69,6 +71,7 @@ def test_signal_in_the_middle_of_a_validation_resumes_to_the_same_bits(cfg: dict
     assert_same_end(run_dir, reference)
 
 
+@pytest.mark.fault(10)
 def test_second_signal_ends_a_hung_run_at_once(cfg: dict[str, Any], tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
 
@@ -85,6 +88,7 @@ def test_second_signal_ends_a_hung_run_at_once(cfg: dict[str, Any], tmp_path: Pa
     assert wait(child) == 143
 
 
+@pytest.mark.fault(22)
 def test_second_process_is_refused_and_told_the_first_ones_number(
     cfg: dict[str, Any], reference: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,6 +134,7 @@ def test_preflight_leaves_no_trace_in_the_numbers(cfg: dict[str, Any], reference
     assert_same_end(run_dir, reference)
 
 
+@pytest.mark.fault(9)
 def test_command_line_stops_and_resumes(cfg: dict[str, Any], cache: Path, tmp_path: Path) -> None:
     words = [*harness.TINY, *harness.QUICK, f"data.cache_dir={cache}", "trainer.outer_steps=1000000", f"run_dir={tmp_path / 'run'}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

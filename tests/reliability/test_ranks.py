@@ -18,7 +18,7 @@ from metalearn.engine.checkpoint import CheckpointStore
 from metalearn.engine.ranks import RankError
 from metalearn.run import workers
 from tests.reliability import harness
-from tests.reliability.harness import KILLED, assert_same_end, finish, resume, start, train, wait
+from tests.reliability.harness import KILLED, assert_same_end, finish, forking_ranks, resume, start, train, wait
 from tests.reliability.test_lock_and_signals import struck
 
 WORDS = [*harness.QUICK, "trainer.meta_batch_size=3"]  # no multiple of the number of ranks
@@ -105,20 +105,22 @@ def test_evaluation_by_two_ranks_equals_that_by_one_bit_for_bit(reference: Path)
         assert (shared / name).read_bytes() == (single / name).read_bytes()
 
 
+@pytest.mark.fault(14)
 def test_rank_that_never_comes_ends_the_run(cfg: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def patient() -> int:
         workers.GRACE = 1e9
         return train(cfg, tmp_path / "run")()
 
-    assert finish(patient, fault="rank:start") == 1
+    assert finish(forking_ranks(patient), fault="rank:start") == 1
     assert "rank 1 of 2 was ended by SIGKILL" in capfd.readouterr().err
 
 
+@pytest.mark.fault(14)
 def test_rank_that_is_killed_ends_the_run_which_resumes_to_the_same_bits(
     cfg: dict[str, Any], reference: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run_dir, began = tmp_path / "run", time.monotonic()
-    assert finish(train(cfg, run_dir), fault="rank:step@3") == 1
+    assert finish(forking_ranks(train(cfg, run_dir)), fault="rank:step@3") == 1
     assert time.monotonic() - began < 60
     sentence = "rank 1 of 2 was ended by SIGKILL, as by the system when memory runs out; the other ranks hold nothing"
     errors = capfd.readouterr().err
@@ -126,10 +128,11 @@ def test_rank_that_is_killed_ends_the_run_which_resumes_to_the_same_bits(
     assert "Traceback" not in errors
     assert sentence in log(run_dir)
     assert harness.status(run_dir) == {**harness.status(run_dir), "status": "failed", "exit_code": 1}
-    assert finish(resume(run_dir)) == 0
+    assert finish(forking_ranks(resume(run_dir))) == 0
     assert_same_end(run_dir, reference)
 
 
+@pytest.mark.fault(14)
 def test_traceback_of_a_rank_stands_in_the_log(cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run_dir = tmp_path / "run"
     broken = harness.configuration(cache, *WORDS, "device.ranks=2", "algo._target_=spoiled.Raising", "trusted=[spoiled]")
@@ -141,6 +144,7 @@ def test_traceback_of_a_rank_stands_in_the_log(cache: Path, tmp_path: Path, capf
     assert 'raise LookupError("task 11 is lost")' in log(run_dir)
 
 
+@pytest.mark.fault(13)
 def test_what_is_not_finite_on_another_rank_stops_the_run_at_its_step(
     cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +161,7 @@ def test_what_is_not_finite_on_another_rank_stops_the_run_at_its_step(
     assert "at step 3 (counted from 0), train task 11" in sentences[0]
 
 
+@pytest.mark.fault(1)
 def test_ranks_end_with_a_run_that_is_killed_and_do_not_hold_its_lock(cfg: dict[str, Any], reference: Path, tmp_path: Path) -> None:
     """Even one that hangs, which notices nothing."""
     run_dir = tmp_path / "run"
@@ -202,6 +207,7 @@ def test_process_ends_with_its_parent_on_every_platform(platform: str, tmp_path:
     assert not outlived
 
 
+@pytest.mark.fault(9)
 def test_signal_to_all_processes_saves_and_resumes_to_the_same_bits(cfg: dict[str, Any], reference: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
 
@@ -209,13 +215,14 @@ def test_signal_to_all_processes_saves_and_resumes_to_the_same_bits(cfg: dict[st
         for process in (*children(os.getpid()), os.getpid()):
             os.kill(process, signal.SIGTERM)
 
-    assert finish(struck(train(cfg, run_dir), strike)) == 143
+    assert finish(forking_ranks(struck(train(cfg, run_dir), strike))) == 143
     assert harness.status(run_dir)["status"] == "preempted"
     assert CheckpointStore(run_dir).pointed("last") == 4
-    assert finish(resume(run_dir)) == 0
+    assert finish(forking_ranks(resume(run_dir))) == 0
     assert_same_end(run_dir, reference)
 
 
+@pytest.mark.fault(14)
 def test_run_that_does_not_notice_a_lost_rank_is_ended(tmp_path: Path) -> None:
     """As when the main thread waits for a GPU, which waits for another."""
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from metalearn.engine.checkpoint import TENSORS, CheckpointStore
+from metalearn.errors import CheckpointError
 from tests.reliability import harness
 from tests.reliability.harness import KILLED, assert_same_end, finish, resume, train
 
@@ -52,7 +53,14 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[NO_GPU] if "device" in name else []) for name in REFUSALS])
+def marks(name: str) -> list[pytest.MarkDecorator]:
+    """The fault that a refusal answers: 6 where no checkpoint is valid, 20 for another configuration."""
+    _, _, code, _ = REFUSALS[name]
+    fault = pytest.mark.fault(6 if code == CheckpointError.exit_code else 20)
+    return [fault, NO_GPU] if "device" in name else [fault]
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in REFUSALS])
 def test_refused_resume_leaves_a_finished_run_as_it_was(
     name: str, reference: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -66,6 +74,7 @@ def test_refused_resume_leaves_a_finished_run_as_it_was(
     assert contents(run_dir) == before
 
 
+@pytest.mark.fault(20)
 def test_refused_resume_leaves_a_killed_run_to_the_corrected_command(cfg: dict[str, Any], reference: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     assert finish(train(cfg, run_dir), fault="test:batch@1") == KILLED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ from metalearn import run
 from metalearn.engine.checkpoint import MANIFEST, CheckpointStore
 from metalearn.errors import CheckpointError, ConfigError, DataError, MetalearnError
 from tests.reliability import harness
-from tests.reliability.harness import finish, resume, train
+from tests.reliability.harness import KILLED, assert_same_end, finish, resume, train
 from tests.reliability.test_lock_and_signals import struck
 from tests.reliability.test_refusals import contents
 
@@ -80,6 +81,34 @@ def test_longer_run_names_the_lines_that_its_old_end_leaves(copied: Path) -> Non
     log = (copied / "train.log").read_text()
     assert "warning: step 6, the former end, is no multiple of trainer.log_every=4" in log
     assert "trainer.eval_every" not in log
+
+
+@pytest.mark.fault(21)
+def test_another_torch_and_machine_are_named_when_a_run_goes_on(cfg: dict[str, Any], reference: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    assert finish(train(cfg, run_dir), fault="step:end@4") == KILLED
+    then = json.loads((run_dir / "env.json").read_text())
+    here = then["versions"]["torch"], then["hardware"]["cpu"]
+    then["versions"]["torch"], then["hardware"]["cpu"], then["hardware"]["device"] = "2.10.0", "Abacus", "cuda"
+    (run_dir / "env.json").write_text(json.dumps(then))
+    assert finish(resume(run_dir)) == 0
+    log = (run_dir / "train.log").read_text()
+    for sentence in (f"torch was 2.10.0, is {here[0]}", f"cpu was Abacus, is {here[1]}", "device was cuda, is cpu"):
+        assert f"warning: {sentence} since the run began; bits may differ from a run that was never stopped" in log
+    assert json.loads((run_dir / "env.json").read_text()) == then  # what the run began with
+    assert_same_end(run_dir, reference)
+
+
+@pytest.mark.fault(20)
+def test_what_is_no_science_may_change(cfg: dict[str, Any], reference: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    assert finish(train(cfg, run_dir), fault="step:end@4") == KILLED
+    assert finish(resume(run_dir, "device.plan=loop", "device.chunk=1", "trainer.checkpoint_every=1", "eval.batch_size=2")) == 0
+    assert CheckpointStore(run_dir).steps()[-2:] == [5, 6]
+    found, expected = harness.metrics(run_dir), harness.metrics(reference)
+    assert [(line["step"], line["split"]) for line in found] == [(line["step"], line["split"]) for line in expected]
+    for line, wanted in zip(found, expected, strict=True):
+        assert line["loss"] == pytest.approx(wanted["loss"], abs=1e-4)  # another plan sums in another order
 
 
 def test_save_that_fails_while_stopping_is_a_failed_run(cfg: dict[str, Any], tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import csv
 import importlib.util
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -21,20 +20,8 @@ from metalearn.engine import trainer
 from metalearn.engine.runlog import RunLog, take_lock
 from metalearn.errors import InUseError
 from tests.reliability import harness
-from tests.reliability.harness import assert_same_end, finish, finish_killed_after, start, wait
-
-SEEDS = (0, 1, 2)
-KILLS = 4  # in the fast suite; more with METALEARN_KILLS
-
-
-@pytest.fixture(scope="module")
-def alone(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """The same runs, each alone and never stopped, by seed."""
-    folder = tmp_path_factory.mktemp("alone")
-    harness.warm_up(harness.configuration(cache, *harness.QUICK), folder / "warm_up")
-    for seed in SEEDS:
-        assert finish(harness.train(harness.configuration(cache, *harness.QUICK, f"seed={seed}"), folder / str(seed)), plots=True) == 0
-    return {seed: folder / str(seed) for seed in SEEDS}
+from tests.reliability.conftest import SEEDS
+from tests.reliability.harness import assert_same_end, finish, start, wait
 
 
 def words(cache: Path, *more: str) -> list[str]:
@@ -68,31 +55,7 @@ def assert_as_alone(folder: Path, alone: dict[int, Path]) -> None:
         assert_same_end(run_dir, alone[seed])
 
 
-@pytest.fixture(scope="module")
-def duration(cache: Path, alone: dict[int, Path], tmp_path_factory: pytest.TempPathFactory) -> float:
-    """Seconds of the whole sweep in a fork, which was also seen to equal the runs alone."""
-    folder = tmp_path_factory.mktemp("whole")
-    began = time.monotonic()
-    assert finish(command(folder, *words(cache))) == 0
-    seconds = time.monotonic() - began
-    assert_as_alone(folder, alone)
-    return seconds
-
-
-@pytest.mark.parametrize("number", range(int(os.environ.get("METALEARN_KILLS", KILLS))))
-def test_killed_at_any_moment_and_run_again_it_ends_as_never_killed(
-    number: int, cache: Path, alone: dict[int, Path], duration: float, tmp_path: Path
-) -> None:
-    moments = random.Random(number)
-    seconds, folder = moments.uniform(0, 0.7) * duration, tmp_path
-    while finish_killed_after(command(folder, *words(cache)), seconds) != harness.KILLED:  # it was faster this time
-        seconds, folder = seconds / 2, folder / "again"
-        folder.mkdir()
-    finish_killed_after(command(folder, *words(cache)), moments.uniform(0, duration))
-    assert finish(command(folder, *words(cache))) == 0
-    assert_as_alone(folder, alone)
-
-
+@pytest.mark.fault(26)
 @pytest.mark.parametrize("place", ["start:config@2", "save:before_rename@2", "end:before_results"])
 def test_killed_at_an_awkward_moment(place: str, cache: Path, alone: dict[int, Path], tmp_path: Path) -> None:
     assert finish(command(tmp_path, *words(cache)), place) == harness.KILLED
@@ -100,6 +63,7 @@ def test_killed_at_an_awkward_moment(place: str, cache: Path, alone: dict[int, P
     assert_as_alone(tmp_path, alone)
 
 
+@pytest.mark.fault(26)
 def test_half_begun_folders_are_begun_again(cache: Path, alone: dict[int, Path], tmp_path: Path) -> None:
     """What a kill can leave before config.yaml makes a folder a run, or while a refused run is taken back."""
     assert finish(command(tmp_path, *words(cache), "trainer.dry_run=true")) == 0
@@ -133,6 +97,7 @@ def struck(work: Callable[[], int], action: Callable[[], object], *, step: int =
     return strike
 
 
+@pytest.mark.fault(9, 26)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_present_job_cleanly_and_says_how_to_go_on(
     number: signal.Signals, cache: Path, alone: dict[int, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -147,6 +112,7 @@ def test_a_signal_ends_the_present_job_cleanly_and_says_how_to_go_on(
     assert_as_alone(tmp_path, alone)
 
 
+@pytest.mark.fault(9)
 def test_a_signal_between_two_jobs_is_not_lost(cache: Path, tmp_path: Path) -> None:
     def interrupted() -> int:
         from metalearn.sweep import launching
@@ -171,6 +137,7 @@ def test_a_signal_between_two_jobs_is_not_lost(cache: Path, tmp_path: Path) -> N
     assert [row["status"] for row in rows(tmp_path)] == ["finished", "preempted", "not started"]
 
 
+@pytest.mark.fault(26)
 def test_a_job_that_fails_takes_no_other_with_it_and_waits_to_be_retried(
     cache: Path, alone: dict[int, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -202,6 +169,7 @@ def test_a_job_that_fails_takes_no_other_with_it_and_waits_to_be_retried(
     assert_as_alone(tmp_path, alone)
 
 
+@pytest.mark.fault(22)
 def test_two_processes_share_a_sweep(cache: Path, alone: dict[int, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     first = start(struck(command(tmp_path, *words(cache)), lambda: os.kill(os.getpid(), signal.SIGSTOP)))
     os.waitpid(first, os.WUNTRACED)
@@ -221,6 +189,7 @@ def test_two_processes_share_a_sweep(cache: Path, alone: dict[int, Path], tmp_pa
     assert_as_alone(tmp_path, alone)
 
 
+@pytest.mark.fault(22)
 def test_two_processes_that_begin_at_once_do_every_job_once(
     cache: Path, alone: dict[int, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,6 +34,7 @@ def canary(tmp_path: Path) -> Path:
     return tmp_path / "canary"
 
 
+@pytest.mark.fault(17)
 @pytest.mark.parametrize(
     "body",
     [
@@ -234,6 +235,7 @@ class TestOnesOwnClasses:
             build.construct(cfg, "model", input_spec=None)
 
 
+@pytest.mark.fault(17)
 def test_a_saved_configuration_of_a_stranger_runs_nothing(tmp_path: Path, canary: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cfg = config.compose([])
     cfg["algo"] = {**cfg["algo"], "_target_": "os.system", "command": f"touch {canary}"}

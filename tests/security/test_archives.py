@@ -134,6 +134,7 @@ def test_an_archive_of_half_a_gigabyte_is_not_even_opened(tmp_path: Path, monkey
         list(read_entries(zip_of(tmp_path / "archive", "a", bytes(1000)), LIMITS))
 
 
+@pytest.mark.fault(18)
 def test_what_a_bomb_takes_is_bounded(tmp_path: Path) -> None:
     """Two gigabytes would be unpacked by a reader that asks for a whole entry."""
     import tracemalloc
@@ -203,6 +204,7 @@ def jpeg_of_many_scans() -> bytes:
 
 
 class TestPictures:
+    @pytest.mark.fault(18)
     @pytest.mark.parametrize(
         ("content", "reason"),
         [
@@ -220,6 +222,7 @@ class TestPictures:
         with pytest.raises(DataError, match=reason):
             decode(content, ("PNG", "JPEG"))
 
+    @pytest.mark.fault(18)
     def test_a_whole_command_names_the_file(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         for name in ("a", "b", "c", "d", "e", "f"):
             (tmp_path / "root" / name).mkdir(parents=True)

@@ -182,6 +182,7 @@ class TestTheWholeCommand:
         assert f"the file has md5 {hashlib.md5(CONTENT).hexdigest()}, expected 00, and was deleted" in capsys.readouterr().err
         assert [path for path in cache.rglob("*") if path.is_file()] == []
 
+    @pytest.mark.fault(19)
     def test_the_right_checksum_of_something_else_is_not_used_either(
         self, certificates: Certificates, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
