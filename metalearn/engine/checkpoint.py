@@ -7,6 +7,7 @@ both load a flipped bit without a word.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -32,6 +33,14 @@ TENSORS, FACTS, MANIFEST = "tensors.safetensors", "facts.json", "manifest.json"
 NAME = re.compile(r"step-(\d{6,18})", re.ASCII)
 # What makes a checkpoint unreadable: whoever wrote the files may also have written the manifest.
 DAMAGES = (ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError, OverflowError, SafetensorError)
+
+
+class SaveError(MetalearnError):
+    """The disk refused something that a run has to leave behind. what: the message without advice."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}. Free space or fix the folder, then continue with: metalearn resume RUN_DIR")
+        self.what = what
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ class CheckpointStore:
         """Write one checkpoint, point `last` at it and prune.
 
         ranked: steps by validation result, best first; the first keep_best of them are kept, the first becomes `best`.
-        Raises MetalearnError when the disk refuses; earlier checkpoints are then untouched.
+        Raises SaveError when the disk refuses; earlier checkpoints are then untouched.
         """
         ranked = list(ranked)
         try:
@@ -81,9 +90,7 @@ class CheckpointStore:
             self._prune(ranked)
         except OSError as error:
             kept = ", ".join(self.path(s).name for s in self.steps()) or "none"
-            raise MetalearnError(
-                f"cannot save {self.path(step)}: {error}. Free space or fix the folder, then resume. Checkpoints kept: {kept}"
-            ) from error
+            raise SaveError(f"cannot save {self.path(step)}: {error.strerror or error}. Checkpoints kept: {kept}") from error
 
     def load(self, step: int) -> Checkpoint:
         """The checkpoint of one step; CheckpointError with its name and the reason if it is not exactly as saved."""
@@ -113,8 +120,11 @@ class CheckpointStore:
         raise CheckpointError(f"no valid checkpoint:\n{tried}\nRestore one from a backup, or start a new run with metalearn train")
 
     def point(self, name: str, step: int) -> None:
-        """Move the pointer `last` or `best` in one atomic replace."""
-        replace_file(self.folder / name, f"{self.path(step).name}\n".encode())
+        """Move the pointer `last` or `best` in one atomic replace. SaveError if the disk refuses."""
+        try:
+            replace_file(self.folder / name, f"{self.path(step).name}\n".encode())
+        except OSError as error:
+            raise SaveError(f"cannot write {self.folder / name}: {error.strerror or error}") from error
 
     def pointed(self, name: str) -> int | None:
         """The step that `last` or `best` names; None if there is no such pointer."""
@@ -140,27 +150,37 @@ class CheckpointStore:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
     def _write(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        final, temporary = self.path(step), self.folder / f"{self.path(step).name}.tmp"
+        final = self.path(step)
+        temporary, old = final.with_suffix(".tmp"), final.with_suffix(".old")
         self.folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
+        try:
+            self._fill(temporary, tensors, facts)
+            fault("save:before_rename")
+            if final.exists():
+                final.rename(old)
+            temporary.rename(final)
+        except BaseException:
+            # Half a checkpoint would take the space that the next one needs.
+            shutil.rmtree(temporary, ignore_errors=True)
+            if old.exists() and not final.exists():
+                old.rename(final)
+            raise
+        sync_folder(self.folder)
+        fault("save:after_rename")
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _fill(self, folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        folder.mkdir()
         # Copies, since tied or strided tensors cannot be written as they are.
         owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         files = {TENSORS: dump_tensors(owned), FACTS: json.dumps(facts, indent=1).encode()}
         for number, (name, content) in enumerate(files.items(), 1):
-            write_synced(temporary / name, content)
+            write_synced(folder / name, content)
             fault(f"save:after_file_{number}")
         listed = {name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()}
-        write_synced(temporary / MANIFEST, json.dumps({"format_version": FORMAT_VERSION, "files": listed}, indent=1).encode())
-        sync_folder(temporary)
-        fault("save:before_rename")
-        old = final.with_suffix(".old")
-        if final.exists():
-            final.rename(old)
-        temporary.rename(final)
-        sync_folder(self.folder)
-        fault("save:after_rename")
-        shutil.rmtree(old, ignore_errors=True)
+        write_synced(folder / MANIFEST, json.dumps({"format_version": FORMAT_VERSION, "files": listed}, indent=1).encode())
+        sync_folder(folder)
 
     def _prune(self, ranked: list[int]) -> None:
         steps = self.steps()
@@ -203,8 +223,13 @@ def _verified(path: Path) -> dict[str, bytes]:
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file so that every reader sees the old content or the new, whatever happens meanwhile."""
     temporary = path.with_name(f"{path.name}.tmp")
-    write_synced(temporary, content)
-    os.replace(temporary, path)
+    try:
+        write_synced(temporary, content)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
     sync_folder(path.parent)
 
 

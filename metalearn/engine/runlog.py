@@ -20,8 +20,9 @@ import yaml
 from tqdm import tqdm
 
 from metalearn.documents import read_json, read_yaml
-from metalearn.engine.checkpoint import replace_file
-from metalearn.errors import CheckpointError, ConfigError, InUseError
+from metalearn.engine.checkpoint import SaveError, replace_file
+from metalearn.engine.linefile import LineFile
+from metalearn.errors import CheckpointError, ConfigError, InUseError, MetalearnError
 
 LOCK_TRIES, LOCK_PAUSE = 5, 0.04  # seconds
 OWN_FOLDERS = ("checkpoints", "evals", "plots")
@@ -39,8 +40,8 @@ class RunLog:
         self._made = False
         self._held: list[str] | None = None
         self._lock: TextIO | None = None
-        self._text: TextIO | None = None
-        self._metrics: TextIO | None = None
+        self._text = LineFile(run_dir / "train.log", self._warn)
+        self._metrics = LineFile(run_dir / "metrics.jsonl", self._warn)
         self._bar: tqdm[Any] | None = None
 
     def __enter__(self) -> RunLog:
@@ -62,13 +63,21 @@ class RunLog:
             self._lock.close()
 
     def write_request(self, cfg: dict[str, Any], overrides: list[str]) -> None:
-        """overrides.yaml and, last, config.yaml, whose presence makes the folder a run."""
-        self.write("overrides.yaml", yaml.safe_dump(overrides))
-        self.write("config.yaml", yaml.safe_dump(cfg, sort_keys=False))
+        """overrides.yaml and, last, config.yaml, whose presence makes the folder a run. ConfigError if the folder refuses."""
+        try:
+            self.write("overrides.yaml", yaml.safe_dump(overrides))
+            self.write("config.yaml", yaml.safe_dump(cfg, sort_keys=False))
+        except SaveError as error:
+            raise ConfigError(f"{error.what}; free space or choose another run_dir") from error
 
     def status(self, state: str, exit_code: int | None = None) -> None:
-        """state: running, finished, failed or preempted."""
-        self.write_json("status.json", {"status": state, "exit_code": exit_code, "pid": os.getpid()})
+        """state: running, finished, failed or preempted. SaveError for a disk that refuses, only if the run is finished."""
+        try:
+            self.write_json("status.json", {"status": state, "exit_code": exit_code, "pid": os.getpid()})
+        except SaveError as error:
+            if state == "finished":
+                raise
+            self._warn(error.what)
 
     @property
     def finished(self) -> bool:
@@ -114,13 +123,13 @@ class RunLog:
         self.write(name, text.getvalue())
 
     def write(self, name: str, text: str) -> None:
-        """Write a file of the run whole or not at all. ConfigError if the folder refuses."""
+        """Write a file of the run whole or not at all. SaveError if the folder refuses."""
         path = self.run_dir / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(path, text.encode())
         except OSError as error:
-            raise ConfigError(f"cannot write {path}: {error.strerror}; free space or choose another run_dir") from error
+            raise SaveError(f"cannot write {path}: {error.strerror or error}") from error
 
     def hold(self) -> None:
         """Keep lines for train.log back until `release`; without it they are dropped, as for a command that is refused."""
@@ -142,27 +151,25 @@ class RunLog:
         if self._held is not None:
             self._held.append(text)
             return
-        if self._text is None:
-            self._text = (self.run_dir / "train.log").open("a", encoding="utf-8", buffering=1)
         stamp = datetime.now().isoformat(sep=" ", timespec="seconds")
-        self._text.writelines(f"{stamp} {line}\n" for line in text.splitlines() or [""])
+        self._text.write("".join(f"{stamp} {line}\n" for line in text.splitlines() or [""]))
 
     def metric(self, step: int, split: str, values: dict[str, Any]) -> None:
         """One line of metrics.jsonl."""
         line = strict({"step": step, "split": split, **values})
-        self._metrics_file().write(json.dumps(line) + "\n")
+        self._metrics.write(json.dumps(line) + "\n")
 
     def sync_metrics(self) -> int:
-        """Bytes of metrics.jsonl that are safely on the disk."""
-        file = self._metrics_file()
-        file.flush()
-        os.fsync(file.fileno())
-        return os.fstat(file.fileno()).st_size
+        """Bytes of metrics.jsonl that are safely on the disk, which is all of it. SaveError if the disk refuses."""
+        try:
+            return self._metrics.sync()
+        except OSError as error:
+            raise SaveError(f"cannot write {self._metrics.path}: {error.strerror or error}") from error
 
     def rewind_metrics(self, offset: int) -> None:
         """Forget the lines after a checkpoint; CheckpointError if lines before it are missing."""
         self.require_metrics(offset)
-        os.ftruncate(self._metrics_file().fileno(), offset)
+        self._metrics.rewind(offset)
 
     def require_metrics(self, offset: int) -> None:
         """CheckpointError if metrics.jsonl is shorter than a checkpoint knows it."""
@@ -192,14 +199,10 @@ class RunLog:
 
     def _close(self) -> None:
         for file in (self._metrics, self._text):
-            if file is not None:
-                file.close()
-        self._metrics = self._text = None
+            file.close()
 
-    def _metrics_file(self) -> TextIO:
-        if self._metrics is None:
-            self._metrics = (self.run_dir / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
-        return self._metrics
+    def _warn(self, message: str) -> None:
+        self.say(f"warning: {message}")
 
 
 def refuse_links(run_dir: Path) -> None:
@@ -242,14 +245,14 @@ def take_lock(run_dir: Path) -> TextIO:
 
 
 def echo(text: str, *, beside: Any = None) -> None:
-    """Print a line, above a progress bar if there is one. A reader who left (`| head`) is no reason to stop."""
+    """Print a line, above a progress bar if there is one. A reader who left (`| head`) or a full disk is no reason to stop."""
     try:
         if beside is None:
             sys.stdout.write(f"{text}\n")
             sys.stdout.flush()
         else:
             beside.write(text)
-    except BrokenPipeError:
+    except (OSError, MetalearnError):  # the command line has its own word for a full disk behind standard output
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - lives as long as the process
 
 

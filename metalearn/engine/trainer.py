@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from metalearn.core import Algorithm, Source
-from metalearn.engine.checkpoint import Checkpoint, CheckpointStore
+from metalearn.engine.checkpoint import Checkpoint, CheckpointStore, SaveError
 from metalearn.engine.crew import Crew
 from metalearn.engine.execution import TaskPlan
 from metalearn.engine.faults import fault
@@ -30,6 +30,8 @@ from metalearn.engine.state import pack, restore
 from metalearn.engine.update import Updater
 from metalearn.engine.window import Window
 from metalearn.errors import CheckpointError
+
+MOST_FAILED_SAVES = 3
 
 
 class Trainer:
@@ -57,6 +59,7 @@ class Trainer:
         self.shift = 0  # meta-batches that were passed over
         self.rollbacks = 0
         self.saved_step = -1
+        self.failed_saves = 0  # in a row
         self.evaluated_step = 0
         self.window = Window()
         self.record = Record(source.spec("train").objective.higher_is_better)
@@ -73,7 +76,7 @@ class Trainer:
             if self.step > self.evaluated_step and is_time(self.step, settings.eval_every, self.outer_steps):
                 self.validate()
             if self.saved_step < 0 or (self.step > self.saved_step and (self._save_due() or self._finished())):
-                self.save()
+                self.save(must=self.saved_step < 0 or self._finished())
             self.check()
             if self._finished():
                 return
@@ -122,13 +125,22 @@ class Trainer:
         mean, ci95 = result.summary[primary]["mean"], result.summary[primary]["ci95"]
         self.log.say(f"step {self.step}/{self.outer_steps}  val {primary} {mean:.4f} ± {ci95:.4f} ({result.episodes} tasks)")
 
-    def save(self) -> None:
-        """Write a checkpoint of the present step."""
+    def save(self, *, must: bool = False) -> None:
+        """Write a checkpoint of the present step. A disk that refuses is endured a few times in a row, unless it must not be."""
         self.require_finite()
-        with self.timed("save"):
-            tensors, facts = self.state()
-            self.store.save(self.step, tensors, facts, ranked=self.record.ranked(self.store.keep_best))
-        self.saved_step = self.step
+        try:
+            with self.timed("save"):
+                tensors, facts = self.state()
+                self.store.save(self.step, tensors, facts, ranked=self.record.ranked(self.store.keep_best))
+        except SaveError as error:
+            self.failed_saves += 1
+            if must or self.failed_saves >= MOST_FAILED_SAVES:
+                raise
+            if self.step in self.record.ranked(self.store.keep_best):
+                self.record.forget(self.step)  # weights that are not kept cannot be chosen
+            self.warn(f"{error.what}; training goes on (failed saves in a row: {self.failed_saves}, {MOST_FAILED_SAVES} end the run)")
+            return
+        self.saved_step, self.failed_saves = self.step, 0
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that the steps to come depend on: tensors and JSON values."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from metalearn import config
 from metalearn.analysis import tables
-from metalearn.engine.checkpoint import CheckpointStore
+from metalearn.engine.checkpoint import CheckpointStore, SaveError
 from metalearn.engine.faults import fault
 from metalearn.engine.identity import refuse_leaks, refuse_new_science, science
 from metalearn.engine.ranks import RankError
@@ -42,9 +42,9 @@ def train(cfg: dict[str, Any], overrides: list[str], run_dir: Path) -> int:
     cfg = pinned(cfg)
     with StopSignals() as signals, RunLog(run_dir) as log:
         config.refuse_existing_run(dict(cfg, run_dir=run_dir))  # again: another process may have been faster to the lock
-        log.write_request(cfg, overrides)
-        fault("start:config")
         try:
+            log.write_request(cfg, overrides)
+            fault("start:config")
             code = Life(cfg, log, signals).live()
         except (ConfigError, DataError):
             if not CheckpointStore(run_dir).steps():
@@ -130,23 +130,27 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> int:
         try:
             with open_crew(cfg, parts, say=echo, check=signals.check, give_up=give_up) as crew:
                 result = judge_split(cfg, crew, on_batch=lambda done: signals.check())
+            log.write_csv(f"eval_{split}.csv", result.columns)
+            log.write_json("results.json", result_of(cfg, parts.source, parts.algorithm, result, step=step, checkpoint=chosen))
         except BaseException as error:
             discard_evaluation(log)
             if isinstance(error, RankError):
                 sys.stderr.write(error.details)  # an evaluation has no log of its own
+            if isinstance(error, SaveError):
+                raise ConfigError(f"{error.what}; nothing was written; free space and run the same command again") from error
             if not isinstance(error, PreemptedError):
                 raise
             echo(f"{error}; nothing was written; run the same command again")
             return error.exit_code
-        log.write_csv(f"eval_{split}.csv", result.columns)
-        summary = result_of(cfg, parts.source, parts.algorithm, result, step=step, checkpoint=chosen)
-        log.write_json("results.json", summary)
     echo(tables.beside(run_dir, folder))
     return 0
 
 
 def discard_evaluation(log: RunLog) -> None:
     """Remove the folder of an evaluation without a result, and `evals` if it was the only one."""
+    if not (log.run_dir / "results.json").exists():  # of an earlier evaluation under the same protocol
+        for path in log.run_dir.glob("eval_*.csv"):
+            path.unlink()
     log.discard()
     evals = log.run_dir.parent
     if not any(evals.iterdir()):

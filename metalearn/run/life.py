@@ -199,11 +199,15 @@ class Life:
         """The result of the final split, of the weights that the rule `chosen` chose: files, plots and the closing table."""
         cfg, split = self.cfg, self.cfg["eval"]["split"]
         self.log.metric(step, split, {**flat(result.summary), "episodes": result.episodes, **times})
+        self.log.sync_metrics()
         self.log.write_csv(f"eval_{split}.csv", result.columns)
         fault("end:before_results")
         self.log.write_json("results.json", result_of(cfg, parts.source, parts.algorithm, result, step=step, checkpoint=chosen))
         fault("end:after_results")
-        draw_plots(cfg, parts, self.log.run_dir)
+        try:
+            draw_plots(cfg, parts, self.log.run_dir)
+        except OSError as error:
+            self._warn(f"the plots could not be drawn: {error.strerror or error}")
         self.log.say(tables.closing(self.log.run_dir))
 
     def _give_up(self, error: RankError) -> None:
@@ -228,7 +232,7 @@ class Life:
     def _save_last(self, trainer: Trainer) -> None:
         """Before leaving. What a rollback would undo is left to the resumed run, which comes to the same bad step."""
         try:
-            trainer.save()
+            trainer.save(must=True)
         except NonFiniteError:
             if self.cfg["trainer"]["on_nan"] != "rollback":
                 raise

@@ -10,7 +10,7 @@ import torch
 
 from metalearn.core import Examples, Metrics, Plan, TaskBatch
 from metalearn.engine import feed
-from metalearn.engine.checkpoint import CheckpointStore
+from metalearn.engine.checkpoint import CheckpointStore, SaveError
 from metalearn.engine.crew import Crew
 from metalearn.engine.execution import Executor, TaskPlan
 from metalearn.engine.nonfinite import NonFiniteError
@@ -174,7 +174,7 @@ def test_rollback_goes_on_with_the_meta_batches_after_the_bad_one(tmp_path: Path
     with RunLog(tmp_path) as log:
         actor = trainer(log, source, checkpoint_every=2, eval_every=100, log_every=2, outer_steps=7)
         usual = actor.save
-        actor.save = lambda: usual() if actor.step in (0, 2, 7) else None  # type: ignore[method-assign]
+        actor.save = lambda *, must=False: usual(must=must) if actor.step in (0, 2, 7) else None  # type: ignore[method-assign]
         resuming.train(actor, "rollback")
     drawn = [first // 4 for split, _, first, _ in source.asked if split == "train"]
     assert drawn == [0, 1, 2, 3, 4, 4, 5, 6, 7, 8, 9]  # 4 again to find the culprit
@@ -206,3 +206,23 @@ def test_a_window_of_nothing_but_bad_steps_has_no_mean() -> None:
     assert window.take() == {"loss": 4.0, "left_out": 2}
     window.add({"loss": torch.tensor(float("inf"))}, torch.tensor(True))
     assert str(window.take()) == "{'loss': nan, 'left_out': 1}"
+
+
+def test_best_weights_that_the_disk_refused_are_not_chosen_and_three_refusals_in_a_row_end_training(tmp_path: Path) -> None:
+    with RunLog(tmp_path) as log:
+        actor = trainer(log, ToySource(), eval_every=1, checkpoint_every=100, outer_steps=100)
+        usual, refused = actor.store.save, []
+
+        def save(step: int, *parts: Any, **more: Any) -> None:
+            if step in (2, 4, 5, 6):
+                refused.append(step)
+                raise SaveError("no space")
+            usual(step, *parts, **more)
+
+        actor.store.save = save  # type: ignore[method-assign]
+        with pytest.raises(SaveError, match="no space. Free space or fix the folder"):
+            actor.train()
+    assert refused == [2, 4, 5, 6]  # every validation is the best so far
+    assert [step for step, _ in actor.record.entries] == [1, 3, 6]
+    assert actor.store.pointed("best") == 3
+    assert "training goes on (failed saves in a row: 2, 3 end the run)" in (tmp_path / "train.log").read_text()

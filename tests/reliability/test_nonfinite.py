@@ -69,6 +69,7 @@ def warnings(run_dir: Path) -> list[str]:
 # --- skip ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(12)
 @pytest.mark.parametrize(("target", "what"), [(INFINITE, "train task 11,"), (STEEP, "train task 11,")], ids=["loss", "gradient"])
 def test_fault_12_skip_leaves_the_update_out_and_says_so(target: str, what: str, cache: Path, tmp_path: Path) -> None:
     cfg, run_dir = spoiled(cache, *MAML, "trainer.on_nan=skip", "trainer.log_every=3", target), tmp_path / "run"
@@ -83,6 +84,7 @@ def test_fault_12_skip_leaves_the_update_out_and_says_so(target: str, what: str,
     assert [store.load(9).facts[name] for name in ("refused", "refused_row")] == [1, 0]
 
 
+@pytest.mark.fault(13)
 @pytest.mark.parametrize(("on_nan", "ranks"), [("skip", 1), ("rollback", 1), ("rollback", 2)])
 def test_fault_13_what_was_left_out_survives_kills(on_nan: str, ranks: int, cache: Path, tmp_path: Path) -> None:
     """Step 4 is bad. Killed at step 5 or 3, before the next save, and again after it."""
@@ -107,6 +109,7 @@ def test_fault_13_what_was_left_out_survives_kills(on_nan: str, ranks: int, cach
     assert tuple(facts[name] for name in ("refused", "shift", "rollbacks")) == expected
 
 
+@pytest.mark.fault(13)
 def test_fault_13_two_ranks_decide_as_one_whether_one_of_them_is_bad_or_both(cache: Path, tmp_path: Path) -> None:
     told = []
     for ranks in (1, 2):
@@ -137,6 +140,7 @@ def test_skip_ends_the_run_after_so_many_in_a_row_even_across_a_stop(
 # --- rollback --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(12)
 def test_fault_12_rollback_says_where_it_went_and_what_it_passes_over(cache: Path, tmp_path: Path) -> None:
     cfg, run_dir = spoiled(cache, *MAML, "trainer.on_nan=rollback", INFINITE), tmp_path / "run"
     assert finish(bad([11, 15], tmp_path, train(cfg, run_dir))) == 0
