@@ -25,10 +25,11 @@ class Verdict(NamedTuple):
 
 
 class Ranked(NamedTuple):
-    """The work of a plan shared by several processes; processes: the ids of those beside this one."""
+    """The work of a plan shared by several processes. check: its verdict. processes: the ids of those beside this one."""
 
     name: str
     work: Work
+    check: Callable[[Any], Verdict]
     processes: list[int]
 
 

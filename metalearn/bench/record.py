@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from metalearn.bench import measure
-from metalearn.bench.case import Case, Work
+from metalearn.bench.case import Case, Verdict, Work
 from metalearn.bench.episodes import sampler_case
 from metalearn.bench.training import evaluation_case, training_case
 from metalearn.bench.workloads import Workload
@@ -58,15 +58,15 @@ class Entrants:
             self.refused[name] = first_line(error)
         return None
 
-    def admit(self, name: str, work: Work | None) -> None:
+    def admit(self, name: str, work: Work | None, check: Callable[[Any], Verdict]) -> None:
         """Let it do the work once; it takes part if the result is right."""
-        if work is not None and self.attempt(name, lambda: self._is_right(name, work)):
+        if work is not None and self.attempt(name, lambda: self._is_right(name, work, check)):
             self.works[name] = work
 
-    def _is_right(self, name: str, work: Work) -> bool:
+    def _is_right(self, name: str, work: Work, check: Callable[[Any], Verdict]) -> bool:
         results: list[Any] = []
         self.first[name] = measure.seconds_of(lambda: results.append(work()))
-        problem, self.errors[name] = self.case.check(results[0])
+        problem, self.errors[name] = check(results[0])
         if problem is not None:
             self.refused[name] = problem
         return problem is None
@@ -108,17 +108,17 @@ def enter(case: Case, options: Options) -> Entrants:
     """Everyone whose result is right, after having done the work once."""
     entrants = Entrants(case, refused=dict(case.absent))
     for name, make in {**case.peers, **case.plans}.items():
-        entrants.admit(name, entrants.attempt(name, make))
+        entrants.admit(name, entrants.attempt(name, make), case.check)
     # All that compile are built before the first of them runs: building one makes torch forget what others compiled.
-    late = {name: entrants.attempt(name, make) for name, make in case.compiled.items()} if options.compile else {}
+    late = {name: (entrants.attempt(name, make), case.check) for name, make in case.compiled.items()} if options.compile else {}
     quick = {name: measure.seconds_of(entrants.works[name]) for name in case.plans if name in entrants.works}
     share_among = case.ranked if options.ranks and quick else None
     if share_among is not None:
         ranked = entrants.attempt("ranks", lambda: share_among(min(quick, key=quick.__getitem__), options.compile))
         if ranked is not None:
-            late[ranked.name], entrants.processes[ranked.name] = ranked.work, ranked.processes
-    for name, work in late.items():
-        entrants.admit(name, work)
+            late[ranked.name], entrants.processes[ranked.name] = (ranked.work, ranked.check), ranked.processes
+    for name, (work, check) in late.items():
+        entrants.admit(name, work, check)
     return entrants
 
 

@@ -1,18 +1,11 @@
-"""Choosing a plan: time the candidates on the run's own tasks, and trust none whose gradient is not that of `loop`.
-
-A wrong second-order gradient passes every check of the loss, so gradients are compared, parameter by parameter. Where
-the inner loop itself magnifies rounding (Adam's first steps divide small numbers by small numbers), the gradient of
-`loop` moves by more than the tolerance when its weights move by a few units in the last place; that much is then allowed.
-"""
+"""Choosing a plan: time the candidates on the run's own tasks, and trust none whose gradient is not that of `loop` (`engine.proof`)."""
 
 from __future__ import annotations
 
-import copy
-import functools
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -20,15 +13,10 @@ import torch
 from torch import Tensor
 
 from metalearn.core import Algorithm, Examples, TaskBatch
-from metalearn.engine.execution import Executor, Sums, TaskPlan
+from metalearn.engine.execution import Executor, TaskPlan
+from metalearn.engine.proof import Batches, Proof, with_ordinary_norms
 from metalearn.errors import ConfigError, MetalearnError
 
-Batches = Sequence[TaskBatch | Examples]
-
-GRADIENT_TOLERANCE, LOSS_TOLERANCE = 1e-4, 1e-5  # float32, relative to the norm of each parameter's gradient, and to the loss
-# How far the weights are moved to see what rounding does, in units of the last place: what a sum of some hundred terms may be off by.
-NUDGE = 16
-ROUNDINGS, LARGEST_TOLERANCE = 3.0, 3e-3  # tolerance in units of what that changes, and its limit
 CHUNKS = (4, 16)  # besides the configured one and the whole meta-batch
 ROUNDS, BUDGET = 5, 5.0  # timings of each candidate, and seconds after which no further round is begun
 NEAR = 1.3  # a plan within this factor of the fastest may overtake it once both are compiled
@@ -142,28 +130,6 @@ def finalists(timings: list[Timing], fastest: Timing) -> list[TaskPlan]:
     return [replace(timing.plan, compile=True) for timing in (fastest, *near)]
 
 
-def with_ordinary_norms(algorithm: Algorithm) -> Algorithm:
-    """A copy whose one-dimensional parameters are moved off their first values: an affine of (1, 0) hides errors."""
-    actor = copy.deepcopy(algorithm)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in actor.parameters():
-            if p.ndim == 1:
-                p.add_(0.1 * torch.randn(p.shape, generator=generator).to(p))
-    return actor
-
-
-def in_full_precision(actor: Algorithm) -> Algorithm:
-    """The method with models that compute in the type of their parameters: what bfloat16 rounds away would hide a wrong gradient."""
-    if all(getattr(module, "compute_dtype", None) is None for module in actor.modules()):
-        return actor
-    full = copy.deepcopy(actor)
-    for module in full.modules():
-        if hasattr(module, "compute_dtype"):
-            module.compute_dtype = None  # type: ignore[assignment]
-    return full
-
-
 def time_all(executors: list[Executor], batch: TaskBatch | Examples, found: Measured, *, build: float = 0.0) -> None:
     """Interleaved, so that whatever else the machine does falls on all of them alike."""
     seconds: list[list[float]] = [[] for _ in executors]
@@ -179,79 +145,10 @@ def time_all(executors: list[Executor], batch: TaskBatch | Examples, found: Meas
         found.timings.append(Timing(executor.plan, statistics.median(taken), build))
 
 
-@dataclass(frozen=True)
-class Reference:
-    """What `loop` gives, and how far from it, relative to their sizes, losses and gradients may lie."""
-
-    sums: Sums
-    loss_tolerance: float
-    tolerances: dict[str, float]
-
-    def mismatch(self, sums: Sums) -> str | None:
-        """The first loss or parameter that differs by more than rounding; None if there is none."""
-        gap = relative(sums.losses, self.sums.losses)
-        if not gap <= self.loss_tolerance:
-            return f"its losses differ from those of loop by {gap:.1e} of their size"
-        floor = 1e-6 * max(float(grad.norm()) for grad in self.sums.grads.values())
-        for name, expected in self.sums.grads.items():
-            gap = relative(sums.grads[name], expected, floor)
-            if not gap <= self.tolerances[name]:
-                return f"its gradient of {name} differs from that of loop by {gap:.1e} of its size"
-        return None
-
-
-def reference_of(actor: Algorithm, batch: TaskBatch | Examples) -> Reference:
-    """The gradient by `loop`, and its tolerances, for which it is taken again with weights one rounding away."""
-    sums = Executor(actor, TaskPlan("loop")).sums(batch)
-    nudged = copy.deepcopy(actor)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in nudged.parameters():
-            signs = torch.randint(0, 2, p.shape, generator=generator).to(p) * 2 - 1
-            p.mul_(1 + NUDGE * torch.finfo(p.dtype).eps * signs)
-    moved = Executor(nudged, TaskPlan("loop")).sums(batch)
-
-    def tolerance(least: float, change: float) -> float:
-        return min(max(least, ROUNDINGS * change), LARGEST_TOLERANCE)
-
-    floor = 1e-6 * max(float(grad.norm()) for grad in sums.grads.values())
-    tolerances = {name: tolerance(GRADIENT_TOLERANCE, relative(moved.grads[name], grad, floor)) for name, grad in sums.grads.items()}
-    return Reference(sums, tolerance(LOSS_TOLERANCE, relative(moved.losses, sums.losses)), tolerances)
-
-
-def relative(values: Tensor, expected: Tensor, floor: float = 1e-12) -> float:
-    """Norm of the difference over the norm of what was expected, which counts as at least `floor`."""
-    return float((values - expected).norm()) / max(float(expected.norm()), floor)
-
-
-class Proof:
-    """Whether a plan gives the gradient of `loop`, on one of several meta-batches.
-
-    Where a value lies within rounding of a ReLU's kink, two right gradients differ, and that happens on some batches of
-    many tasks. A wrong gradient differs on all of them.
-    """
-
-    def __init__(self, actor: Algorithm, batches: Batches) -> None:
-        self.actor, self.batches = in_full_precision(actor), batches
-        self.reference = functools.cache(lambda number: reference_of(self.actor, self.batches[number]))
-
-    def problem(self, executor: Executor) -> str | None:
-        """Why the plan is not to be trusted; None if it is."""
-        first: str | None = None
-        judged = executor if executor.algorithm is self.actor else Executor(self.actor, executor.plan)
-        for number, batch in enumerate(self.batches):
-            problem = self.reference(number).mismatch(judged.sums(batch))
-            if problem is None:
-                return None
-            first = first or problem
-        return first
-
-
 def _try(actor: Algorithm, plan: TaskPlan, proof: Proof, found: Measured) -> Executor | None:
     """An executor that gave the right gradient once, warm for timing; None, and the reason in `found`, if there is none."""
     executor = Executor(actor, plan)
     try:
-        executor.sums(proof.batches[0])
         problem = proof.problem(executor)
     except (RuntimeError, NotImplementedError, MetalearnError) as error:  # vmap cannot map every operation, nor a compiler read it
         problem = str(error).strip().splitlines()[0] or type(error).__name__

@@ -20,7 +20,7 @@ from metalearn.engine.execution import TaskPlan
 from metalearn.engine.settings import Settings, draw_batch
 from metalearn.engine.tuning import Measured, tune
 
-NUM_BATCHES = 3  # that a plan's gradient may be proved on
+NUM_BATCHES = 2  # among whose tasks those to prove a plan on are looked for
 
 
 def chosen_plan(
