@@ -60,9 +60,13 @@ def cfg(cache: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def reference(cfg: dict[str, Any], alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two ranks that was never stopped, and the evaluation by two ranks of its last weights."""
+    """A run of two ranks that was never stopped, and the evaluation by two ranks of its last weights.
+
+    Its rank 1 comes to life as it does for a person; where tests fork theirs, it is to save the seconds of importing torch.
+    """
     run_dir = tmp_path_factory.mktemp("ranks") / "run"
-    assert finish(lambda: train(cfg, run_dir)() + run.evaluate_run(run_dir, EVALUATION)) == 0
+    assert finish(train(cfg, run_dir)) == 0
+    assert finish(forking_ranks(lambda: run.evaluate_run(run_dir, EVALUATION))) == 0
     return run_dir
 
 
@@ -174,7 +178,7 @@ def test_ranks_end_with_a_run_that_is_killed_and_do_not_hold_its_lock(cfg: dict[
     assert wait(child) == KILLED
     assert not [name for name in held if name.startswith(str(run_dir))]
     began = time.monotonic()
-    again = start(resume(run_dir))
+    again = start(forking_ranks(resume(run_dir)))
     while Path(f"/proc/{rank}").exists() and time.monotonic() - began < 5:
         time.sleep(0.01)
     outlived = Path(f"/proc/{rank}").exists()
