@@ -55,7 +55,10 @@ class TaskPlan:
 
 
 class Sums(NamedTuple):
-    """What a batch of T tasks gives: gradient and metrics summed over the tasks, and their losses (T,)."""
+    """What a batch of T tasks gives: gradient and metrics summed over the tasks, and their losses (T,).
+
+    Chunks, and ranks, are added up in float64: in which order makes no difference that float32 would show.
+    """
 
     grads: Parameters
     losses: Tensor
@@ -94,10 +97,11 @@ class Executor:
         count = len(sums.losses)
         for name, p in self.algorithm.named_parameters():
             if name in sums.grads:
-                grad = sums.grads[name] / count
+                grad = (sums.grads[name] / count).to(p.dtype)
                 # The fused optimizers walk through memory: where the layouts differ they are silently wrong on the CPU.
                 p.grad = grad if grad.stride() == p.stride() else torch.empty_like(p).copy_(grad)
-        mean: Metrics = tree_map(lambda total: total / count, sums.metrics)
+        dtype = sums.losses.dtype
+        mean: Metrics = tree_map(lambda total: (total / count).to(dtype), sums.metrics)
         return mean
 
     def _sums(self, batch: TaskBatch | Examples) -> Sums:
@@ -105,9 +109,12 @@ class Executor:
         params = {name: p.detach() for name, p in self.algorithm.named_parameters() if p.requires_grad}
         total: tuple[Parameters, Metrics] | None = None
         losses = []
-        for chunk in [batch] if isinstance(batch, Examples) else self.plan.chunks(batch):
+        chunks = [batch] if isinstance(batch, Examples) else list(self.plan.chunks(batch))
+        for chunk in chunks:
             grads, chunk_losses, metrics = self.gradient(params, chunk)
             part = (grads, tree_map(lambda leaf: leaf.sum(0), metrics))
+            if len(chunks) > 1:
+                part = tree_map(torch.Tensor.double, part)
             total = part if total is None else tree_map(torch.add, total, part)
             losses.append(chunk_losses)
         assert total is not None, "a batch holds at least one task"

@@ -8,7 +8,6 @@ Orders travel over gloo and tensors over gloo or, between GPUs, nccl. All of it 
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -171,12 +170,11 @@ def pool(sums: Sums, share: range, count: int, link: Link) -> Sums:
     losses = sums.losses.new_zeros(count)
     losses[share.start : share.stop] = sums.losses
     leaves, form = tree_flatten(sums._replace(losses=losses))
-    dtype = functools.reduce(torch.promote_types, (leaf.dtype for leaf in leaves))
-    flat = torch.cat([leaf.reshape(-1).to(dtype) for leaf in leaves])
+    flat = torch.cat([leaf.reshape(-1).double() for leaf in leaves])
     link.sum(flat)
     pieces = flat.split([leaf.numel() for leaf in leaves])
-    pooled: Sums = tree_unflatten([piece.view(leaf.shape).to(leaf.dtype) for piece, leaf in zip(pieces, leaves, strict=True)], form)
-    return pooled
+    pooled: Sums = tree_unflatten([piece.view(leaf.shape) for piece, leaf in zip(pieces, leaves, strict=True)], form)
+    return pooled._replace(losses=pooled.losses.to(losses.dtype))
 
 
 def pool_scores(
