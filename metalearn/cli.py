@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from metalearn import completion, listing, worker
+from metalearn import completion, listing, slurm, worker
 from metalearn.errors import ConfigError, MetalearnError
 from metalearn.launcher import launched
 from metalearn.schema import closest
@@ -108,10 +108,13 @@ def train(args: argparse.Namespace) -> int:
     if args.cfg:
         print(listing.as_yaml(cfg), end="")
         return 0
-    config.refuse_existing_run(cfg)
+    if not slurm.restarts():
+        config.refuse_existing_run(cfg)
     from metalearn import build, run
 
-    args.run_dir = run.new_run_dir(cfg)
+    args.run_dir = run.new_run_dir(cfg, args.overrides)
+    if slurm.restarts() and (args.run_dir / "config.yaml").exists():  # the job has run this command before
+        return run.resume(args.run_dir, [word for word in args.overrides if word.startswith("trusted=")])
     build.check_machine(cfg, args.run_dir)
     return run.train(cfg, args.overrides, args.run_dir)
 

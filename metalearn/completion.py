@@ -73,6 +73,8 @@ def answers(words: list[str], verbs: tuple[str, ...]) -> Iterator[str]:
         yield from override_answers(word, given, Library(config_dir))
     elif verb in ("resume", "eval"):
         yield from saved_answers(word, Path(given[0])) if given else run_folders()
+    elif verb == "doctor" and not given:
+        yield from run_folders()
     elif verb == "data":
         yield from data_answers(word, given, Library(config_dir))
     elif verb == "bench":

@@ -239,6 +239,11 @@ def packaged_folder() -> Path:
     return Path(__file__).resolve().parent.parent / "conf"
 
 
+def packaged_options(group: str) -> list[str]:
+    """The choices of a group that are ours."""
+    return sorted(path.stem for path in (packaged_folder() / group).glob("*.yaml"))
+
+
 def user_folders(config_dir: str | None) -> list[Path]:
     """Folders with a user's own YAMLs, each of them once."""
     named = [("--config-dir", config_dir), ("METALEARN_CONFIG_DIR", os.environ.get("METALEARN_CONFIG_DIR"))]

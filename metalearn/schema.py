@@ -43,6 +43,7 @@ AT_LEAST: dict[str, int] = {
     "trainer.keep_last": 1,
     "trainer.keep_best": 1,
     "trainer.patience": 1,
+    "trainer.shutdown_timeout_s": 1,
     "eval.episodes": 2,
     "eval.val_episodes": 2,
     "eval.seed": 0,
@@ -78,7 +79,10 @@ AT_LEAST: dict[str, int] = {
     "device.ranks": 1,
 }
 LARGEST_SEED = 2**63 - 1  # the tasks are hashed from int64
-AT_MOST = dict.fromkeys(("seed", "eval.seed", "data.seed", "data.partition_seed"), LARGEST_SEED)
+AT_MOST = {
+    **dict.fromkeys(("seed", "eval.seed", "data.seed", "data.partition_seed"), LARGEST_SEED),
+    "trainer.shutdown_timeout_s": 86_400,  # a day
+}
 ABOVE_ZERO = {"algo.inner_lr", "optimizer.lr", "optimizer.schedule.gamma", "optimizer.clip.norm", "optimizer.clip.value"}
 
 CHOICES: dict[str, tuple[str, ...]] = {

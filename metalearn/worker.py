@@ -23,7 +23,7 @@ WATCH_EVERY = 0.5  # seconds
 def main(words: Sequence[str]) -> NoReturn:
     """words: process id of the parent, rank, number of ranks, file of the store, trusted packages."""
     # A signal from the terminal reaches every process; rank 0 alone decides what it means.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     parent, rank, ranks = map(int, words[:3])
     end_with(parent)

@@ -73,6 +73,15 @@ def read_drawings(places: Sequence[Path], cache: Path) -> tuple[np.ndarray, list
     return np.concatenate(ink), characters
 
 
+def verify(places: Sequence[Path]) -> dict[str, Path | None]:
+    """Where each part of Omniglot lies, None if nowhere. DataError for one whose content is not what was published."""
+    found = {part: _find(places, part) for part in CONTENT}
+    for part, path in found.items():
+        if path is not None:
+            _verified(sorted(_members(path, part)), part, path)
+    return found
+
+
 class Drawing(NamedTuple):
     """One image file. Sorts by character, then drawer. label: where it came from, for messages."""
 

@@ -20,6 +20,7 @@ FREE = (
     "trainer.checkpoint_every",
     "trainer.keep_last",
     "trainer.on_nan",
+    "trainer.shutdown_timeout_s",
     "trainer.dry_run",
 )
 FREE_EVAL = ("eval.episodes", "eval.split", "eval.checkpoint", "eval.batch_size")

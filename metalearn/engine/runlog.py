@@ -70,10 +70,10 @@ class RunLog:
         except SaveError as error:
             raise ConfigError(f"{error.what}; free space or choose another run_dir") from error
 
-    def status(self, state: str, exit_code: int | None = None) -> None:
+    def status(self, state: str, exit_code: int | None = None, **more: str | int) -> None:
         """state: running, finished, failed or preempted. SaveError for a disk that refuses, only if the run is finished."""
         try:
-            self.write_json("status.json", {"status": state, "exit_code": exit_code, "pid": os.getpid()})
+            self.write_json("status.json", {"status": state, "exit_code": exit_code, "pid": os.getpid(), **more})
         except SaveError as error:
             if state == "finished":
                 raise

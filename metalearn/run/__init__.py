@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from metalearn import config
+from metalearn import config, slurm
 from metalearn.analysis import tables
 from metalearn.engine.checkpoint import CheckpointStore, SaveError
 from metalearn.engine.faults import fault
@@ -23,7 +23,8 @@ from metalearn.engine.signals import PreemptedError, StopSignals
 from metalearn.engine.state import load_weights
 from metalearn.errors import CheckpointError, ConfigError, DataError
 from metalearn.run.folder import new_run_dir, pin_training
-from metalearn.run.life import Life, judge_split
+from metalearn.run.judging import judge_split
+from metalearn.run.life import Life
 from metalearn.run.loaded import Loaded, load
 from metalearn.run.parts import Parts
 from metalearn.run.ranks import open_crew, pinned
@@ -40,7 +41,7 @@ def train(cfg: dict[str, Any], overrides: list[str], run_dir: Path) -> int:
     """A new run; its exit code. ConfigError if the folder already holds one."""
     config.refuse_existing_run(dict(cfg, run_dir=run_dir))
     cfg = pinned(cfg)
-    with StopSignals() as signals, RunLog(run_dir) as log:
+    with StopSignals(*slurm.warnings()) as signals, RunLog(run_dir) as log:
         config.refuse_existing_run(dict(cfg, run_dir=run_dir))  # again: another process may have been faster to the lock
         try:
             log.write_request(cfg, overrides)
@@ -59,7 +60,7 @@ def resume(run_dir: Path, overrides: list[str]) -> int:
     """Continue a run exactly where its newest valid checkpoint stands; its exit code."""
     notes: list[str] = []
     old = config.read_saved(run_dir, notes.append)
-    with StopSignals() as signals, RunLog(run_dir) as log:
+    with StopSignals(*slurm.warnings()) as signals, RunLog(run_dir) as log:
         cfg = pinned(config.reopen(old, overrides))
         refuse_new_science(science(old), science(cfg))
         if log.finished and cfg["trainer"]["outer_steps"] == old["trainer"]["outer_steps"]:
@@ -122,6 +123,7 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> int:
     split = cfg["eval"]["split"]
     folder = run_dir / "evals" / protocol_name(split, overrides)
     with StopSignals() as signals, RunLog(folder) as log:
+        signals.timeout = cfg["trainer"]["shutdown_timeout_s"]
 
         def give_up(error: RankError) -> None:
             discard_evaluation(log)

@@ -6,33 +6,30 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from metalearn import build
+from metalearn import build, slurm
 from metalearn.analysis import tables
-from metalearn.analysis.runfiles import read_metrics
-from metalearn.core import Algorithm, Task, blank_query
+from metalearn.core import Algorithm
 from metalearn.engine.checkpoint import Checkpoint, CheckpointStore
 from metalearn.engine.crew import Crew
 from metalearn.engine.environment import differences, environment
-from metalearn.engine.evaluate import Evaluation, draw_tasks, frozen
+from metalearn.engine.evaluate import Evaluation
 from metalearn.engine.faults import fault
-from metalearn.engine.identity import refuse_new_science, science
+from metalearn.engine.identity import science
 from metalearn.engine.nonfinite import LIMITS, NonFiniteError
 from metalearn.engine.preflight import rehearse
 from metalearn.engine.ranks import RankError
 from metalearn.engine.results import choose, load_chosen, result_of
 from metalearn.engine.runlog import RunLog
 from metalearn.engine.settings import Settings
-from metalearn.engine.signals import PreemptedError, StopSignals
+from metalearn.engine.signals import PreemptedError, StopSignals, say_nothing
 from metalearn.engine.state import load_weights
 from metalearn.engine.trainer import Trainer, flat
 from metalearn.engine.update import Clip, Updater
-from metalearn.errors import ConfigError, DataError, MetalearnError
+from metalearn.errors import MetalearnError
 from metalearn.run import resuming
+from metalearn.run.judging import draw_plots, judge_split
 from metalearn.run.parts import Parts, settings_of
 from metalearn.run.plans import chosen_plan
 from metalearn.run.ranks import open_crew
@@ -48,7 +45,9 @@ class Life:
     def __init__(self, cfg: dict[str, Any], log: RunLog, signals: StopSignals, *, begin: Callable[[int], None] | None = None) -> None:
         self.cfg, self.log, self.signals, self.begin = cfg, log, signals, begin
         self.begun = False
+        self.restarts = {"restarts": slurm.restarts()} if slurm.job() is not None else {}
         trainer = cfg["trainer"]
+        signals.timeout = trainer["shutdown_timeout_s"]
         self.store = CheckpointStore(log.run_dir, keep_last=trainer["keep_last"], keep_best=trainer["keep_best"], warn=self._warn)
         self.trainer: Trainer | None = None
 
@@ -66,22 +65,25 @@ class Life:
             raise
 
     def _note_failure(self, error: BaseException) -> None:
+        self.signals.last_word = say_nothing
         self.log.note(f"failed: {error}")
         if isinstance(error, RankError):
             self.log.note(error.details)
-        self.log.status("failed", error.exit_code if isinstance(error, MetalearnError) else 1)
+        self.log.status("failed", error.exit_code if isinstance(error, MetalearnError) else 1, **self.restarts)
 
     def _mark_begun(self) -> None:
         self.begun = True
-        self.log.status("running")
+        self.log.status("running", **self.restarts)
+        self.signals.last_word = self._ended_at_once
 
     def _run_until_stopped(self) -> int:
         try:
             self._run()
         except PreemptedError as stop:
             return self._preempted(stop)
+        self.signals.last_word = say_nothing
         if self.begun:
-            self.log.status("finished", 0)
+            self.log.status("finished", 0, **self.restarts)
         return 0
 
     def _run(self) -> None:
@@ -89,13 +91,15 @@ class Life:
         checkpoint = self._checkpoint()
         parts = Parts.build(cfg)
         if checkpoint is not None:
-            self._require_same(parts, checkpoint)
+            resuming.require_same(self.cfg, parts, checkpoint, self.log)
         if self.begin is not None:
             if cfg["trainer"]["dry_run"]:
                 self.log.say(f"{self.log.run_dir} can be resumed; nothing was changed (trainer.dry_run=true)")
                 return
             self._begin_again(checkpoint)
         self.log.say(f"run folder: {self.log.run_dir}")
+        if slurm.restarts():
+            self.log.say(f"restart {slurm.restarts()} of SLURM job {slurm.job()}")
         self._environment(parts)
         fault("start:built")
         self.signals.check()
@@ -143,22 +147,6 @@ class Life:
             return None
         self.store.recover()
         return self.store.newest() if self.store.steps() else None
-
-    def _require_same(self, parts: Parts, checkpoint: Checkpoint) -> None:
-        """Raise if the run cannot go on from this checkpoint. The folder is only read."""
-        refuse_new_science(checkpoint.facts["config"], science(self.cfg))
-        sha256 = parts.source.fingerprint()
-        if checkpoint.facts["data_sha256"] != sha256:
-            raise DataError(
-                f"the data is not what this run was trained on (sha256 {sha256[:12]}…, "
-                f"was {checkpoint.facts['data_sha256'][:12]}…); restore it, or start a new run"
-            )
-        steps = self.cfg["trainer"]["outer_steps"]
-        if steps < checkpoint.step:
-            raise ConfigError(f"trainer.outer_steps={steps} but the run is at step {checkpoint.step}; give at least that many")
-        self.log.require_metrics(checkpoint.facts["metrics_offset"])
-        read_metrics(self.log.run_dir, checkpoint.facts["metrics_offset"])  # now, since plots and tables will need them at the end
-        load_weights(parts.algorithm, checkpoint.tensors)
 
     def _begin_again(self, checkpoint: Checkpoint | None) -> None:
         """Nothing is refused any more: write down what was asked, and that the run goes on."""
@@ -224,10 +212,22 @@ class Life:
         trainer = self.trainer
         if trainer is not None and trainer.saved_step < trainer.step:
             self._save_last(trainer)
-        self.log.status("preempted", stop.exit_code)
+        self.signals.last_word = say_nothing
+        self.log.status("preempted", stop.exit_code, **self.restarts)
         words = [str(self.log.run_dir), *([f"trusted=[{','.join(self.cfg['trusted'])}]"] if self.cfg["trusted"] else [])]
         self.log.say(f"{stop}; continue with: metalearn resume {shlex.join(words)}")
+        if stop.number in slurm.warnings():
+            slurm.requeue(self.log.say)
         return stop.exit_code
+
+    def _ended_at_once(self, code: int, reason: str) -> None:
+        """Word from beside a main thread that does not get on: the status first, as there may be no time for more."""
+        newest = self.store.path(max(self.store.steps(), default=0)).name
+        reason = f"ended at once, as {reason}; what came after {newest} will be done again by: metalearn resume {self.log.run_dir}"
+        self.log.status("preempted", code, reason=reason, **self.restarts)
+        self.log.note(reason)
+        sys.stderr.write(f"error: {reason}\n")
+        sys.stderr.flush()
 
     def _save_last(self, trainer: Trainer) -> None:
         """Before leaving. What a rollback would undo is left to the resumed run, which comes to the same bad step."""
@@ -239,32 +239,3 @@ class Life:
 
     def _warn(self, message: str) -> None:
         self.log.say(f"warning: {message}")
-
-
-def judge_split(cfg: dict[str, Any], crew: Crew, on_batch: Callable[[int], None]) -> Evaluation:
-    """The final evaluation that `eval.*` describes."""
-    evaluation = cfg["eval"]
-    return crew.evaluate(
-        evaluation["split"],
-        seed=evaluation["seed"],
-        episodes=evaluation["episodes"],
-        batch_size=evaluation["batch_size"],
-        on_batch=on_batch,
-    )
-
-
-def draw_plots(cfg: dict[str, Any], parts: Parts, run_dir: Path) -> None:
-    """plots/*.png: learning curve, adaptation curve, three episodes of the final split with their predictions."""
-    from metalearn.analysis import plots, preview  # here, since other ranks, which draw nothing, would load matplotlib too
-
-    plots.learning_curve(run_dir)
-    plots.adaptation_curve(run_dir)
-    algorithm, split = parts.algorithm, cfg["eval"]["split"]
-    tasks = draw_tasks(algorithm, parts.source, split, seed=cfg["eval"]["seed"], first=0, count=3)
-
-    def predict(task: Task) -> torch.Tensor:
-        adapted = algorithm.adapt(blank_query(task), steps=algorithm.eval_adaptation_steps)
-        return algorithm.predict(adapted, task.query.x, task.query.mask)
-
-    with frozen(algorithm), torch.no_grad():
-        preview.episodes(run_dir / "plots" / "episodes.png", tasks, parts.plan.map(predict, tasks), count=3)

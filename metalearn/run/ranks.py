@@ -183,7 +183,7 @@ def follow_orders(store: dist.Store, rank: int, ranks: int, trusted: list[str]) 
         work = json.loads(store.get(WORK))
         if work is None:
             return 0
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
         cfg = {**work["cfg"], "trusted": trusted}
         fault("rank:start")

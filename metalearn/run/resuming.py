@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from metalearn.analysis.runfiles import read_metrics
 from metalearn.engine.checkpoint import Checkpoint
+from metalearn.engine.identity import refuse_new_science, science
 from metalearn.engine.nonfinite import MOST_ROLLBACKS, NonFiniteError
+from metalearn.engine.runlog import RunLog
+from metalearn.engine.state import load_weights
 from metalearn.engine.trainer import Trainer
-from metalearn.errors import CheckpointError
+from metalearn.errors import CheckpointError, ConfigError, DataError
+from metalearn.run.parts import Parts
+
+
+def require_same(cfg: dict[str, Any], parts: Parts, checkpoint: Checkpoint, log: RunLog) -> None:
+    """Raise if a run cannot go on from this checkpoint. Its folder is only read."""
+    refuse_new_science(checkpoint.facts["config"], science(cfg))
+    sha256 = parts.source.fingerprint()
+    if checkpoint.facts["data_sha256"] != sha256:
+        raise DataError(
+            f"the data is not what this run was trained on (sha256 {sha256[:12]}…, "
+            f"was {checkpoint.facts['data_sha256'][:12]}…); restore it, or start a new run"
+        )
+    steps = cfg["trainer"]["outer_steps"]
+    if steps < checkpoint.step:
+        raise ConfigError(f"trainer.outer_steps={steps} but the run is at step {checkpoint.step}; give at least that many")
+    log.require_metrics(checkpoint.facts["metrics_offset"])
+    read_metrics(log.run_dir, checkpoint.facts["metrics_offset"])  # now, since plots and tables will need them at the end
+    load_weights(parts.algorithm, checkpoint.tensors)
 
 
 def go_on(trainer: Trainer, checkpoint: Checkpoint) -> None:

@@ -1,0 +1,42 @@
+"""`metalearn doctor`: checks of this installation and machine, or of one run's folder, one line each.
+
+Every check is a function that returns what it found, or raises. Nothing is repaired and nothing is kept.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from metalearn.doctor.checks import Say, examine
+from metalearn.doctor.gradients import plans, second_order
+from metalearn.doctor.machine import allocator, device, processor, threads, versions
+from metalearn.doctor.runs import RunFolder
+from metalearn.doctor.storage import audits, bit_flip
+
+FAILED = 1
+
+
+def examine_machine(say: Say) -> int:
+    """Whether runs on this machine can be trusted; the exit code."""
+    failed = examine(
+        [
+            ("versions", versions),
+            ("device", device),
+            ("processor", processor),
+            ("threads", threads),
+            ("allocator", allocator),
+            ("second order", second_order),
+            *plans(),
+            ("checkpoints", bit_flip),
+            *audits(),
+        ],
+        say,
+    )
+    return FAILED if failed else 0
+
+
+def examine_run(run_dir: Path, overrides: list[str], say: Say) -> int:
+    """Whether a run can be resumed and judged; the exit code, which is that of CheckpointError if none of its checkpoints is valid."""
+    folder = RunFolder(run_dir, overrides)
+    failed = examine(folder.checks(), say)
+    return folder.exit_code(failed)

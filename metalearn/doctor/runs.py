@@ -1,0 +1,123 @@
+"""The folder of one run: configuration, every checkpoint, pointers, measurements and result. It is only read."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from metalearn import config
+from metalearn.analysis import runfiles
+from metalearn.doctor.checks import Check, FailedError, SkippedError
+from metalearn.engine.checkpoint import Checkpoint, CheckpointStore
+from metalearn.engine.environment import differences, environment
+from metalearn.engine.identity import refuse_new_science, science
+from metalearn.engine.runlog import RunLog
+from metalearn.errors import CheckpointError, ConfigError
+
+POINTERS = ("last", "best")
+CHOSEN = ("threads", "device", "ranks")  # facts about the machine that the configuration decides
+
+
+class RunFolder:
+    """run_dir: holds a config.yaml. overrides: words that a resume of it needs, such as trusted=[mine]."""
+
+    def __init__(self, run_dir: Path, overrides: list[str]) -> None:
+        self.run_dir, self.overrides = run_dir, overrides
+        self.store = CheckpointStore(run_dir)
+        self.newest: Checkpoint | None = None  # valid one, once they were checked
+
+    def checks(self) -> Iterator[Check]:
+        """In an order in which later ones may use what earlier ones found."""
+        yield "config.yaml", self.configuration
+        yield "env.json", self.machine
+        steps = self.store.steps()
+        for step in reversed(steps):
+            yield self.store.path(step).name, partial(self.checkpoint, step)
+        if not steps:
+            yield "checkpoints", self.no_checkpoint
+        for name in POINTERS:
+            yield f"checkpoints/{name}", partial(self.pointer, name)
+        yield "method", self.method
+        yield "metrics.jsonl", self.metrics
+        yield "results.json", self.results
+
+    def exit_code(self, failed: list[str]) -> int:
+        if self.newest is None:
+            return CheckpointError.exit_code
+        return 1 if failed else 0
+
+    def configuration(self) -> str:
+        """It passes the same gate as when the run is resumed."""
+        notes: list[str] = []
+        config.reopen(config.read_saved(self.run_dir, notes.append), self.overrides)
+        return "; ".join(["whole, and it names nothing that may not run", *notes])
+
+    def machine(self) -> str:
+        then = RunLog(self.run_dir).read_json("env.json")
+        if then is None:
+            raise SkippedError("absent or damaged; a run writes it anew when it is resumed")
+        lines = differences(then, environment("", torch.device("cpu"), ranks=1))
+        changed = [line for line in lines if line.partition(" was ")[0] not in CHOSEN]
+        if changed:
+            return f"bits may differ when it is resumed here: {'; '.join(changed)}"
+        return "the run is of this machine and these versions"
+
+    def checkpoint(self, step: int) -> str:
+        """Sizes and sha256 of all its files, and the facts in them."""
+        try:
+            loaded = self.store.load(step)
+        except CheckpointError as error:
+            if step not in self.store.steps():
+                raise SkippedError("pruned meanwhile by the run, which goes on") from error
+            older = [s for s in self.store.steps() if s < step]
+            falls = f"resume falls back to {self.store.path(older[-1]).name} if that is valid" if older else "restore it from a backup"
+            raise FailedError(f"{error}; {falls}") from error
+        self.newest = self.newest or loaded
+        return "every file has the sha256 of its manifest"
+
+    def no_checkpoint(self) -> str:
+        raise FailedError(f"there is none yet; metalearn resume {self.run_dir} begins at step 0")
+
+    def pointer(self, name: str) -> str:
+        path = self.store.folder / name
+        if not path.exists():
+            raise SkippedError("there is none yet")
+        step = self.store.pointed(name)
+        if step is None or step not in self.store.steps():
+            target = "no checkpoint" if step is None else f"{self.store.path(step).name}, which is gone"
+            raise FailedError(f"it names {target}; metalearn resume {self.run_dir} sets it anew")
+        return self.store.path(step).name
+
+    def method(self) -> str:
+        """The configuration is the one that the newest valid checkpoint was trained with."""
+        if self.newest is None:
+            raise SkippedError("no valid checkpoint says what the run was trained with")
+        refuse_new_science(self.newest.facts["config"], science(self._configuration()))
+        return f"config.yaml says what {self.store.path(self.newest.step).name} was trained with"
+
+    def metrics(self) -> str:
+        lines = runfiles.read_metrics(self.run_dir)
+        if self.newest is not None:
+            RunLog(self.run_dir).require_metrics(self.newest.facts["metrics_offset"])
+        return f"{len(lines)} measurements" + (
+            "" if self.newest is None else ", as many bytes as the newest valid checkpoint knows or more"
+        )
+
+    def results(self) -> str:
+        state = runfiles.state(self.run_dir)
+        results = runfiles.read_results(self.run_dir / "results.json")
+        if results is None and state == "finished":
+            raise FailedError(f"absent, though the run is finished; judge it again with: metalearn eval {self.run_dir}")
+        if results is None:
+            raise SkippedError(f"there is none yet, the run is {state}")
+        value = results["metrics"][results["primary"]]
+        return f"{results['split']} {results['primary']} {runfiles.shown(results['primary'], value['mean'], value['ci95'])}"
+
+    def _configuration(self) -> dict[str, object]:
+        with contextlib.suppress(ConfigError):
+            return config.reopen(config.read_saved(self.run_dir), self.overrides)
+        raise SkippedError("config.yaml cannot be read")

@@ -1,0 +1,48 @@
+"""A job of SLURM: how it learns that its time is up, and how it asks to be run again.
+
+SLURM sends a signal some time before the end if the job asks for it: `#SBATCH --signal=USR1@90`. A run then saves and
+requeues its job, which runs the same command again and so goes on with the run. SIGTERM requeues nothing, because it is
+also what `scancel` sends, and because a job that SLURM preempts is requeued by SLURM itself.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+
+PATIENCE = 60.0  # seconds for scontrol
+
+
+def job() -> str | None:
+    """The number of this job as `scontrol` takes it, ARRAY_TASK for a task of an array; None outside SLURM."""
+    names = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID") if "SLURM_ARRAY_JOB_ID" in os.environ else ("SLURM_JOB_ID",)
+    number = "_".join(os.environ.get(name, "") for name in names)
+    return number if re.fullmatch(r"\d+(_\d+)?", number, re.ASCII) else None
+
+
+def restarts() -> int:
+    """How often SLURM has run this job before."""
+    count = os.environ.get("SLURM_RESTART_COUNT", "")
+    return int(count) if job() is not None and re.fullmatch(r"\d+", count, re.ASCII) else 0
+
+
+def warnings() -> tuple[signal.Signals, ...]:
+    """Signals that announce the end of the job's time."""
+    return (signal.SIGUSR1,) if job() is not None else ()
+
+
+def requeue(say: Callable[[str], None]) -> None:
+    """Ask for this job to be run again. A refusal is said, and changes nothing else: the run is saved."""
+    command = ["scontrol", "requeue", str(job())]
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        problem = (done.stderr.strip() or f"exit code {done.returncode}") if done.returncode else ""
+    except (OSError, subprocess.SubprocessError) as error:
+        problem = str(error)
+    if problem:
+        say(f"warning: {' '.join(command)} failed: {problem}; the run has to be continued by hand")
+    else:
+        say(f"SLURM will run job {job()} again, which goes on with this run")
