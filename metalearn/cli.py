@@ -208,6 +208,26 @@ def show_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_dir(parser)
 
 
+def doctor(args: argparse.Namespace) -> int:
+    """Check this installation and machine, or the folder of one run: one line each, exit 1 if any check fails.
+
+    metalearn doctor               gradients, plans, compiler, checkpoints, data; takes some seconds
+    metalearn doctor RUN_DIR       configuration, every checkpoint, measurements, result; exit 4 if no checkpoint is valid
+    """
+    run_dir = None if args.run is None else listing.existing_run(args.run)
+    from metalearn.doctor import examine_machine, examine_run
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    return examine_machine(say) if run_dir is None else examine_run(run_dir, args.overrides, say)
+
+
+def doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", nargs="?", metavar="RUN_DIR", type=Path, help=RUN_DIR)
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="what a resume of the run would need, such as trusted=[mine]")
+
+
 def data(args: argparse.Namespace) -> int:
     """Fetch and unpack a dataset now, or draw a few of its episodes.
 
@@ -330,6 +350,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "eval": evaluate,
     "ls": ls,
     "show": show,
+    "doctor": doctor,
     "data": data,
     "bench": bench,
     "completion": complete,
@@ -341,6 +362,7 @@ ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "eval": run_arguments,
     "ls": ls_arguments,
     "show": show_arguments,
+    "doctor": doctor_arguments,
     "data": data_arguments,
     "bench": bench_arguments,
     "completion": complete_arguments,

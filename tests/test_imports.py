@@ -44,6 +44,7 @@ ALLOWED: dict[str, set[str]] = {
     "completion": {"config", "library", "schema", "bench", "errors"},
     "sweep": {"run", "build", "config", "saved", "schema", "library", "engine", "analysis", "errors"},
     "bench": {"run", "build", "config", "schema", "engine", "algorithms", "models", "analysis", "core", "errors"},
+    "doctor": {"run", "build", "config", "library", "engine", "analysis", "data", "core", "errors"},
     "cli": {
         "terminal",
         "run",
@@ -52,6 +53,7 @@ ALLOWED: dict[str, set[str]] = {
         "slurm",
         "sweep",
         "bench",
+        "doctor",
         "listing",
         "completion",
         "config",
