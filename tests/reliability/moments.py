@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 from metalearn.engine.trainer import Trainer
 from metalearn.run import life
 from tests.reliability.harness import start, wait
+from tests.reliability.report import PHASES
 
-PHASES = ("start-up", "step", "save", "evaluation", "end")
 SEED = os.environ.get("METALEARN_KILL_SEED") or str(random.SystemRandom().randrange(10**6))
 PATIENCE = 60  # seconds that a process waits to be killed
 Visits = dict[str, list[float]]  # seconds of each visit to a phase

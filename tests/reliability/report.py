@@ -1,4 +1,7 @@
-"""Which test injects which fault of docs/reliability.md, how each ended, and the table of that page."""
+"""Which test injects which fault of docs/reliability.md, how each ended, and the table of that page.
+
+Imports nothing that pytest would like to import first.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.reliability.moments import PHASES
-
+PHASES = ("start-up", "step", "save", "evaluation", "end")  # of a run's life
 START, END = "<!-- faults: made by scripts/fault_report -->", "<!-- /faults -->"
 SAME_END = "weights, optimizer, random state, metrics and results bit-equal to those of a run that was never stopped"
 # What is injected, and what a test compares to know that nothing was lost.
