@@ -25,7 +25,10 @@ FAULTS: dict[int, tuple[str, str]] = {
     4: ("The newest checkpoint is truncated, empty or incomplete", "named in a warning, the one before is used; the same end, bit for bit"),
     5: ("A bit of the newest checkpoint is flipped", "found by its sha256, the one before is used; the same end, bit for bit"),
     6: ("Every checkpoint is bad", "exit 4 and all of them named; no silent start from step 0, no file changed"),
-    7: ("The disk is full at a save", "one clear line, the checkpoint before is valid, training goes on to the next save"),
+    7: (
+        "The disk is full at a save",
+        "one clear line, the checkpoints before are valid; training goes on to the next save, exit 1 after three in a row",
+    ),
     8: ("The run folder is a file, below a file, read-only", "exit 2 before training; what was there is as it was"),
     9: ("SIGTERM, SIGINT", "the step is finished and saved, exit 143 or 130; resumed, the same end, bit for bit"),
     10: ("A second signal, a step that hangs", "the process ends in time; the last checkpoint is valid"),
