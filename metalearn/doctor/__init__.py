@@ -1,6 +1,7 @@
 """`metalearn doctor`: checks of this installation and machine, or of one run's folder, one line each.
 
-Every check is a function that returns what it found, or raises. Nothing is repaired and nothing is kept.
+Every check is a function that returns what it found, or raises. Nothing is repaired, and nothing is kept but what PyTorch's compiler made,
+in the cache folder.
 """
 
 from __future__ import annotations

@@ -29,6 +29,8 @@ def examine(checks: Iterable[Check], say: Say) -> list[str]:
             state, detail = "skipped", str(reason)
         except MetalearnError as error:
             state, detail = "FAILED", str(error)
+        except OSError as error:
+            state, detail = "FAILED", f"{error}; make room or give permission there, then run it again"
         except Exception as error:  # noqa: BLE001 - one check that breaks must not hide what the others find
             state, detail = "FAILED", f"{type(error).__name__}: {error}; this is a mistake of metalearn or of a package that it needs"
         failed += [name] if state == "FAILED" else []

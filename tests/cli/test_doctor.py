@@ -73,11 +73,21 @@ def test_one_check_that_fails_or_breaks_hides_no_other() -> None:
         raise SkippedError("not here")
 
     lines: list[str] = []
-    failed = checks.examine([("a", failing), ("b", lambda: str(1 / 0)), ("c", skipping), ("d", lambda: "well")], lines.append)
-    assert failed == ["a", "b"]
+    every: list[checks.Check] = [
+        ("a", failing),
+        ("b", lambda: str(1 / 0)),
+        ("c", skipping),
+        ("d", Path("/no/such").read_text),
+        ("e", lambda: "well"),
+    ]
+    assert checks.examine(every, lines.append) == ["a", "b", "d"]
     assert lines[0] == "FAILED  a: one two"
     assert lines[1].startswith("FAILED  b: ZeroDivisionError: division by zero; ")
-    assert lines[2:] == ["skipped c: not here", "ok      d: well"]
+    assert lines[2:] == [
+        "skipped c: not here",
+        "FAILED  d: [Errno 2] No such file or directory: '/no/such'; make room or give permission there, then run it again",
+        "ok      e: well",
+    ]
 
 
 def test_any_failure_is_exit_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -305,10 +315,21 @@ class TestRunFolder:
         assert code == 0
         assert "ok      env.json: bits may differ when it is resumed here: torch was 1.0, is " in said
 
+    def test_classes_of_ones_own_need_the_word_again(self, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        change(run_dir, "data", "_target_", "mine.Source")
+        code, said = answer(capsys, run_dir)
+        assert code == 1
+        assert "'trusted=[mine]'" in said
+        assert "ok      config.yaml: " in answer(capsys, run_dir, "trusted=[mine]")[1]
+
     def test_a_folder_that_is_no_run_is_exit_2(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         code, said = answer(capsys, tmp_path)
         assert code == 2
         assert said.startswith(f"error: {tmp_path} is not a run: it holds no config.yaml")
+        assert answer(capsys, "trusted=[mine]") == (
+            2,
+            "error: trusted=[mine] is no folder; the folder of a run comes first: RUN_DIR trusted=[mine]\n",
+        )
 
     def test_runs_are_completed(self, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "outputs").mkdir()
