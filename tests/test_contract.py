@@ -19,7 +19,7 @@ from metalearn.config import compose
 from metalearn.core import Algorithm, Examples, Source, Task, blank_query
 from metalearn.engine.evaluate import evaluate
 from metalearn.engine.execution import Executor, TaskPlan, execute
-from metalearn.engine.proof import reference_of, with_ordinary_norms
+from metalearn.engine.proof import Proof, with_ordinary_norms
 from metalearn.engine.update import Clip, Updater
 from metalearn.errors import ConfigError
 from metalearn.hashing import draw
@@ -231,5 +231,4 @@ def test_a_compiled_gradient_is_that_of_the_loop(pair: tuple[Algorithm, Source],
     torch.compiler.reset()
     batch = training_batch(algorithm, source)
     actor = with_ordinary_norms(algorithm)
-    reference = reference_of(actor, [batch])
-    assert reference.mismatch(Executor(actor, TaskPlan("vmap", compile=True)).sums(reference.batch)) is None
+    assert Proof(actor, batch).problem(Executor(actor, TaskPlan("vmap", compile=True))) is None

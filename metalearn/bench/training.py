@@ -23,18 +23,17 @@ from metalearn.bench.case import Case, Ranked, StepTimes, Verdict, Work, agreeme
 from metalearn.bench.peers import Adapting, Answer, Problem, Tensors
 from metalearn.bench.twins import twin_of
 from metalearn.bench.workloads import Workload
-from metalearn.core import Algorithm, Examples, Split, Task, TaskBatch, blank_query
+from metalearn.core import Algorithm, Split, Task, blank_query
 from metalearn.engine.crew import Crew
 from metalearn.engine.evaluate import draw_tasks, judge
 from metalearn.engine.execution import Executor, TaskPlan
-from metalearn.engine.proof import Reference, reference_of, with_ordinary_norms
+from metalearn.engine.proof import Reference, references_of, with_ordinary_norms
 from metalearn.engine.settings import draw_batch
 from metalearn.engine.update import Clip, Updater
 from metalearn.run.parts import Parts, settings_of
 from metalearn.run.ranks import open_crew
 
 JUDGING_TOLERANCES = {"loss": 1e-4, "accuracy": 1e-2}  # one query that stands between two classes may fall either way
-DRAWN = 3  # meta-batches among whose tasks those to compare on are looked for
 NO_INNER_LOOP = "it differentiates inner loops, of which ProtoNet has none"
 LIBRARIES: dict[str, Callable[[Problem], Adapting]] = {
     "plain": peers.plain,
@@ -84,30 +83,27 @@ class Ours:
         return partial(outer_gradient, self.algorithm, lambda: crew.execute(self.batch)[0])
 
     def ranked(self, name: str, compile: bool) -> Ranked:
-        """In one process for each core, with one thread each."""
-        plan = replace(self.plans[name], compile=compile)
+        """In one process for each core, with one thread each. They draw their own tasks, and are held to what one computes of these."""
         ranks = build.num_ranks({**self.cfg, "device": {**self.cfg["device"], "ranks": "auto"}})
         if ranks == 1:
             raise ValueError("this process may use one core only")
+        plan = self.plans[name]
+        plan = replace(plan, chunk=min(plan.chunk, -(-self.workload.tasks // ranks)), compile=compile)
         cfg = {**self.cfg, "device": {**self.cfg["device"], "ranks": ranks, "threads": 1}}
         name, before = f"{ranks} ranks, {plan}", children()
         with one_thread():
             parts = Parts(self.source, self.algorithm, plan, self.device)
             crew = self.stack.enter_context(open_crew(cfg, parts, say=ignore, check=lambda: None, give_up=ignore))
+            batch = draw_batch(self.algorithm, self.source, self.settings, 0)
+            alone = Reference.exact(batch, crew.executor.sums(batch))
         self.crews[name] = crew
-        # Processes draw for themselves, so that no tasks can be picked for them, but the meta-batch can.
-        references = [reference_of(self.algorithm, [self.meta_batch(number)]) for number in range(DRAWN)]
-        number = min(range(DRAWN), key=lambda number: max(references[number].tolerances.values()))
 
         def losses() -> Tensor:
             with one_thread():
-                return crew.execute(crew.draw(number))[0]
+                return crew.execute(crew.draw(0))[0]
 
         work = partial(outer_gradient, self.algorithm, losses)
-        return Ranked(name, work, partial(verdict, references[number]), sorted(children() - before))
-
-    def meta_batch(self, number: int) -> TaskBatch | Examples:
-        return draw_batch(self.algorithm, self.source, self.settings, number)
+        return Ranked(name, work, partial(verdict, alone), sorted(children() - before))
 
     def split(self, name: str) -> StepTimes:
         """One outer step of this plan, by parts. It moves the weights, so that nothing else may be measured after it."""
@@ -165,8 +161,8 @@ class Ours:
 def training_case(workload: Workload, threads: int | None, stack: ExitStack) -> Case:
     """Losses (T,) and, in `.grad`, the gradient of their mean."""
     ours = Ours(workload, threads, stack)
-    # What `device.plan=auto` holds a plan to, every peer is held to, on the same tasks: those in which rounding is magnified least.
-    reference = reference_of(ours.algorithm, [ours.meta_batch(number) for number in range(DRAWN)])
+    # What `device.plan=auto` holds a plan to, every peer is held to: a meta-batch of the two tasks in which rounding is magnified least.
+    reference = references_of(ours.algorithm, ours.batch)[0]
     assert isinstance(reference.batch, Task)
     ours.batch = reference.batch
     if isinstance(ours.algorithm, ProtoNet):

@@ -1,16 +1,17 @@
 """Whether a plan may be trusted: its losses and its gradient against those of `loop`, parameter by parameter.
 
-A wrong second-order gradient passes every check of the loss. But two right gradients differ too, where rounding is magnified: by much on
-a task in which a value lies within rounding of a ReLU's kink, by less where an inner loop divides small numbers by small ones. So the
-weights are moved by a few units in their last place, there and back: plans are judged on the tasks whose gradient that moves least, and
-what it still moves by is allowed.
+A wrong second-order gradient passes every check of the loss. But two right gradients differ too, where rounding is magnified: by much if
+a value lies within rounding of a ReLU's kink, of which a conv net with an inner loop has millions, by less where an inner loop divides
+small numbers by small ones. So the weights are moved by a few units in their last place, there and back, to find the tasks whose gradient
+that moves least. A meta-batch of two of them in turns, so that tasks that leak into each other are seen, is what plans are judged on, and
+what its gradient still moves by is allowed.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,22 +22,27 @@ from metalearn.core import Algorithm, Examples, TaskBatch
 from metalearn.engine.execution import Executor, Sums, TaskPlan
 
 Batch = TaskBatch | Examples
-Batches = Sequence[Batch]
 
 GRADIENT_TOLERANCE, LOSS_TOLERANCE = 1e-4, 1e-5  # float32, relative to the norm of each parameter's gradient, and to the loss
 # How far the weights are moved to see what rounding does, in units of the last place: what a sum of some thousand terms may be off by.
 NUDGE = 64
+MOST_PAIRS = 4  # of tasks that a plan may be proved on
 ROUNDINGS, LARGEST_TOLERANCE = 2.0, 3e-3  # tolerance in units of what that changes, and its limit
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What `loop` gives for a batch, and how far from it, relative to their sizes, losses and gradients may lie."""
+    """What is right for a batch, and how far from it, relative to their sizes, losses and gradients may lie."""
 
     batch: Batch
     sums: Sums
     loss_tolerance: float
     tolerances: dict[str, float]
+
+    @staticmethod
+    def exact(batch: Batch, sums: Sums) -> Reference:
+        """For who computes the same in the same way."""
+        return Reference(batch, sums, LOSS_TOLERANCE, dict.fromkeys(sums.grads, GRADIENT_TOLERANCE))
 
     def mismatch(self, sums: Sums) -> str | None:
         """The first loss or parameter that differs by more than rounding; None if there is none."""
@@ -50,40 +56,54 @@ class Reference:
 
 
 class Proof:
-    """Whether a plan gives the losses and the gradient of `loop` on the calmest tasks of some meta-batches."""
+    """Whether a plan gives the losses and the gradient of `loop` on one of a few meta-batches made of two calm tasks.
 
-    def __init__(self, actor: Algorithm, batches: Batches) -> None:
-        self.actor = in_full_precision(actor)
-        self.batches = batches
+    A right plan fails on some of them, where a kink was not found; a wrong one fails on all.
+    """
+
+    def __init__(self, actor: Algorithm, batch: Batch) -> None:
+        self.actor, self.batch = in_full_precision(actor), batch
 
     @functools.cached_property
-    def reference(self) -> Reference:
-        return reference_of(self.actor, self.batches)
+    def references(self) -> list[Reference]:
+        return references_of(self.actor, self.batch)
 
     def problem(self, executor: Executor) -> str | None:
         """Why the plan is not to be trusted; None if it is. The executor has been used once then."""
-        executor.sums(self.batches[0])
+        executor.sums(self.batch)
         judged = executor if executor.algorithm is self.actor else Executor(self.actor, executor.plan)
-        return self.reference.mismatch(judged.sums(self.reference.batch))
+        first: str | None = None
+        for reference in self.references:
+            problem = reference.mismatch(judged.sums(reference.batch))
+            if problem is None:
+                return None
+            first = first or problem
+        return first
 
 
-def reference_of(actor: Algorithm, batches: Batches) -> Reference:
-    """As many tasks as a meta-batch has, those in which rounding is magnified least, with what `loop` gives for them.
+def references_of(actor: Algorithm, batch: Batch) -> list[Reference]:
+    """What `loop` gives for meta-batches as large as this one, each of two of its tasks in turns, the calmest two first.
 
-    A flat minibatch counts as one task.
+    A flat minibatch is one task, and stays as it is.
     """
     looped = [Executor(other, TaskPlan("loop")) for other in (actor, nudged(actor, 1), nudged(actor, -1))]
-    wanted = 1 if isinstance(batches[0], Examples) else len(batches[0].key)
+    count = 1 if isinstance(batch, Examples) else len(batch.key)
+    tasks = [batch] if isinstance(batch, Examples) else list(TaskPlan("loop").chunks(batch))
 
     def movement(task: Batch) -> float:
         at_rest, *moved = (executor.sums(task) for executor in looped)
         return max(gap for sums in moved for gap in gaps(sums, at_rest).values())
 
-    tasks = list(single_tasks(batches))
     movements = [movement(task) for task in tasks]
-    calmest = sorted(range(len(tasks)), key=movements.__getitem__)[:wanted]
-    batch = tree_map(lambda *leaves: torch.cat(leaves), *(tasks[number] for number in sorted(calmest)))
-    sums, *moved = (executor.sums(batch) for executor in looped)
+    order = sorted(range(count), key=movements.__getitem__)
+    pairs = [order[first : first + 2] for first in range(0, min(count, 2 * MOST_PAIRS), 2)]
+    return [reference_of([tasks[number] for number in pair], count, looped) for pair in pairs]
+
+
+def reference_of(tasks: Sequence[Batch], count: int, looped: Sequence[Executor]) -> Reference:
+    """Of a batch of so many tasks, which are these in turns. looped: `loop`, and `loop` with weights that were moved by a rounding."""
+    batch = tree_map(lambda *leaves: torch.cat(leaves), *(tasks[place % len(tasks)] for place in range(count)))
+    sums, *moved = (in_turns([executor.sums(task) for task in tasks], count) for executor in looped)
     changes = [gaps(other, sums) for other in moved]
     return Reference(
         batch,
@@ -93,18 +113,20 @@ def reference_of(actor: Algorithm, batches: Batches) -> Reference:
     )
 
 
+def in_turns(parts: Sequence[Sums], count: int) -> Sums:
+    """The sums of so many tasks, which are these in turns."""
+    times = [len(range(place, count, len(parts))) for place in range(len(parts))]
+
+    def total(*leaves: Tensor) -> Tensor:
+        return torch.stack([number * leaf for number, leaf in zip(times, leaves, strict=True)]).sum(0)
+
+    losses = torch.cat([parts[place % len(parts)].losses for place in range(count)])
+    return Sums(tree_map(total, *(part.grads for part in parts)), losses, tree_map(total, *(part.metrics for part in parts)))
+
+
 def tolerance(least: float, changes: Sequence[float]) -> float:
     """changes: what moving the weights by a rounding changed."""
     return min(max(least, ROUNDINGS * max(changes)), LARGEST_TOLERANCE)
-
-
-def single_tasks(batches: Batches) -> Iterator[Batch]:
-    """Batches of one task each; a flat minibatch stays whole."""
-    for batch in batches:
-        if isinstance(batch, Examples):
-            yield batch
-        else:
-            yield from TaskPlan("loop").chunks(batch)
 
 
 def gaps(sums: Sums, expected: Sums) -> dict[str, float]:

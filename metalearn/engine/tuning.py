@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metalearn.core import Algorithm, Examples, TaskBatch
 from metalearn.engine.execution import Executor, TaskPlan
-from metalearn.engine.proof import Batches, Proof, with_ordinary_norms
+from metalearn.engine.proof import Batch, Proof, with_ordinary_norms
 from metalearn.errors import ConfigError, MetalearnError
 
 CHUNKS = (4, 16)  # besides the configured one and the whole meta-batch
@@ -93,13 +93,13 @@ class Measured:
         return Measured(timings, {str(name): str(reason) for name, reason in values["dropped"].items()})
 
 
-def tune(algorithm: Algorithm, batches: Batches, wish: Wish, *, steps: int, say: Callable[[str], None]) -> Measured:
+def tune(algorithm: Algorithm, batch: Batch, wish: Wish, *, steps: int, say: Callable[[str], None]) -> Measured:
     """Time what the wish allows. Weights, `.grad` and running averages are left alone.
 
-    batches: some meta-batches of the run, of equal size. steps: outer steps of the run, by which compilation must pay for itself.
+    batch: a meta-batch of the run. steps: outer steps of the run, by which compilation must pay for itself.
     """
-    actor, batch = with_ordinary_norms(algorithm), batches[0]
-    proof = Proof(actor, batches)
+    actor = with_ordinary_norms(algorithm)
+    proof = Proof(actor, batch)
     found = Measured()
     candidates = wish.candidates(1 if isinstance(batch, Examples) else len(batch.key))
     time_all([executor for plan in candidates if (executor := _try(actor, plan, proof, found))], batch, found)

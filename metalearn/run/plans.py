@@ -20,8 +20,6 @@ from metalearn.engine.execution import TaskPlan
 from metalearn.engine.settings import Settings, draw_batch
 from metalearn.engine.tuning import Measured, tune
 
-NUM_BATCHES = 2  # among whose tasks those to prove a plan on are looked for
-
 
 def chosen_plan(
     cfg: dict[str, Any], algorithm: Algorithm, source: Source, settings: Settings, device: torch.device, say: Callable[[str], None]
@@ -37,8 +35,7 @@ def chosen_plan(
     path = cache_folder(cfg["data"].get("cache_dir")) / "plans" / f"{workload(cfg, source, device)}.json"
     found = remembered(path)
     if found is None:
-        batches = [draw_batch(algorithm, source, settings, step) for step in range(NUM_BATCHES)]
-        found = tune(algorithm, batches, wish, steps=settings.outer_steps, say=say)
+        found = tune(algorithm, draw_batch(algorithm, source, settings, 0), wish, steps=settings.outer_steps, say=say)
         say(found.table(settings.outer_steps))
         try:
             remember(path, found)

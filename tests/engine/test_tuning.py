@@ -15,7 +15,7 @@ from metalearn.core import Algorithm, Task
 from metalearn.engine import proof, tuning
 from metalearn.engine.evaluate import draw_tasks
 from metalearn.engine.execution import TaskPlan
-from metalearn.engine.proof import reference_of
+from metalearn.engine.proof import references_of
 from metalearn.engine.tuning import Measured, Timing, Wish, finalists, tune
 from metalearn.errors import ConfigError, MetalearnError
 from metalearn.run import plans
@@ -79,14 +79,14 @@ class CannotBeCompiled(ToyAlgorithm):
     [(WrongUnderVmap, "gradient of prior differs from that of loop by 1.0e-03"), (CannotBeMapped, ".item()")],
 )
 def test_a_plan_that_is_wrong_or_raises_is_dropped_by_name(cls: type[ToyAlgorithm], reason: str) -> None:
-    found = tune(toy(cls), [BATCH, BATCH], Wish("auto", 0, False), steps=10, say=print)
+    found = tune(toy(cls), BATCH, Wish("auto", 0, False), steps=10, say=print)
     assert [timing.plan for timing in found.timings] == [TaskPlan("loop")]
     assert reason in found.dropped["vmap"]
     assert f"dropped: {found.dropped['vmap']}" in found.table(10)
 
 
 def test_more_is_allowed_where_the_inner_loop_magnifies_rounding_and_never_much() -> None:
-    calm, wild = reference_of(toy(), [BATCH]), reference_of(toy(Magnifies), [BATCH])
+    calm, wild = references_of(toy(), BATCH)[0], references_of(toy(Magnifies), BATCH)[0]
     assert calm.tolerances == {"prior": proof.GRADIENT_TOLERANCE}
     assert proof.GRADIENT_TOLERANCE < wild.tolerances["prior"] <= proof.LARGEST_TOLERANCE
     sums = calm.sums
@@ -107,14 +107,25 @@ def test_plans_are_not_judged_on_a_task_at_a_kink() -> None:
             kink = (tasks.key == BATCH.key[0]).any() & beyond
             return {name: grad * torch.where(kink, 1.01, 1.0) for name, grad in grads.items()}, losses, metrics
 
-    assert not tune(toy(Kink), [BATCH, toy_tasks(4, first=4)], Wish("auto", 0, False), steps=10, say=print).dropped
-    assert "vmap" in tune(toy(Kink), [BATCH], Wish("auto", 0, False), steps=10, say=print).dropped
+    assert not tune(toy(Kink), BATCH, Wish("auto", 0, False), steps=10, say=print).dropped
+    assert "vmap" in tune(toy(Kink), toy_tasks(1), Wish("auto", 0, False), steps=10, say=print).dropped
+
+
+def test_tasks_that_leak_into_each_other_are_seen() -> None:
+    class Leaks(ToyAlgorithm):
+        def gradient(self, params, tasks, how):
+            if how.name == "vmap":
+                support = tasks.support
+                tasks = tasks._replace(support=support._replace(y=support.y.mean(0, keepdim=True).expand_as(support.y)))
+            return super().gradient(params, tasks, how)
+
+    assert "vmap" in tune(toy(Leaks), BATCH, Wish("auto", 0, False), steps=10, say=print).dropped
 
 
 def test_all_plans_are_timed_and_the_algorithm_is_left_alone() -> None:
     algorithm = toy()
     before = {name: value.clone() for name, value in algorithm.state_dict().items()}
-    found = tune(algorithm, [toy_tasks(20)], Wish("auto", 8, False), steps=10, say=print)
+    found = tune(algorithm, toy_tasks(20), Wish("auto", 8, False), steps=10, say=print)
     assert [str(timing.plan) for timing in found.timings] == ["loop", "vmap chunk 4", "vmap chunk 8", "vmap chunk 16", "vmap"]
     assert found.best(10).plan != TaskPlan("loop")
     assert all(torch.equal(value, before[name]) for name, value in algorithm.state_dict().items())
@@ -123,11 +134,11 @@ def test_all_plans_are_timed_and_the_algorithm_is_left_alone() -> None:
 
 def test_compilation_is_tried_only_where_it_can_pay_for_itself(monkeypatch: pytest.MonkeyPatch, no_inductor: None) -> None:
     said: list[str] = []
-    found = tune(toy(), [BATCH], Wish("vmap", 0, "auto"), steps=10, say=said.append)
+    found = tune(toy(), BATCH, Wish("vmap", 0, "auto"), steps=10, say=said.append)
     assert [timing.plan.compile for timing in found.timings] == [False]
     assert "not compiled: 10 outer steps take 0 s" in said[0]
     monkeypatch.setattr(tuning, "WORTH_COMPILING", 0.0)
-    found = tune(toy(), [BATCH], Wish("vmap", 0, "auto"), steps=10, say=said.append)
+    found = tune(toy(), BATCH, Wish("vmap", 0, "auto"), steps=10, say=said.append)
     assert [timing.plan.compile for timing in found.timings] == [False, True]
     assert found.timings[1].build > 0
 
@@ -150,11 +161,11 @@ def test_the_fastest_plan_and_a_lean_one_that_is_near_are_compiled() -> None:
 
 def test_what_cannot_be_compiled_is_dropped_or_refused(monkeypatch: pytest.MonkeyPatch, no_inductor: None) -> None:
     monkeypatch.setattr(tuning, "WORTH_COMPILING", 0.0)
-    found = tune(toy(CannotBeCompiled), [BATCH], Wish("vmap", 0, "auto"), steps=10, say=print)
+    found = tune(toy(CannotBeCompiled), BATCH, Wish("vmap", 0, "auto"), steps=10, say=print)
     assert [timing.plan.compile for timing in found.timings] == [False]
     assert "cannot be compiled" in found.dropped["vmap compiled"]
     with pytest.raises(ConfigError, match=r"device\.compile=true, but no compiled plan works \(vmap compiled: "):
-        tune(toy(CannotBeCompiled), [BATCH], Wish("auto", 0, True), steps=10, say=print)
+        tune(toy(CannotBeCompiled), BATCH, Wish("auto", 0, True), steps=10, say=print)
 
 
 def test_no_plan_at_all_is_an_error_with_every_reason() -> None:
