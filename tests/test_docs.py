@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from metalearn.analysis.readme import fill
+from tests.reliability import report
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SMALL = [
@@ -99,3 +100,33 @@ def test_what_contributing_shows_works_in_an_empty_folder(section: str, tmp_path
         done = shell(command, tmp_path)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
     assert list(tmp_path.glob("outputs/*/*/results.json"))
+
+
+def test_every_fault_has_a_test_that_injects_it() -> None:
+    found = report.injecting(REPOSITORY / "tests")
+    assert found.keys() == report.FAULTS.keys() - report.IMPOSSIBLE.keys(), (
+        "name its tests test_fault_NN_…, or mark them with pytest.mark.fault(NUMBER)"
+    )
+    assert not (REPOSITORY / "conf" / "logger").exists(), "a logger can be down now: test fault 25"
+
+
+def test_a_fault_that_was_not_survived_stands_on_the_page(tmp_path: Path) -> None:
+    (tmp_path / "test_one.py").write_text(
+        "import pytest\n@pytest.mark.fault(4, 5)\n@pytest.mark.parametrize('good', [True, False])\n"
+        "def test_it(good, record_property):\n    record_property('killed run', 'save')\n    assert good\n"
+        "def test_fault_06_is_not_here():\n    pytest.skip('not here')\n"
+        "def test_of_something_else():\n    assert False\n"
+    )
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = fault(number, ...)\n")
+    tally = report.Tally()
+    pytest.main(["-q", "-p", "no:cacheprovider", "-c", str(tmp_path / "pytest.ini"), str(tmp_path)], plugins=[tally])
+    page = report.fill(f"before\n{report.START}\n{report.END}\nafter\n", tally, "here")
+    rows = report.rows_of(page)
+    assert [rows[number][1:3] for number in (4, 5, 6, 25)] == [["2", "1"], ["2", "1"], ["0", "0"], ["–", "–"]]
+    assert "| run | 0 | 0 | 2 | 0 | 0 | 2 |" in page
+    assert (
+        "Not survived:\n\n- `test_one.py::test_it[False]`\n\nLeft out on this machine:\n\n- `test_one.py::test_fault_06_is_not_here`\n"
+        in page
+    )
+    assert not tally.complete()
+    assert report.injecting(tmp_path) == {number: {f"{tmp_path.name}/test_one.py"} for number in (4, 5, 6)}
