@@ -153,7 +153,7 @@ def gradients_by_ranks(tasks: TaskBatch) -> Callable[[Link], dict[str, torch.Ten
     def part(link: Link) -> dict[str, torch.Tensor]:
         share, executor = share_of(link.rank, link.ranks, len(tasks.key)), Executor(maml(order=2), TaskPlan("vmap"))
         sums = executor.sums(tree_map(lambda leaf: leaf[share.start : share.stop], tasks))
-        executor.write(pool(sums, share, len(tasks.key), link))
+        executor.write(pool(sums, share, len(tasks.key), link)[0])
         return {name: p.grad for name, p in executor.algorithm.named_parameters() if p.grad is not None}
 
     return part

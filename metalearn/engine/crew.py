@@ -29,6 +29,10 @@ class Crew:
         """Fill `.grad` with the mean gradient over the meta-batch; return its losses (T,) and mean metrics."""
         return self.executor.execute(batch)
 
+    def chunks(self) -> list[int]:
+        """The present `device.chunk` of every process, which is halved where memory runs out. May sync with the device."""
+        return [self.executor.plan.chunk]
+
     def evaluate(
         self,
         split: Split,

@@ -13,7 +13,7 @@ from metalearn.errors import CheckpointError
 COUNTS = ("step", "evaluated_step", "window_count", "metrics_offset", "shift", "rollbacks", "refused", "refused_row")
 KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(COUNTS, (int,)),
-    **dict.fromkeys(("record", "optimizer"), (list,)),
+    **dict.fromkeys(("record", "optimizer", "chunks"), (list,)),
     **dict.fromkeys(("config", "plan"), (dict,)),
     "data_sha256": (str,),
     "best": (int, type(None)),
@@ -49,6 +49,8 @@ def checked(facts: Any, step: int, path: Path) -> Facts:
     for parameter, key, value in facts.get("optimizer", []):
         if not isinstance(parameter, int) or not isinstance(key, str) or isinstance(value, (list, dict)):
             raise ValueError(f"{path.name}: the optimizer's {short(key)} is {short(value)}")
+    if not all(type(chunk) is int and chunk in range(LARGEST_CHUNK) for chunk in facts.get("chunks", [])):
+        raise ValueError(f"{path.name}: the chunks are {short(facts['chunks'])}")
     if not is_plan(facts.get("plan", PLAN)):
         raise ValueError(f"{path.name}: the plan is {short(facts['plan'])}")
     return Facts(facts, path)

@@ -9,7 +9,7 @@ Orders travel over gloo and tensors over gloo or, between GPUs, nccl. All of it 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -99,13 +99,22 @@ class RankedCrew(Crew):
     """Rank 0 and those who follow its orders with `serve`.
 
     require_all: raises when another rank is gone; called between batches of an evaluation, which may be long.
+    chunks: `device.chunk` of each rank to begin with; by default that of this one.
     """
 
     def __init__(
-        self, algorithm: Algorithm, source: Source, executor: Executor, settings: Settings, link: Link, require_all: Callable[[], None]
+        self,
+        algorithm: Algorithm,
+        source: Source,
+        executor: Executor,
+        settings: Settings,
+        link: Link,
+        require_all: Callable[[], None],
+        chunks: Sequence[int] = (),
     ) -> None:
         super().__init__(algorithm, source, executor, settings)
         self.link, self.require_all = link, require_all
+        self.chunks_then = torch.tensor(list(chunks) or [executor.plan.chunk] * link.ranks)
         self.share = share_of(link.rank, link.ranks, settings.meta_batch_size)
         if algorithm.trains_on != "examples":
             self.feed = Feed(algorithm, source, settings, self.share)
@@ -120,8 +129,12 @@ class RankedCrew(Crew):
     def execute(self, batch: TaskBatch | Examples) -> tuple[Tensor, Metrics]:
         if isinstance(batch, Examples):
             return super().execute(batch)
-        sums = pool(self.executor.sums(batch), self.share, self.settings.meta_batch_size, self.link)
+        sums = self.executor.sums(batch)
+        sums, self.chunks_then = pool(sums, self.share, self.settings.meta_batch_size, self.link, self.executor.plan.chunk)
         return sums.losses, self.executor.write(sums)
+
+    def chunks(self) -> list[int]:
+        return [int(chunk) for chunk in self.chunks_then.tolist()]
 
     def evaluate(
         self,
@@ -158,23 +171,25 @@ def serve(algorithm: Algorithm, source: Source, executor: Executor, settings: Se
         if order[0] == STEP:
             batch = feed.draw(order[1])
             fault("rank:step")
-            pool(executor.sums(batch), share, settings.meta_batch_size, link)
+            sums = executor.sums(batch)
+            pool(sums, share, settings.meta_batch_size, link, executor.plan.chunk)
         else:
             split, seed, episodes, batch_size, curve = order[1:6]
             exam = Exam(SPLITS[split], seed, episodes, batch_size, curve=bool(curve))
             pool_scores(algorithm, source, exam, executor, link)
 
 
-def pool(sums: Sums, share: range, count: int, link: Link) -> Sums:
-    """The sums over all ranks, on rank 0; count: tasks of the meta-batch, of which `share` are this rank's."""
-    losses = sums.losses.new_zeros(count)
+def pool(sums: Sums, share: range, count: int, link: Link, chunk: int = 0) -> tuple[Sums, Tensor]:
+    """On rank 0: the sums over all ranks, and the chunk of each. count: tasks of the meta-batch, of which `share` are this rank's."""
+    losses, chunks = sums.losses.new_zeros(count), sums.losses.new_zeros(link.ranks, dtype=torch.float64)
     losses[share.start : share.stop] = sums.losses
-    leaves, form = tree_flatten(sums._replace(losses=losses))
+    chunks[link.rank] = chunk
+    leaves, form = tree_flatten((sums._replace(losses=losses), chunks))
     flat = torch.cat([leaf.reshape(-1).double() for leaf in leaves])
     link.sum(flat)
     pieces = flat.split([leaf.numel() for leaf in leaves])
-    pooled: Sums = tree_unflatten([piece.view(leaf.shape) for piece, leaf in zip(pieces, leaves, strict=True)], form)
-    return pooled._replace(losses=pooled.losses.to(losses.dtype))
+    pooled: tuple[Sums, Tensor] = tree_unflatten([piece.view(leaf.shape) for piece, leaf in zip(pieces, leaves, strict=True)], form)
+    return pooled[0]._replace(losses=pooled[0].losses.to(losses.dtype)), pooled[1]
 
 
 def pool_scores(

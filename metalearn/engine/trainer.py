@@ -151,8 +151,9 @@ class Trainer:
         if self.updater is not None:
             progress |= {"refused": int(self.updater.refused.item()), "refused_row": int(self.updater.row.item())}
         offset = self.log.sync_metrics()
-        rest = {"metrics_offset": offset, "record": self.record.entries, "optimizer": optimizer, "plan": asdict(self.crew.executor.plan)}
-        return tensors, {**self.facts, **progress, **rest}
+        plan = {"plan": asdict(self.crew.executor.plan), "chunks": self.crew.chunks()}
+        rest = {"metrics_offset": offset, "record": self.record.entries, "optimizer": optimizer}
+        return tensors, {**self.facts, **progress, **rest, **plan}
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint as if nothing had happened since."""

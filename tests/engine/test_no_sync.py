@@ -78,7 +78,7 @@ def outer_step(crew: Crew, updater: Updater, window: Window, step: int) -> None:
     losses, metrics = crew.execute(crew.draw(step))
     statistics = metrics.pop("statistics", None)
     norm = updater.update(step, losses, statistics)
-    window.add({"loss": losses.mean(), **metrics, "gradient_norm": norm})
+    window.add({"loss": losses.mean(), **metrics, "gradient_norm": norm}, updater.bad)
 
 
 def train(algorithm: Algorithm, source: Source, optimizer: str, plan: TaskPlan, clip: Clip) -> None:
@@ -88,7 +88,7 @@ def train(algorithm: Algorithm, source: Source, optimizer: str, plan: TaskPlan, 
     outer = build_optimizer(cfg, actor)
     assert outer is not None
     crew = Crew(actor, source, Executor(actor, plan), replace(SETTINGS, meta_batch_size=4, batch_size=12))
-    updater, window = Updater(actor, outer, build_schedule(cfg), clip), Window()
+    updater, window = Updater(actor, outer, build_schedule(cfg), clip, limit=3), Window()  # as with trainer.on_nan=skip
     outer_step(crew, updater, window, 0)
     with watched():
         outer_step(crew, updater, window, 1)

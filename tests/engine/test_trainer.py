@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from metalearn.core import Examples, Metrics, Plan, TaskBatch
-from metalearn.engine import feed
+from metalearn.engine import feed, nonfinite
 from metalearn.engine.checkpoint import CheckpointStore, SaveError
 from metalearn.engine.crew import Crew
 from metalearn.engine.execution import Executor, TaskPlan
@@ -226,3 +226,16 @@ def test_best_weights_that_the_disk_refused_are_not_chosen_and_three_refusals_in
     assert [step for step, _ in actor.record.entries] == [1, 3, 6]
     assert actor.store.pointed("best") == 3
     assert "training goes on (failed saves in a row: 2, 3 end the run)" in (tmp_path / "train.log").read_text()
+
+
+def test_warnings_of_what_was_left_out_come_to_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nonfinite, "MOST_WARNINGS", 2)
+    with RunLog(tmp_path) as log:
+        actor = trainer(log, ToySource(bad_tasks=(0, 9, 17)), log_every=1, eval_every=100)
+        assert actor.updater is not None
+        actor.updater.limit = 2
+        actor.train()
+    told = [line for line in (tmp_path / "train.log").read_text().splitlines() if "not finite" in line]
+    assert [f"at step {step} (counted from 0)" in line for step, line in zip((0, 2), told, strict=True)] == [True, True]
+    assert ["further ones are only counted, in metrics.jsonl" in line for line in told] == [False, True]
+    assert sum(line.get("left_out", 0) for line in lines(tmp_path)) == 3

@@ -118,6 +118,7 @@ class ForkedRank:
                 for stream in (1, 2):
                     os.dup2(stdout.fileno(), stream)
                 os.closerange(3, 1024)  # as Popen does: the lock and the killer's pipe are not a rank's
+                sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115 - pytest's own are closed now
                 os.environ.update(env)
                 sys.path[:] = command[3].split("\n")
                 from metalearn.worker import main

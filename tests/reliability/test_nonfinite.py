@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from metalearn.engine import trainer
 from metalearn.engine.checkpoint import CheckpointStore
 from metalearn.engine.nonfinite import MOST_IN_A_ROW, MOST_ROLLBACKS
 from tests.reliability import harness
-from tests.reliability.harness import KILLED, assert_same_end, finish, resume, train
+from tests.reliability.harness import KILLED, assert_same_end, finish, forking_ranks, resume, train
 
 # Two tasks a step. Checkpoints at 0, 3, 6 and 9, since no validation comes between.
 WORDS = ["trainer.outer_steps=9", "trainer.eval_every=9", "trusted=[spoiled]"]
@@ -55,7 +57,7 @@ def bad(tasks: Collection[int], folder: Path, work: Callable[[], int]) -> Callab
     def changed() -> int:
         os.chdir(folder)
         sys.path.append(str(folder))
-        return work()
+        return forking_ranks(work)()
 
     return changed
 
@@ -77,6 +79,7 @@ def test_fault_12_skip_leaves_the_update_out_and_says_so(target: str, what: str,
     [warning] = warnings(run_dir)
     assert f"at step 5 (counted from 0), {what} algo.inner_lr=0.4. The weights were not changed by it" in warning
     assert "last good checkpoint: RUN_DIR/checkpoints/step-000003; left out 1 of 6 updates so far (trainer.on_nan=skip)" in warning
+    assert "warning: 1 of 9 updates were left out, as their loss or gradient was not finite" in (run_dir / "train.log").read_text()
     lines = [line for line in harness.metrics(run_dir) if line["split"] == "train"]
     assert [(line["step"], line["left_out"]) for line in lines] == [(3, 0), (6, 1), (9, 0)]
     assert all(line["loss"] is not None and line["gradient_norm"] is not None for line in lines)
@@ -169,8 +172,6 @@ def test_rollback_passes_over_a_damaged_checkpoint(cache: Path, tmp_path: Path) 
     assert finish(bad([9], folder, train(cfg, run_dir)), fault="step:end@4") == KILLED
 
     def damaged() -> int:
-        from metalearn.engine import trainer
-
         usual = trainer.Trainer.train_step
 
         def train_step(self: trainer.Trainer) -> None:
@@ -185,6 +186,31 @@ def test_rollback_passes_over_a_damaged_checkpoint(cache: Path, tmp_path: Path) 
     assert "rolled back to step 0 (1 of at most 3 times), meta-batches 0 to 4" in warnings(run_dir)[0]
     store = CheckpointStore(run_dir)
     assert [store.load(step).facts["shift"] for step in store.steps()] == [0, 5, 5, 5]  # that of step 3 was made anew
+
+
+def test_a_signal_that_finds_a_bad_step_at_its_save_leaves_the_rollback_to_the_resumed_run(cache: Path, tmp_path: Path) -> None:
+    """As on a GPU, where the flag is read seldom: step 4 is bad, the signal comes at step 5, and only the save looks."""
+    cfg, run_dir, whole = spoiled(cache, "trainer.on_nan=rollback", INFINITE), tmp_path / "run", tmp_path / "whole"
+    assert finish(bad([9], tmp_path, train(cfg, whole))) == 0
+
+    def seldom() -> int:
+        usual, train_step = trainer.Trainer.require_finite, trainer.Trainer.train_step
+
+        def step_unseen(self: trainer.Trainer) -> None:
+            trainer.Trainer.require_finite = lambda self: None  # type: ignore[method-assign]
+            train_step(self)
+            trainer.Trainer.require_finite = usual  # type: ignore[method-assign]
+            if self.step == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        trainer.Trainer.train_step = step_unseen  # type: ignore[method-assign]
+        return train(cfg, run_dir)()
+
+    assert finish(bad([9], tmp_path, seldom)) == 143
+    assert harness.status(run_dir)["status"] == "preempted"
+    assert CheckpointStore(run_dir).newest().step == 3
+    assert finish(bad([9], tmp_path, resume(run_dir, "trusted=[spoiled]"))) == 0
+    assert_same_end(run_dir, whole)
 
 
 # --- stop ------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,93 @@
+"""Fault 15: memory runs out in the middle of a run, on the first rank or on another one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metalearn.engine.checkpoint import CheckpointStore
+from tests.reliability import harness
+from tests.reliability.harness import KILLED, assert_same_end, finish, forking_ranks, resume, train
+
+# The allocator refuses when the first and the last task of step 1, or the last of step 0 alone, come with others.
+HUNGRY = """
+import torch
+from metalearn.algorithms.protonet import ProtoNet
+from metalearn.data.sampling import task_keys
+
+MOST, BAD = {most}, {bad}
+
+class Hungry(ProtoNet):
+    def gradient(self, params, tasks, how):
+        keys = torch.cat([task_keys(0, "train", first=number, count=1, device=tasks.key.device) for number in BAD])
+        if len(tasks.key) > MOST and torch.isin(tasks.key, keys).any():
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super().gradient(params, tasks, how)
+"""
+WORDS = ["trainer.meta_batch_size=4", "algo._target_=hungry.Hungry", "trusted=[hungry]"]
+
+
+def hungry(folder: Path, work: Callable[[], int], *, most: int, bad: list[int]) -> Callable[[], int]:
+    """The work of a process in which these tasks fit into memory with so many others at most."""
+    (folder / "hungry.py").write_text(HUNGRY.format(most=most, bad=bad))
+
+    def changed() -> int:
+        sys.path.append(str(folder))
+        os.chdir(folder)
+        return forking_ranks(work)()
+
+    return changed
+
+
+def configuration(cache: Path, *words: str) -> dict[str, Any]:
+    return harness.configuration(cache, *harness.QUICK, *WORDS, *words)
+
+
+@pytest.mark.fault(15)
+@pytest.mark.parametrize(
+    ("ranks", "bad", "chunks"), [(1, [5], [2]), (2, [7], [4, 1]), (2, [4], [1, 4])], ids=["alone", "other-rank", "first-rank"]
+)
+def test_fault_15_the_chunk_is_halved_stays_so_after_a_kill_and_the_meta_batch_is_the_same(
+    ranks: int, bad: list[int], chunks: list[int], cache: Path, tmp_path: Path
+) -> None:
+    """Memory runs out in step 1, once; the checkpoint of step 3 knows on which rank."""
+    most = chunks[0] if ranks == 1 else 1
+    cfg, run_dir, whole, ample = configuration(cache, f"device.ranks={ranks}"), tmp_path / "run", tmp_path / "whole", tmp_path / "ample"
+    assert finish(hungry(tmp_path, train(cfg, whole), most=most, bad=bad)) == 0
+    warning = f"out of memory with {4 // ranks} tasks at once; going on with device.chunk={min(chunks)}, the meta-batch is the same"
+    assert (whole / "train.log").read_text().count(warning) == 1
+    assert finish(hungry(tmp_path, train(cfg, run_dir), most=most, bad=bad), fault="step:end@5") == KILLED
+    assert CheckpointStore(run_dir).newest().facts["chunks"] == chunks
+    assert finish(hungry(tmp_path, resume(run_dir, "trusted=[hungry]"), most=most, bad=bad)) == 0
+    assert CheckpointStore(run_dir).newest().facts["chunks"] == chunks
+    assert_same_end(run_dir, whole)
+    assert finish(hungry(tmp_path, train(cfg, ample), most=4, bad=bad)) == 0
+    for line, expected in zip(harness.metrics(whole), harness.metrics(ample), strict=True):
+        assert line["loss"] == pytest.approx(expected["loss"], abs=1e-4)
+
+
+@pytest.mark.fault(15)
+def test_fault_15_a_task_that_does_not_fit_alone_ends_the_run_in_a_sentence(
+    cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    assert finish(hungry(tmp_path, train(configuration(cache), run_dir), most=0, bad=[9])) == 1
+    errors = capfd.readouterr().err
+    assert "out of memory with a single task: CUDA out of memory. Tried to allocate 2.00 GiB.; choose a smaller model" in errors
+    assert "Traceback" not in errors
+    assert harness.status(run_dir) == {**harness.status(run_dir), "status": "failed", "exit_code": 1}
+    assert CheckpointStore(run_dir).newest().step == 2
+
+
+def test_chunks_of_another_plan_or_number_of_ranks_are_forgotten(cache: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    cfg = configuration(cache, "device.ranks=2")
+    assert finish(hungry(tmp_path, train(cfg, run_dir), most=1, bad=[7]), fault="step:end@5") == KILLED
+    words = ["trusted=[hungry]", "device.chunk=2"]
+    assert finish(hungry(tmp_path, resume(run_dir, *words), most=4, bad=[7])) == 0
+    assert CheckpointStore(run_dir).newest().facts["chunks"] == [2, 2]
