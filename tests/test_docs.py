@@ -110,6 +110,16 @@ def test_every_fault_has_a_test_that_injects_it() -> None:
     assert not (REPOSITORY / "conf" / "logger").exists(), "a logger can be down now: test fault 25"
 
 
+def test_the_page_says_how_every_fault_ended() -> None:
+    rows, found = report.rows_of(document("docs/reliability.md")), report.injecting(REPOSITORY / "tests")
+    assert list(rows) == list(report.FAULTS)
+    for number, (fault, injected, survived, compared, files) in rows.items():
+        assert (fault, compared) == (report.FAULTS[number][0], report.IMPOSSIBLE.get(number, report.FAULTS[number][1]))
+        if number not in report.IMPOSSIBLE:
+            assert 0 < int(survived) == int(injected)
+            assert set(re.findall(r"`([^`]+)`", files)) == found[number], "docs/reliability.md is out of date; run scripts/fault_report"
+
+
 def test_a_fault_that_was_not_survived_stands_on_the_page(tmp_path: Path) -> None:
     (tmp_path / "test_one.py").write_text(
         "import pytest\n@pytest.mark.fault(4, 5)\n@pytest.mark.parametrize('good', [True, False])\n"
