@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,6 +72,8 @@ class Proof:
     def problem(self, executor: Executor) -> str | None:
         """Why the plan is not to be trusted; None if it is. The executor has been used once then."""
         executor.sums(self.batch)
+        if not self.references and executor.plan.name != "loop":
+            return "no task of the first meta-batch has a finite gradient to compare with"
         judged = executor if executor.algorithm is self.actor else Executor(self.actor, executor.plan)
         first: str | None = None
         for reference in self.references:
@@ -84,7 +87,7 @@ class Proof:
 def references_of(actor: Algorithm, batch: Batch) -> list[Reference]:
     """What `loop` gives for meta-batches as large as this one, each of two of its tasks in turns, the calmest two first.
 
-    A flat minibatch is one task, and stays as it is.
+    A flat minibatch is one task, and stays as it is. Tasks whose gradient is not finite are left out; if all are, there is no reference.
     """
     looped = [Executor(other, TaskPlan("loop")) for other in (actor, nudged(actor, 1), nudged(actor, -1))]
     count = 1 if isinstance(batch, Examples) else len(batch.key)
@@ -92,11 +95,12 @@ def references_of(actor: Algorithm, batch: Batch) -> list[Reference]:
 
     def movement(task: Batch) -> float:
         at_rest, *moved = (executor.sums(task) for executor in looped)
-        return max(gap for sums in moved for gap in gaps(sums, at_rest).values())
+        return max((gap for sums in moved for gap in gaps(sums, at_rest).values()), default=0.0)
 
     movements = [movement(task) for task in tasks]
-    order = sorted(range(count), key=movements.__getitem__)
-    pairs = [order[first : first + 2] for first in range(0, min(count, 2 * MOST_PAIRS), 2)]
+    order = [number for number in sorted(range(count), key=movements.__getitem__) if movements[number] < math.inf]
+    # One task alone only where there is no other, since no leak could be seen.
+    pairs = [order[first : first + 2] for first in range(0, min(len(order), 2 * MOST_PAIRS), 2) if first + 1 < max(len(order), 2)]
     return [reference_of([tasks[number] for number in pair], count, looped) for pair in pairs]
 
 
@@ -131,13 +135,14 @@ def tolerance(least: float, changes: Sequence[float]) -> float:
 
 def gaps(sums: Sums, expected: Sums) -> dict[str, float]:
     """Per parameter, by how much of its size a gradient differs. The size of what is nearly nothing is a millionth of the largest one."""
-    floor = 1e-6 * max(float(grad.norm()) for grad in expected.grads.values())
+    floor = 1e-6 * max((float(grad.norm()) for grad in expected.grads.values()), default=0.0)
     return {name: relative(sums.grads[name], grad, floor) for name, grad in expected.grads.items()}
 
 
 def relative(values: Tensor, expected: Tensor, floor: float = 1e-12) -> float:
-    """Norm of the difference over the norm of what was expected, which counts as at least `floor`."""
-    return float((values - expected).norm()) / max(float(expected.norm()), floor)
+    """Norm of the difference over the norm of what was expected, which counts as at least `floor`; infinite for what is not finite."""
+    gap = float((values - expected).norm()) / max(float(expected.norm()), floor)
+    return gap if math.isfinite(gap) else math.inf
 
 
 def nudged(actor: Algorithm, sign: int) -> Algorithm:

@@ -111,7 +111,8 @@ def test_plans_are_not_judged_on_a_task_at_a_kink() -> None:
     assert "vmap" in tune(toy(Kink), toy_tasks(1), Wish("auto", 0, False), steps=10, say=print).dropped
 
 
-def test_tasks_that_leak_into_each_other_are_seen() -> None:
+@pytest.mark.parametrize("count", [2, 3, 5, 8])
+def test_tasks_that_leak_into_each_other_are_seen(count: int) -> None:
     class Leaks(ToyAlgorithm):
         def gradient(self, params, tasks, how):
             if how.name == "vmap":
@@ -119,7 +120,31 @@ def test_tasks_that_leak_into_each_other_are_seen() -> None:
                 tasks = tasks._replace(support=support._replace(y=support.y.mean(0, keepdim=True).expand_as(support.y)))
             return super().gradient(params, tasks, how)
 
-    assert "vmap" in tune(toy(Leaks), BATCH, Wish("auto", 0, False), steps=10, say=print).dropped
+    assert "vmap" in tune(toy(Leaks), toy_tasks(count), Wish("auto", 0, False), steps=10, say=print).dropped
+
+
+class Blows(ToyAlgorithm):
+    """Gradients that are not finite for the tasks with these keys."""
+
+    keys: torch.Tensor
+
+    def gradient(self, params, tasks, how):
+        grads, losses, metrics = super().gradient(params, tasks, how)
+        bad = torch.isin(tasks.key, self.keys).any()
+        return {name: torch.where(bad, torch.inf, grad) for name, grad in grads.items()}, losses, metrics
+
+
+@pytest.mark.parametrize("bad", [0, 1, 3])
+def test_a_task_that_is_not_finite_is_no_reason_to_drop_a_plan(bad: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Blows, "keys", BATCH.key[bad], raising=False)
+    assert not tune(toy(Blows), BATCH, Wish("auto", 0, False), steps=10, say=print).dropped
+
+
+def test_where_nothing_is_finite_the_run_goes_on_by_loop_and_says_so_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Blows, "keys", BATCH.key, raising=False)
+    found = tune(toy(Blows), BATCH, Wish("auto", 0, False), steps=10, say=print)
+    assert [timing.plan for timing in found.timings] == [TaskPlan("loop")]
+    assert found.dropped["vmap"] == "no task of the first meta-batch has a finite gradient to compare with"
 
 
 def test_all_plans_are_timed_and_the_algorithm_is_left_alone() -> None:
