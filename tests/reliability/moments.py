@@ -7,6 +7,7 @@ process was faster, at its very end.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import random
@@ -56,7 +57,8 @@ def kill_at(chosen: Moment, work: Callable[[], int], *, victims: Callable[[int],
     if os.read(ours, 1):
         time.sleep(chosen.seconds)
         for process in victims(child):
-            os.kill(process, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # a rank may be gone with the process before it
+                os.kill(process, signal.SIGKILL)
     os.close(ours)
     return wait(child)
 
