@@ -75,7 +75,7 @@ class StopSignals:
         if self.received is not None:
             raise PreemptedError(self.received)
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:
+    def _remember(self, number: int, frame: FrameType | None = None) -> None:
         self.received = self.received or number
 
     def _watch(self) -> None:
@@ -92,6 +92,7 @@ class StopSignals:
                     return
                 if number in self.caught and not first:
                     first, deadline = number, time.monotonic() + self.timeout
+                    self._remember(number)  # the main thread may not come to it for long, and others ask what was received
                 count += number in CAUGHT
                 if number in CAUGHT and count > 1:
                     self._leave(number, f"a second signal came ({signal.Signals(number).name})")

@@ -70,12 +70,13 @@ def heeding(mark: Path, parent: int | None) -> Iterator[StopSignals]:
     done = threading.Event()
 
     def watch() -> None:
-        noticed = False
+        noticed, told = False, [around]
         while not done.wait(WATCH_EVERY):
             number = around.received or asked(mark, parent)
             listener = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-            # Only at the second look, and with the same number: a terminal tells every process itself, and twice means at once.
-            if noticed and number and listener is not around and isinstance(listener, StopSignals) and listener.received is None:
+            # Once, only at the second look, and with the same number: a terminal tells every process itself, and twice means at once.
+            if noticed and number and isinstance(listener, StopSignals) and listener not in told and listener.received is None:
+                told.append(listener)
                 os.kill(os.getpid(), number)
             noticed = bool(number)
 

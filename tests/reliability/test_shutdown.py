@@ -17,6 +17,7 @@ from metalearn.engine import signals
 from metalearn.engine.checkpoint import CheckpointStore
 from metalearn.engine.runlog import RunLog
 from metalearn.engine.signals import StopSignals
+from metalearn.sweep.stopping import heeding
 from tests.reliability import harness
 from tests.reliability.harness import assert_same_end, finish, resume, start, train, wait
 from tests.reliability.test_lock_and_signals import struck
@@ -35,6 +36,14 @@ def hang_in_c() -> None:
     libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(128)  # zeros are an unlocked mutex
     libc.pthread_mutex_lock(mutex)
     libc.pthread_mutex_lock(mutex)
+
+
+def busy_in_c(seconds: float) -> None:
+    """As a large product does: other threads run meanwhile, but no Python handler is called, and signals do not interrupt it."""
+    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(128)
+    libc.pthread_mutex_lock(mutex)
+    until = time.time() + seconds
+    libc.pthread_mutex_timedlock(mutex, (ctypes.c_long * 2)(int(until), int(until % 1 * 1e9)))
 
 
 def strike_and(hang: Callable[[], None], number: int = signal.SIGTERM) -> Callable[[], None]:
@@ -173,3 +182,28 @@ def test_a_signal_within_a_context_within_another_is_that_of_the_inner_one() -> 
             assert (outer.received, inner.received) == (None, signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         assert (outer.received, inner.received) == (signal.SIGINT, signal.SIGTERM)
+
+
+@pytest.mark.fault(10)
+@pytest.mark.parametrize("terminal", [False, True])
+def test_fault_10_a_job_of_a_sweep_that_is_busy_when_it_is_told_saves(
+    terminal: bool, cfg: dict[str, Any], reference: Path, tmp_path: Path
+) -> None:
+    """The sweep's mark is one word, even if a terminal says it as well and the job answers late."""
+    run_dir, mark = tmp_path / "run", tmp_path / ".stop"
+
+    def told() -> None:
+        mark.write_text(str(int(signal.SIGTERM)))
+        if terminal:
+            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        busy_in_c(1.5)
+
+    def job() -> int:
+        with heeding(mark, os.getppid()):
+            return struck(train(cfg, run_dir), told)()
+
+    assert finish(job) == 143
+    assert "reason" not in harness.status(run_dir)
+    assert CheckpointStore(run_dir).pointed("last") == 4
+    assert finish(resume(run_dir)) == 0
+    assert_same_end(run_dir, reference)
