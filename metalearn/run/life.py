@@ -215,16 +215,20 @@ class Life:
             self._save_last(trainer)
         self.signals.last_word = say_nothing
         self.log.status("preempted", stop.exit_code, **self.restarts)
-        words = [str(self.log.run_dir), *([f"trusted=[{','.join(self.cfg['trusted'])}]"] if self.cfg["trusted"] else [])]
-        self.log.say(f"{stop}; continue with: metalearn resume {shlex.join(words)}")
+        self.log.say(f"{stop}; continue with: {self._way_on()}")
         if stop.number in slurm.warnings():
             slurm.requeue(self.log.say)
         return stop.exit_code
 
+    def _way_on(self) -> str:
+        """The command that continues this run."""
+        trusted = [f"trusted=[{','.join(self.cfg['trusted'])}]"] if self.cfg["trusted"] else []
+        return shlex.join(["metalearn", "resume", str(self.log.run_dir), *trusted])
+
     def _ended_at_once(self, code: int, reason: str) -> None:
         """Word from beside a main thread that does not get on: the status first, as there may be no time for more."""
         newest = self.store.path(max(self.store.steps(), default=0)).name
-        reason = f"ended at once, as {reason}; what came after {newest} will be done again by: metalearn resume {self.log.run_dir}"
+        reason = f"ended at once, as {reason}; what came after {newest} will be done again by: {self._way_on()}"
         self.log.status("preempted", code, reason=reason, **self.restarts)
         self.log.note(reason)
         sys.stderr.write(f"error: {reason}\n")
