@@ -113,7 +113,7 @@ def train(args: argparse.Namespace) -> int:
     from metalearn import build, run
 
     args.run_dir = run.new_run_dir(cfg, args.overrides)
-    if slurm.restarts() and (args.run_dir / "config.yaml").exists():  # the job has run this command before
+    if slurm.restarts() and run.holds_run(args.run_dir, cfg):  # the job has run this command before
         return run.resume(args.run_dir, [word for word in args.overrides if word.startswith("trusted=")])
     build.check_machine(cfg, args.run_dir)
     return run.train(cfg, args.overrides, args.run_dir)

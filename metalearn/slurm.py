@@ -1,17 +1,19 @@
 """A job of SLURM: how it learns that its time is up, and how it asks to be run again.
 
-SLURM sends a signal some time before the end if the job asks for it: `#SBATCH --signal=USR1@90`. A run then saves and
+SLURM sends a signal some time before the end if the job asks for it: `#SBATCH --signal=USR1@180`. A run then saves and
 requeues its job, which runs the same command again and so goes on with the run. SIGTERM requeues nothing, because it is
 also what `scancel` sends, and because a job that SLURM preempts is requeued by SLURM itself.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 PATIENCE = 60.0  # seconds for scontrol
 
@@ -32,6 +34,16 @@ def restarts() -> int:
 def warnings() -> tuple[signal.Signals, ...]:
     """Signals that announce the end of the job's time."""
     return (signal.SIGUSR1,) if job() is not None else ()
+
+
+def own_folder(parent: Path, words: Sequence[str]) -> Path | None:
+    """parent/slurm-<job>_<8 digits of the words>, which the same command finds again when its job is run again.
+
+    None outside SLURM, and where the job has given these words before and was not restarted since, as a person may by hand.
+    """
+    digits = hashlib.sha256("\n".join(words).encode("utf-8", "backslashreplace")).hexdigest()[:8]
+    folder = parent / f"slurm-{job()}_{digits}"
+    return folder if job() is not None and (restarts() or not folder.exists()) else None
 
 
 def requeue(say: Callable[[str], None]) -> None:

@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "worker": {"run", "launcher"},
     "listing": {"config", "library", "prose", "schema", "analysis", "errors"},
     "completion": {"config", "library", "schema", "bench", "errors"},
-    "sweep": {"run", "build", "config", "saved", "schema", "library", "engine", "analysis", "errors"},
+    "sweep": {"run", "build", "config", "saved", "schema", "library", "engine", "analysis", "slurm", "errors"},
     "bench": {"run", "build", "config", "schema", "engine", "algorithms", "models", "analysis", "core", "errors"},
     "doctor": {"run", "build", "config", "library", "engine", "analysis", "data", "core", "errors"},
     "cli": {

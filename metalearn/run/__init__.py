@@ -22,7 +22,7 @@ from metalearn.engine.runlog import RunLog, echo, refuse_links
 from metalearn.engine.signals import PreemptedError, StopSignals
 from metalearn.engine.state import load_weights
 from metalearn.errors import CheckpointError, ConfigError, DataError
-from metalearn.run.folder import new_run_dir, pin_training
+from metalearn.run.folder import holds_run, new_run_dir, pin_training
 from metalearn.run.judging import judge_split
 from metalearn.run.life import Life
 from metalearn.run.loaded import Loaded, load
@@ -34,7 +34,7 @@ OLD_END = {
     "eval_every": "its validation stays in metrics.jsonl and may choose the best checkpoint",
 }
 
-__all__ = ["Loaded", "evaluate_run", "load", "new_run_dir", "resume", "train"]
+__all__ = ["Loaded", "evaluate_run", "holds_run", "load", "new_run_dir", "resume", "train"]
 
 
 def train(cfg: dict[str, Any], overrides: list[str], run_dir: Path) -> int:

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import secrets
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from metalearn import slurm
+from metalearn import config, slurm
+from metalearn.engine.identity import refuse_new_science, science
+from metalearn.errors import ConfigError
 
 
 def new_run_dir(cfg: dict[str, Any], overrides: Sequence[str] = ()) -> Path:
     """run_dir, or outputs/<algo>_<data>/<date>_<time>_<4 hex digits>.
 
-    overrides: the words that made the configuration. In a job of SLURM they and the job's number name the folder in place
-    of the time, so that the same command finds it again when the job is requeued.
+    overrides: the words that made the configuration. In a job of SLURM they and the job's number may name the folder in
+    place of the time, see `slurm.own_folder`.
     """
     if cfg.get("run_dir"):
         return Path(cfg["run_dir"])
-    names = "_".join(_name(cfg[group]["_target_"]) for group in ("algo", "data"))
-    if slurm.job() is not None:
-        digits = hashlib.sha256("\n".join(overrides).encode("utf-8", "backslashreplace")).hexdigest()[:8]
-        return Path("outputs") / names / f"slurm-{slurm.job()}_{digits}"
+    parent = Path("outputs") / "_".join(_name(cfg[group]["_target_"]) for group in ("algo", "data"))
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    return Path("outputs") / names / f"{stamp}_{secrets.token_hex(2)}"
+    return slurm.own_folder(parent, overrides) or parent / f"{stamp}_{secrets.token_hex(2)}"
+
+
+def holds_run(run_dir: Path, cfg: dict[str, Any]) -> bool:
+    """Whether a job of SLURM that is run again goes on in this folder. ConfigError if the run in it is another than cfg asks for."""
+    if not (run_dir / "config.yaml").exists():
+        return False
+    try:
+        refuse_new_science(science(config.read_saved(run_dir)), science(cfg))
+    except ConfigError as error:
+        where = f"{run_dir} holds another run, which restart {slurm.restarts()} of SLURM job {slurm.job()} may not go on with"
+        raise ConfigError(f"{where}; choose another run_dir: {error}") from error
+    return True
 
 
 def pin_training(cfg: dict[str, Any]) -> dict[str, Any]:

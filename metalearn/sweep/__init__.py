@@ -16,6 +16,7 @@ from pathlib import Path
 
 import yaml
 
+from metalearn import slurm
 from metalearn.errors import ConfigError, raise_if
 from metalearn.library import Library
 from metalearn.sweep.jobs import JOBS, Job, is_left, machine_check, planned
@@ -70,8 +71,10 @@ def take_folder(overrides: list[str], config_dir: str | None) -> tuple[list[str]
     if "sweep" in named:
         raise_if(name_problems(named["sweep"]))
         return rest, Path("outputs/sweeps") / named["sweep"]
-    new = Path("outputs/sweeps") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{secrets.token_hex(2)}"
-    return rest, Path(next(iter(named.values()), new))
+    if named:
+        return rest, Path(next(iter(named.values())))
+    parent = Path("outputs/sweeps")
+    return rest, slurm.own_folder(parent, overrides) or parent / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{secrets.token_hex(2)}"
 
 
 def name_problems(name: str) -> Iterator[str]:

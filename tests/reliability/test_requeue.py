@@ -108,6 +108,49 @@ def test_fault_11_a_job_killed_without_a_word_goes_on_too(cache: Path, reference
     assert_same_end(run_dir, reference)
 
 
+@pytest.mark.fault(11)
+def test_a_job_that_is_run_again_goes_on_with_no_other_run(
+    cfg: dict[str, Any], cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    assert finish(train(cfg, run_dir)) == 0
+    words = ["train", *harness.TINY, *harness.QUICK, "seed=7", f"data.cache_dir={cache}", f"run_dir={run_dir}"]
+    capfd.readouterr()
+    assert finish(within_job(tmp_path, {**ALONE, "SLURM_RESTART_COUNT": "1"}, lambda: cli.main(words))) == 2
+    said = capfd.readouterr().err
+    assert f"{run_dir} holds another run, which restart 1 of SLURM job 77 may not go on with; choose another run_dir" in said
+    assert "seed: 0 -> 7" in said
+
+
+def test_a_command_that_is_given_twice_within_a_job_is_two_runs(cache: Path, tmp_path: Path) -> None:
+    """As in an allocation that a person works in."""
+    words = ["train", *harness.TINY, *harness.QUICK, f"data.cache_dir={cache}"]
+
+    def command() -> int:
+        os.chdir(tmp_path)
+        return cli.main(words)
+
+    assert [finish(within_job(tmp_path, ALONE, command)) for _ in range(2)] == [0, 0]
+    dated, own = sorted((tmp_path / "outputs" / "protonet_glyphs").iterdir())
+    assert (own.name.startswith("slurm-77_"), dated.name.startswith("slurm")) == (True, False)
+
+
+@pytest.mark.fault(11)
+def test_a_sweep_without_a_name_goes_on_when_its_job_is_run_again(cache: Path, tmp_path: Path) -> None:
+    words = ["train", "-m", "seed=0,1", *harness.TINY, *harness.QUICK, f"data.cache_dir={cache}"]
+
+    def command() -> int:
+        os.chdir(tmp_path)
+        return cli.main(words)
+
+    assert finish(within_job(tmp_path, ALONE, struck(command, strike(signal.SIGUSR1)))) == 143
+    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+    assert finish(within_job(tmp_path, {**ALONE, "SLURM_RESTART_COUNT": "1"}, command)) == 0
+    [folder] = (tmp_path / "outputs" / "sweeps").iterdir()
+    assert folder.name.startswith("slurm-77_")
+    assert [harness.status(run_dir)["status"] for run_dir in folder.glob("seed-*")] == ["finished"] * 2
+
+
 def test_what_scontrol_says_against_it_is_passed_on(cfg: dict[str, Any], tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     work = struck(train(cfg, run_dir), strike(signal.SIGUSR1))
