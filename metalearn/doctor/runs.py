@@ -28,7 +28,9 @@ class RunFolder:
     def __init__(self, run_dir: Path, overrides: list[str]) -> None:
         self.run_dir, self.overrides = run_dir, overrides
         self.store = CheckpointStore(run_dir)
+        self.state = runfiles.state(run_dir)  # before anything was read: a run that goes on changes it meanwhile
         self.newest: Checkpoint | None = None  # valid one, once they were checked
+        self.valid: set[int] = set()  # steps
 
     def checks(self) -> Iterator[Check]:
         """In an order in which later ones may use what earlier ones found."""
@@ -77,20 +79,50 @@ class RunFolder:
             falls = f"resume falls back to {self.store.path(older[-1]).name} if that is valid" if older else "restore it from a backup"
             raise FailedError(f"{error}; {falls}") from error
         self.newest = self.newest or loaded
+        self.valid.add(step)
         return "every file has the sha256 of its manifest"
 
     def no_checkpoint(self) -> str:
         raise FailedError(f"there is none yet; metalearn resume {self.run_dir} begins at step 0")
 
     def pointer(self, name: str) -> str:
+        """It names what a resumed run would have it name: `last` the newest valid checkpoint, `best` what that one recorded."""
+        if self.newest is None:
+            raise SkippedError("no valid checkpoint says what it should name")
+        step, due = self.store.pointed(name), self.newest.step if name == "last" else self.newest.facts["best"]
+        if step == due and step in self.valid:
+            return self.store.path(step).name
+        if due is None and not (self.store.folder / name).exists():
+            raise SkippedError("there is none yet, as nothing was validated")
+        validated = [entry[0] for entry in self.newest.facts["record"]]
+        if name == "best" and step in self.valid and step in validated and due is not None and due not in self.valid:
+            return f"{self.store.path(step).name}, in place of {self.store.path(due).name}, which is lost"
+        if self.state == "running":
+            raise SkippedError("the run goes on, and has moved it or is about to")
+        newest = self.store.path(self.newest.step).name
+        named = "no best checkpoint" if due is None else f"{self.store.path(due).name} as the best"
+        wanted = f"{newest} is the newest valid checkpoint" if name == "last" else f"{newest} recorded {named}"
+        raise FailedError(f"{self._named(name, step)}, but {wanted}; {self._remedy(name, due)}")
+
+    def _named(self, name: str, step: int | None) -> str:
+        if not (self.store.folder / name).exists():
+            return "it is gone"
+        if step is None:
+            return "it names no checkpoint"
+        fate = "" if step in self.valid else ", which is not valid" if step in self.store.steps() else ", which is gone"
+        return f"it names {self.store.path(step).name}{fate}"
+
+    def _remedy(self, name: str, due: int | None) -> str:
+        """A finished run is not resumed any more: its pointers are set by hand."""
         path = self.store.folder / name
-        if not path.exists():
-            raise SkippedError("there is none yet")
-        step = self.store.pointed(name)
-        if step is None or step not in self.store.steps():
-            target = "no checkpoint" if step is None else f"{self.store.path(step).name}, which is gone"
-            raise FailedError(f"it names {target}; metalearn resume {self.run_dir} sets it anew")
-        return self.store.path(step).name
+        if self.state != "finished":
+            return f"metalearn resume {self.run_dir} sets it anew"
+        if due is None:
+            return f"delete {path}"
+        wanted = self.store.path(due).name
+        if due in self.valid:
+            return f"set it with: echo {wanted} > {path}"
+        return f"restore {wanted} from a backup, or choose another with: metalearn eval {self.run_dir} eval.checkpoint=last"
 
     def method(self) -> str:
         """The configuration is the one that the newest valid checkpoint was trained with."""

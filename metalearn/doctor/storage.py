@@ -58,7 +58,11 @@ def audit(name: str) -> str:
 
 def omniglot() -> str:
     found = verify(locate(None, cache_folder(None)))
-    if not any(found.values()):
-        where = os.environ.get("METALEARN_DATA") or cache_folder(None)
-        raise SkippedError(f"not here (looked in {where}); fetch it with: metalearn data prepare omniglot")
-    return ", ".join(f"{path} has the published sha256" if path else f"{part} is not here" for part, path in found.items())
+    missing = [part for part, path in found.items() if path is None]
+    where = os.environ.get("METALEARN_DATA") or cache_folder(None)
+    fetch = f"(looked in {where}); fetch it with: metalearn data prepare omniglot"
+    if len(missing) == len(found):
+        raise SkippedError(f"not here {fetch}")
+    if missing:
+        raise FailedError(f"{', '.join(missing)} is not here, though the rest of Omniglot is {fetch}")
+    return ", ".join(f"{path} has the published sha256" for path in found.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import re
 import shutil
@@ -20,7 +21,7 @@ from metalearn.doctor import checks, examine_machine, gradients, machine, storag
 from metalearn.doctor.checks import FailedError, SkippedError
 from metalearn.engine import checkpoint
 from metalearn.engine.checkpoint import TENSORS, CheckpointStore
-from metalearn.engine.execution import TaskPlan
+from metalearn.engine.execution import Executor, Sums, TaskPlan
 from metalearn.errors import DataError
 from metalearn.functional import gradient_descent
 
@@ -97,6 +98,21 @@ def test_any_failure_is_exit_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert "FAILED  second order: ZeroDivisionError" in capsys.readouterr().out
 
 
+def params_of(executor: Executor) -> dict[str, Any]:
+    return dict(executor.algorithm.named_parameters())
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, which: Callable[[Executor], list[str]]) -> None:
+    """Make NaN of the gradients of the parameters that `which` names."""
+    right = Executor.sums
+
+    def wrong(executor: Executor, batch: Any) -> Sums:
+        sums = right(executor, batch)
+        return sums._replace(grads={**sums.grads, **{name: sums.grads[name] * torch.nan for name in which(executor)}})
+
+    monkeypatch.setattr(Executor, "sums", wrong)
+
+
 class TestGradients:
     @pytest.mark.parametrize(
         ("first_order", "sentence"), [(True, "algo.order=2 is .* off finite"), (False, "takes second derivatives too")]
@@ -106,6 +122,21 @@ class TestGradients:
         monkeypatch.setattr("metalearn.algorithms.maml.gradient_descent", wrong)
         with pytest.raises(FailedError, match=sentence):
             gradients.second_order()
+
+    @pytest.mark.parametrize("order", [1, 2])
+    def test_second_order_that_is_not_finite_is_noticed(self, monkeypatch: pytest.MonkeyPatch, order: int) -> None:
+        spoil(monkeypatch, lambda executor: list(params_of(executor)) if executor.algorithm.order == order else [])
+        with pytest.raises(FailedError, match="off finite differences .*algo.order=1"):
+            gradients.second_order()
+
+    @pytest.mark.parametrize(("plans", "spoiled"), [(("loop", "vmap"), slice(None)), (("vmap",), slice(-1, None))])
+    def test_a_gradient_that_is_not_finite_is_noticed(
+        self, monkeypatch: pytest.MonkeyPatch, plans: tuple[str, ...], spoiled: slice
+    ) -> None:
+        """Of every parameter under every plan, or of the last one under vmap alone."""
+        spoil(monkeypatch, lambda executor: list(params_of(executor))[spoiled] if executor.plan.name in plans else [])
+        with pytest.raises(FailedError, match="gradient of .* is inf off under vmap"):
+            gradients.same_plans("maml")
 
     @pytest.mark.parametrize("algo", ["maml", "reptile", "pixel_nn"])
     def test_a_wrong_plan_is_noticed(self, monkeypatch: pytest.MonkeyPatch, algo: str) -> None:
@@ -200,6 +231,12 @@ class TestStorage:
         with pytest.raises(DataError, match=r"images_background\.zip is damaged or incomplete"):
             storage.audit("omniglot")
 
+    def test_one_part_of_omniglot_without_the_other_is_noticed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        found = {"images_background": Path("images_background.zip"), "images_evaluation": None}
+        monkeypatch.setattr(storage, "verify", lambda places: found)
+        with pytest.raises(FailedError, match=r"images_evaluation is not here, .*\(looked in .*\); fetch it with: metalearn data prepare"):
+            storage.audit("omniglot")
+
     def test_data_that_is_not_here_is_no_failure(self) -> None:
         with pytest.raises(SkippedError, match=r"not here \(looked in .*\); fetch it with: metalearn data prepare omniglot"):
             storage.audit("omniglot")
@@ -253,7 +290,12 @@ class TestRunFolder:
         assert "FAILED  step-000004: " in said
         assert "does not have the sha256 that was written; resume falls back to step-000002 if that is valid" in said
         assert "ok      step-000002: " in said
-        assert said.count("FAILED") == 1
+        for name, wanted in (
+            ("last", "step-000002 is the newest valid checkpoint"),
+            ("best", "step-000002 recorded step-000002 as the best"),
+        ):
+            assert f"FAILED  checkpoints/{name}: it names step-000004, which is not valid, but {wanted}; set it with: echo " in said
+        assert said.count("FAILED") == 3
 
     @pytest.mark.parametrize("fault", ["all bad", "none"])
     def test_no_valid_checkpoint_is_exit_4(self, run_dir: Path, capsys: pytest.CaptureFixture[str], fault: str) -> None:
@@ -295,8 +337,8 @@ class TestRunFolder:
             ("metrics.jsonl", "rubbish\n", r"FAILED  metrics.jsonl: .*, line 1 is no measurement"),
             ("results.json", "[]", "FAILED  results.json: .* is not the result of a run"),
             ("results.json", None, "FAILED  results.json: absent, though the run is finished; judge it again with: metalearn eval"),
-            ("checkpoints/best", "step-000003\n", "FAILED  checkpoints/best: it names step-000003, which is gone"),
-            ("checkpoints/last", "rubbish", "FAILED  checkpoints/last: it names no checkpoint; metalearn resume"),
+            ("checkpoints/best", "step-000003\n", "FAILED  checkpoints/best: it names step-000003, which is gone, but"),
+            ("checkpoints/last", "rubbish", "FAILED  checkpoints/last: it names no checkpoint, but step-000004 is the newest valid"),
         ],
     )
     def test_a_damaged_file_is_named(
@@ -306,6 +348,48 @@ class TestRunFolder:
         code, said = answer(capsys, run_dir)
         assert code == 1
         assert re.search(sentence, said), said
+
+    @pytest.mark.parametrize("finished", [True, False])
+    @pytest.mark.parametrize("fault", ["gone", "wrong"])
+    @pytest.mark.parametrize("name", ["last", "best"])
+    def test_a_pointer_that_is_gone_or_wrong_is_named(
+        self, run_dir: Path, capsys: pytest.CaptureFixture[str], name: str, fault: str, finished: bool
+    ) -> None:
+        store = CheckpointStore(run_dir)
+        newest, path = store.path(store.newest().step).name, store.folder / name
+        right = path.read_text().strip()
+        wrong = next(store.path(step).name for step in store.steps() if store.path(step).name != right)
+        path.unlink() if fault == "gone" else path.write_text(f"{wrong}\n")
+        (run_dir / "status.json").write_text(json.dumps({"status": "finished" if finished else "preempted"}))
+        code, said = answer(capsys, run_dir)
+        found = "it is gone" if fault == "gone" else f"it names {wrong}"
+        wanted = f"{newest} is the newest valid checkpoint" if name == "last" else f"{newest} recorded {right} as the best"
+        remedy = f"set it with: echo {right} > {path}" if finished else f"metalearn resume {run_dir} sets it anew"
+        assert code == 1
+        assert f"FAILED  checkpoints/{name}: {found}, but {wanted}; {remedy}\n" in said
+
+    def test_the_pointers_of_a_run_that_goes_on_may_move(self, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (run_dir / "checkpoints" / "last").write_text("step-000002\n")
+        (run_dir / "status.json").write_text(json.dumps({"status": "running"}))
+        with (run_dir / ".lock").open("w", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            code, said = answer(capsys, run_dir)
+        assert code == 0
+        assert "skipped checkpoints/last: the run goes on" in said
+
+    def test_a_best_checkpoint_that_is_lost_may_have_another_in_its_place(self, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        store = CheckpointStore(run_dir)
+        newest = store.load(4)
+        store.save(4, newest.tensors, newest.facts, ranked=[2])
+        shutil.rmtree(store.path(2))
+        code, said = answer(capsys, run_dir)
+        assert code == 1
+        assert "FAILED  checkpoints/best: it names step-000002, which is gone, but step-000004 recorded step-000002 as the best; " in said
+        assert f"restore step-000002 from a backup, or choose another with: metalearn eval {run_dir} eval.checkpoint=last" in said
+        store.point("best", 4)  # as a resume does
+        code, said = answer(capsys, run_dir)
+        assert code == 0
+        assert "ok      checkpoints/best: step-000004, in place of step-000002, which is lost" in said
 
     def test_another_machine_is_named_but_is_no_failure(self, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
         facts = json.loads((run_dir / "env.json").read_text())
