@@ -104,14 +104,20 @@ class CheckpointStore:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise CheckpointError(f"{path} is not valid: {reason}") from error
 
-    def newest(self) -> Checkpoint:
-        """The newest valid checkpoint; each newer corrupt one is named through `warn`. CheckpointError if none is valid."""
+    def newest(self, *, scheduled: bool = False) -> Checkpoint:
+        """The newest valid checkpoint; each newer corrupt one is named through `warn`. CheckpointError if none is valid.
+
+        scheduled: pass over those that only a run that was stopped has.
+        """
         problems = []
         for step in reversed(self.steps()):
             try:
                 checkpoint = self.load(step)
             except CheckpointError as error:
                 problems.append(str(error))
+                continue
+            if scheduled and not is_scheduled(checkpoint.facts):
+                problems.append(f"{self.path(step)} was saved out of turn, as the run was stopped there")
                 continue
             for problem in problems:
                 self.warn(f"{problem}; falling back to {self.path(step).name}")
@@ -135,7 +141,7 @@ class CheckpointStore:
         return int(match[1]) if match else None
 
     def set_aside(self, *, after: int) -> None:
-        """Rename checkpoints newer than the one in use: they are not valid, and must not be counted as kept."""
+        """Rename checkpoints newer than the one in use: they are not valid or of no use any more, and must not be counted as kept."""
         for step in self.steps():
             if step > after:
                 shutil.rmtree(self.path(step).with_suffix(".corrupt"), ignore_errors=True)
@@ -185,18 +191,24 @@ class CheckpointStore:
     def _prune(self, ranked: list[int]) -> None:
         steps = self.steps()
         kept = {*steps[max(len(steps) - self.keep_last, 0) :], *ranked[: self.keep_best], self.pointed("last"), self.pointed("best")}
-        # A run that must fall back to an older checkpoint needs the one that was best then.
-        kept |= {self._best_then(step) for step in steps if step in kept}
+        # A rollback goes there, and a run that must fall back to an older checkpoint needs the one that was best then.
+        kept.add(next((step for step in reversed(steps) if (facts := self._facts(step)) and is_scheduled(facts)), None))
+        kept |= {self._facts(step).get("best") for step in steps if step in kept}
         for step in steps:
             if step not in kept:
                 shutil.rmtree(self.path(step))
 
-    def _best_then(self, step: int) -> int | None:
+    def _facts(self, step: int) -> dict[str, Any]:
+        path = self.path(step) / FACTS
         try:
-            best: int | None = json.loads(read_bytes(self.path(step) / FACTS, None)).get("best")
+            return checked(json.loads(read_bytes(path, None)), step, path)
         except (OSError, *DAMAGES):
-            return None  # a corrupt checkpoint protects nothing
-        return best if isinstance(best, int) else None
+            return {}  # a corrupt checkpoint protects nothing
+
+
+def is_scheduled(facts: dict[str, Any]) -> bool:
+    """Whether a run that is never stopped has this checkpoint too. Older versions did not say."""
+    return bool(facts.get("scheduled", True))
 
 
 def _verified(path: Path) -> dict[str, bytes]:

@@ -41,6 +41,8 @@ def checked(facts: Any, step: int, path: Path) -> Facts:
     for name, kinds in KINDS.items():
         if name in facts and (not isinstance(facts[name], kinds) or isinstance(facts[name], bool)):
             raise ValueError(f"{path.name}: {name} is {short(facts[name])}")
+    if not isinstance(facts.get("scheduled", True), bool):
+        raise ValueError(f"{path.name}: scheduled is {short(facts['scheduled'])}")
     if facts.get("step", step) != step or any(not 0 <= facts.get(name, 0) < LARGEST_COUNT for name in COUNTS):
         raise ValueError(f"{path.name} is of another step, or of none")
     for number, value in facts.get("record", []):

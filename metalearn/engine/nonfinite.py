@@ -1,7 +1,7 @@
 """What becomes of a loss or gradient that is not finite. It never reaches the weights; `trainer.on_nan` decides what else.
 
 stop: the run ends. skip: the update of that outer step is left out, up to MOST_IN_A_ROW times in a row. rollback: weights, optimizer
-and step become those of the newest checkpoint, up to MOST_ROLLBACKS times, and training goes on from there with the
+and step become those of the newest scheduled checkpoint, up to MOST_ROLLBACKS times, and training goes on from there with the
 meta-batches after the bad one. Those since the checkpoint led to it and are not drawn again: to leave out the bad one
 alone would give the bits of `skip`, the steps before it being the same (Chowdhery et al. 2022, section 5.1, pass over
 the batches around a loss spike for that reason).

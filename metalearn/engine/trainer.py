@@ -75,7 +75,7 @@ class Trainer:
         while True:
             if self.step > self.evaluated_step and is_time(self.step, settings.eval_every, self.outer_steps):
                 self.validate()
-            if self.saved_step < 0 or (self.step > self.saved_step and (self._save_due() or self._finished())):
+            if self.saved_step < 0 or (self.step > self.saved_step and self._save_due()):
                 self.save(must=self.saved_step < 0 or self._finished())
             self.check()
             if self._finished():
@@ -136,9 +136,8 @@ class Trainer:
             self.failed_saves += 1
             if must or self.failed_saves >= MOST_FAILED_SAVES:
                 raise
-            if self.step in self.record.ranked(self.store.keep_best):
-                self.record.forget(self.step)  # weights that are not kept cannot be chosen
-            self.warn(f"{error.what}; training goes on (failed saves in a row: {self.failed_saves}, {MOST_FAILED_SAVES} end the run)")
+            lost = "" if self._is_kept() else self._forget_validation()
+            self.warn(f"{error.what}{lost}; training goes on (failed saves in a row: {self.failed_saves}, {MOST_FAILED_SAVES} end the run)")
             return
         self.saved_step, self.failed_saves = self.step, 0
 
@@ -147,7 +146,7 @@ class Trainer:
         tensors, optimizer = pack(self.algorithm, self.updater.optimizer if self.updater else None)
         tensors |= {f"window.{name}": value for name, value in self.window.sums.items()}
         progress = {"step": self.step, "evaluated_step": self.evaluated_step, "window_count": self.window.count}
-        progress |= {"shift": self.shift, "rollbacks": self.rollbacks}
+        progress |= {"shift": self.shift, "rollbacks": self.rollbacks, "scheduled": self._save_due()}
         if self.updater is not None:
             progress |= {"refused": int(self.updater.refused.item()), "refused_row": int(self.updater.row.item())}
         offset = self.log.sync_metrics()
@@ -192,8 +191,24 @@ class Trainer:
         return taken
 
     def _save_due(self) -> bool:
-        due = is_time(self.step, self.settings.checkpoint_every, self.outer_steps)
+        """Whether a run that is not stopped has a checkpoint of the present step."""
+        due = self.step == 0 or is_time(self.step, self.settings.checkpoint_every, self.outer_steps) or self._finished()
         return due or self.step in self.record.ranked(self.store.keep_best)
+
+    def _is_kept(self) -> bool:
+        """Whether there is a whole checkpoint of the present step, as after a save that failed only at what comes behind it."""
+        try:
+            self.store.load(self.step)
+        except CheckpointError:
+            return False
+        return True
+
+    def _forget_validation(self) -> str:
+        """Weights that are not kept cannot be chosen. Returns what to say of it."""
+        if self.step not in self.record.ranked(self.store.keep_best):
+            return ""
+        self.record.forget(self.step)
+        return f"; the validation at step {self.step} can no longer be chosen"
 
     def _finished(self) -> bool:
         patience = self.settings.patience

@@ -69,7 +69,8 @@ class Updater:
         return norm
 
     def count_refusals(self, refused: int = 0, row: int = 0) -> None:
-        """Begin, or go on with the counts of a checkpoint."""
+        """Begin, or go on with the counts of a checkpoint. Its row means nothing where the first refusal is the last one."""
+        row = row if self.limit > 1 else 0
         self.refused, self.row = torch.full((), refused, device=self.device), torch.full((), row, device=self.device)
         self.forget_refusals()
 

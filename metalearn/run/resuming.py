@@ -79,15 +79,16 @@ def train(trainer: Trainer, on_nan: str) -> None:
 
 
 def roll_back(trainer: Trainer, error: NonFiniteError) -> None:
-    """Go back to the newest checkpoint, and on with the meta-batches after the bad one. See metalearn.engine.nonfinite.
+    """Go back to the newest scheduled checkpoint, and on with the meta-batches after the bad one. See metalearn.engine.nonfinite.
 
+    What a signal made it save is passed over, so that a run that was stopped goes the way of one that was not.
     Killed before the next save, the run comes to the same bad step again and takes the same way. The count and the
     shift are those of this process, since the checkpoint may be older than an earlier rollback.
     """
     rollbacks, number = trainer.rollbacks + 1, error.step + trainer.shift
     if rollbacks > MOST_ROLLBACKS:
         raise NonFiniteError(error.what, error.step, after=f"Rolled back {MOST_ROLLBACKS} times already. ") from error
-    checkpoint = trainer.store.newest()
+    checkpoint = trainer.store.newest(scheduled=True)
     first = checkpoint.step + trainer.shift  # of the meta-batches that are passed over
     go_on(trainer, checkpoint)
     trainer.rollbacks, trainer.shift = rollbacks, number + 1 - checkpoint.step

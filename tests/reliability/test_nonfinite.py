@@ -213,6 +213,46 @@ def test_a_signal_that_finds_a_bad_step_at_its_save_leaves_the_rollback_to_the_r
     assert_same_end(run_dir, whole)
 
 
+@pytest.mark.parametrize("keep_last", [1, 2])
+def test_rollback_passes_over_what_a_signal_saved(keep_last: int, cache: Path, tmp_path: Path) -> None:
+    """Step 5 is bad, checkpoints are every 3 steps, and a signal comes during step 4: a run that never stopped has none at step 5."""
+    words = ["trainer.on_nan=rollback", f"trainer.keep_last={keep_last}", INFINITE]
+    cfg, run_dir, whole = spoiled(cache, *words), tmp_path / "run", tmp_path / "whole"
+    assert finish(bad([11], tmp_path, train(cfg, whole))) == 0
+
+    def stopped() -> int:
+        usual = trainer.Trainer.train_step
+
+        def train_step(self: trainer.Trainer) -> None:
+            if self.step == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+            usual(self)
+
+        trainer.Trainer.train_step = train_step  # type: ignore[method-assign]
+        return train(cfg, run_dir)()
+
+    assert finish(bad([11], tmp_path, stopped)) == 143
+    store = CheckpointStore(run_dir)
+    assert store.steps() == [3, 5]
+    assert [store.newest().step, store.newest(scheduled=True).step] == [5, 3]
+    assert finish(bad([11], tmp_path, resume(run_dir, "trusted=[spoiled]"))) == 0
+    assert "rolled back to step 3 (1 of at most 3 times), meta-batches 3 to 5 (counted from 0)" in warnings(run_dir)[0]
+    assert_same_end(run_dir, whole)
+
+
+@pytest.mark.parametrize("on_nan", ["stop", "rollback"])
+def test_skip_may_become_another_answer_within_a_row(on_nan: str, cache: Path, tmp_path: Path) -> None:
+    """Step 5 is bad, so that the checkpoint of step 6 is within a row of one, which is the limit of the other answers."""
+    cfg, run_dir, whole = spoiled(cache, "trainer.on_nan=skip", INFINITE), tmp_path / "run", tmp_path / "whole"
+    assert finish(bad([11], tmp_path, train(cfg, whole))) == 0
+    assert finish(bad([11], tmp_path, train(cfg, run_dir)), fault="step:end@7") == KILLED
+    assert CheckpointStore(run_dir).newest().facts["refused_row"] == 1
+    assert finish(bad([11], tmp_path, resume(run_dir, "trusted=[spoiled]", f"trainer.on_nan={on_nan}"))) == 0
+    assert not any("rolled back" in line for line in warnings(run_dir))
+    for name in ("results.json", "eval_test.csv"):
+        assert (run_dir / name).read_bytes() == (whole / name).read_bytes()
+
+
 # --- stop ------------------------------------------------------------------------------------------------------------
 
 
