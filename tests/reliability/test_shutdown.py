@@ -90,13 +90,13 @@ def test_fault_10_a_step_that_hangs_after_a_signal_ends_in_time_and_says_so(
 def test_fault_10_a_second_signal_ends_at_once_and_says_so(
     hang: Callable[[], None], cfg: dict[str, Any], reference: Path, tmp_path: Path
 ) -> None:
-    run_dir, ready = tmp_path / "run", tmp_path / "ready"
+    run_dir, ready = tmp_path / "a run", tmp_path / "ready"
 
     def first() -> None:
         ready.touch()
         hang()
 
-    child = start(struck(train(cfg, run_dir), strike_and(first), step=4))
+    child = start(struck(train({**cfg, "trusted": ["mine"]}, run_dir), strike_and(first), step=4))
     while not ready.exists():
         time.sleep(0.01)
     time.sleep(0.2)
@@ -107,6 +107,7 @@ def test_fault_10_a_second_signal_ends_at_once_and_says_so(
     assert seconds < LONGEST
     assert harness.status(run_dir)["status"] == "preempted"
     assert "ended at once, as a second signal came (SIGINT)" in harness.status(run_dir)["reason"]
+    assert harness.status(run_dir)["reason"].endswith(f"metalearn resume '{run_dir}' 'trusted=[mine]'")
     assert finish(resume(run_dir)) == 0
     assert_same_end(run_dir, reference)
 
