@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import re
@@ -89,8 +90,18 @@ def as_it_was() -> Iterator[None]:
 
 def machine() -> dict[str, Any]:
     """What the last bits depend on."""
-    facts = hardware(torch.device("cpu"))
-    return {"torch": torch.__version__, "cpu": facts["cpu"], "capability": torch.backends.cpu.get_cpu_capability()}
+    cpu = f"{hardware(torch.device('cpu'))['cpu']}, {make()}"
+    return {"torch": torch.__version__, "cpu": cpu, "capability": torch.backends.cpu.get_cpu_capability()}
+
+
+def make() -> str:
+    """Which processor it is: many that differ, by their caches say, give themselves the same name in a virtual machine."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").partition("\n\n")[0].splitlines() if path.exists() else []
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    known = [f"{key} {facts[key]}" for key in ("cpu family", "model", "stepping", "cache size") if key in facts]
+    flags = hashlib.sha256(facts.get("flags", "").encode()).hexdigest()[:8]
+    return ", ".join([*known, f"flags {flags}"])
 
 
 def minor() -> str:
