@@ -113,9 +113,10 @@ class Executor:
         for chunk in chunks:
             grads, chunk_losses, metrics = self.gradient(params, chunk)
             part = (grads, tree_map(lambda leaf: leaf.sum(0), metrics))
-            if len(chunks) > 1:
-                part = tree_map(torch.Tensor.double, part)
-            total = part if total is None else tree_map(torch.add, total, part)
+            if total is None:
+                total = tree_map(lambda leaf: leaf.to(torch.float64, copy=True), part) if len(chunks) > 1 else part
+            else:
+                tree_map(Tensor.add_, total, part)
             losses.append(chunk_losses)
         assert total is not None, "a batch holds at least one task"
         return Sums(total[0], torch.cat(losses), total[1])
