@@ -1,4 +1,4 @@
-"""A certificate authority of the tests' own, made anew each time; the machine's own authorities never hear of it."""
+"""The run folder that a stranger could have sent, and a certificate authority of the tests' own, of which the machine's never hear."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+from metalearn import cli
+from tests.security.run_folders import TINY
 
 
 class Certificates(NamedTuple):
@@ -42,3 +45,27 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     for name in ("server", "stranger"):
         (folder / f"{name}.pem").write_bytes((folder / f"{name}.crt").read_bytes() + (folder / f"{name}.key").read_bytes())
     return Certificates(folder / "ca.pem", folder / "server.pem", folder / "stranger.pem")
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run that has finished."""
+    run_dir = tmp_path_factory.mktemp("template") / "run"
+    assert cli.main(["train", *TINY, f"run_dir={run_dir}"]) == 0
+    return run_dir
+
+
+@pytest.fixture
+def run_dir(template: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(template, tmp_path / "run"))
+
+
+@pytest.fixture
+def never_unexpected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the last line of defence would catch is a mistake of ours here."""
+
+    def again(error: Exception, run_dir: Path | None) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "complain_unexpected", again)
+    monkeypatch.setattr("metalearn.run.life.draw_plots", lambda *parts: None)  # most of the time of a tiny run

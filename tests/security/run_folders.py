@@ -1,0 +1,44 @@
+"""What the tests of foreign run folders share: a tiny run, a manifest that vouches for anything, and the answer of every verb."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import metalearn
+from metalearn import cli
+from metalearn.engine.checkpoint import FACTS, MANIFEST, TENSORS, CheckpointStore
+from metalearn.errors import MetalearnError
+
+TINY = [
+    *("device=cpu", "device.threads=1", "data=sinusoid", "algo=maml", "trainer.outer_steps=4", "trainer.meta_batch_size=2"),
+    *("trainer.checkpoint_every=2", "trainer.eval_every=2", "trainer.log_every=2", "eval.val_episodes=2", "eval.episodes=3"),
+]
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    store = CheckpointStore(run_dir)
+    return [store.path(step) for step in store.steps()]
+
+
+def sign(folder: Path) -> None:
+    """Make the manifest say that the files are as they should be."""
+    contents = {name: (folder / name).read_bytes() for name in (TENSORS, FACTS)}
+    listed = {name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in contents.items()}
+    (folder / MANIFEST).write_text(json.dumps({"format_version": 1, "files": listed}))
+
+
+def codes(run_dir: Path) -> dict[str, int]:
+    """Exit codes of every verb that opens a run folder."""
+    found = {
+        "resume": cli.main(["resume", str(run_dir), "trainer.outer_steps=6"]),
+        "eval": cli.main(["eval", str(run_dir), "eval.episodes=2"]),
+        "ls": cli.main(["ls", "runs", str(run_dir.parent)]),
+    }
+    try:
+        metalearn.load(run_dir)
+        found["load"] = 0
+    except MetalearnError as error:
+        found["load"] = error.exit_code
+    return found
