@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from metalearn import run
 from metalearn.config import compose
 from metalearn.engine.checkpoint import CheckpointStore
+from metalearn.engine.trainer import Trainer
 from metalearn.errors import MetalearnError
 from metalearn.run import life, workers
 
@@ -104,6 +105,60 @@ def finish_killed_after(work: Callable[[], int], seconds: float) -> int:
 
 def train(cfg: dict[str, Any], run_dir: Path) -> Callable[[], int]:
     return lambda: run.train(cfg, ["seed=0"], run_dir)
+
+
+def at_steps(work: Callable[[], int], actions: Mapping[int, Callable[[], object]]) -> Callable[[], int]:
+    """The work, with something happening to its process at the beginning of these outer steps."""
+
+    def changed() -> int:
+        usual = Trainer.train_step
+
+        def train_step(self: Trainer) -> None:
+            actions.get(self.step, lambda: None)()
+            usual(self)
+
+        Trainer.train_step = train_step  # type: ignore[method-assign]
+        return work()
+
+    return changed
+
+
+def struck(work: Callable[[], int], action: Callable[[], object], *, step: int = 3) -> Callable[[], int]:
+    return at_steps(work, {step: action})
+
+
+def before_writing(work: Callable[[], int], module: Any, name: str, action: Callable[[Path, bytes], object]) -> Callable[[], int]:
+    """The work, with something happening to its process before `module.name` writes a content to a path."""
+
+    def changed() -> int:
+        usual = getattr(module, name)
+
+        def write(path: Path, content: bytes) -> None:
+            action(path, content)
+            usual(path, content)
+
+        setattr(module, name, write)
+        return work()
+
+    return changed
+
+
+def told(work: Callable[[], int]) -> tuple[int, str]:
+    """Exit code and everything that the process printed, through a pipe."""
+    reader, writer = os.pipe()
+
+    def piped() -> int:
+        os.dup2(writer, 1)
+        os.dup2(writer, 2)
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - lives as long as the process
+        return work()
+
+    child = start(piped)
+    os.close(writer)
+    with open(reader, encoding="utf-8") as words:
+        text = words.read()
+    assert "Traceback" not in text
+    return wait(child), text
 
 
 class ForkedRank:

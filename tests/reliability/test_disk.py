@@ -16,15 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
 from metalearn import run
-from metalearn.engine import checkpoint, runlog, trainer
+from metalearn.engine import checkpoint, runlog
 from metalearn.engine.checkpoint import CheckpointStore
 from metalearn.engine.linefile import LineFile
 from tests.reliability import harness
-from tests.reliability.harness import assert_same_end, finish, resume, start, train, wait
+from tests.reliability.harness import assert_same_end, at_steps, before_writing, finish, resume, told, train
 
 SMALL = 100  # bytes; lines of a log are longer, and every checkpoint is
 
@@ -35,38 +33,9 @@ def full(limit: int | None) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard if limit is None else limit, hard))
 
 
-def at_steps(work: Callable[[], int], actions: dict[int, Callable[[], object]]) -> Callable[[], int]:
-    """The work, with something happening to its process at the beginning of these outer steps."""
-
-    def changed() -> int:
-        usual = trainer.Trainer.train_step
-
-        def train_step(self: trainer.Trainer) -> None:
-            actions.get(self.step, lambda: None)()
-            usual(self)
-
-        trainer.Trainer.train_step = train_step  # type: ignore[method-assign]
-        return work()
-
-    return changed
-
-
-def told(work: Callable[[], int]) -> tuple[int, str]:
-    """Exit code and everything that the process printed, through a pipe."""
-    reader, writer = os.pipe()
-
-    def piped() -> int:
-        os.dup2(writer, 1)
-        os.dup2(writer, 2)
-        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - lives as long as the process
-        return work()
-
-    child = start(piped)
-    os.close(writer)
-    with open(reader, encoding="utf-8") as words:
-        text = words.read()
-    assert "Traceback" not in text
-    return wait(child), text
+def full_for(name: str) -> Callable[[Path, bytes], None]:
+    """There is room for no file but a small one when this one is written, and for every other."""
+    return lambda path, content: full(SMALL if path.name == name else None)
 
 
 @pytest.fixture(scope="module")
@@ -176,18 +145,7 @@ def test_fault_07_a_result_that_cannot_be_written_is_exit_1_and_resume_writes_it
     name: str, cfg: dict[str, Any], reference: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-
-    def work() -> int:
-        usual = runlog.replace_file
-
-        def replace_file(path: Path, content: bytes) -> None:
-            full(SMALL if path.name == name else None)
-            usual(path, content)
-
-        runlog.replace_file = replace_file
-        return train(cfg, run_dir)()
-
-    code, text = told(work)
+    code, text = told(before_writing(train(cfg, run_dir), runlog, "replace_file", full_for(name)))
     assert code == 1
     assert text.splitlines()[-1].startswith(f"cannot write {run_dir / name}: File too large. Free space or fix the folder")
     assert not list(run_dir.glob("*.tmp"))
@@ -197,24 +155,21 @@ def test_fault_07_a_result_that_cannot_be_written_is_exit_1_and_resume_writes_it
 
 @pytest.mark.fault(7)
 def test_fault_07_status_and_plots_never_end_a_run(cfg: dict[str, Any], reference: Path, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
+    run_dir, tries = tmp_path / "run", []
 
-    def work() -> int:
-        usual, tries = runlog.replace_file, []
-
-        def replace_file(path: Path, content: bytes) -> None:
-            if path.name == "status.json" and not tries:
-                tries.append(path)
-                raise OSError(28, "No space left on device")
-            usual(path, content)
-
-        def draw_plots(*parts: Any) -> None:
+    def refuse_once(path: Path, content: bytes) -> None:
+        if path.name == "status.json" and not tries:
+            tries.append(path)
             raise OSError(28, "No space left on device")
 
-        runlog.replace_file, run.life.draw_plots = replace_file, draw_plots
+    def draw_plots(*parts: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    def work() -> int:
+        run.life.draw_plots = draw_plots
         return train(cfg, run_dir)()
 
-    code, text = told(work)
+    code, text = told(before_writing(work, runlog, "replace_file", refuse_once))
     assert code == 0
     assert f"warning: cannot write {run_dir}/status.json: No space left on device" in text
     assert "warning: the plots could not be drawn: No space left on device" in text
@@ -224,18 +179,8 @@ def test_fault_07_status_and_plots_never_end_a_run(cfg: dict[str, Any], referenc
 @pytest.mark.fault(7)
 def test_fault_07_an_evaluation_that_cannot_be_written_leaves_nothing(reference: Path, tmp_path: Path) -> None:
     run_dir = Path(shutil.copytree(reference, tmp_path / "run"))
-
-    def work() -> int:
-        usual = runlog.replace_file
-
-        def replace_file(path: Path, content: bytes) -> None:
-            full(SMALL if path.name == "results.json" else None)
-            usual(path, content)
-
-        runlog.replace_file = replace_file
-        return run.evaluate_run(run_dir, ["eval.episodes=5"])
-
-    code, text = told(work)
+    evaluation = lambda: run.evaluate_run(run_dir, ["eval.episodes=5"])  # noqa: E731
+    code, text = told(before_writing(evaluation, runlog, "replace_file", full_for("results.json")))
     assert code == 2
     assert "/results.json: File too large; nothing was written; free space and run the same command again" in text
     assert not (run_dir / "evals").exists()
@@ -252,108 +197,22 @@ def test_fault_07_standard_output_on_a_full_disk_does_not_end_a_run(cache: Path,
     assert harness.status(tmp_path / "run")["status"] == "finished"
 
 
-@pytest.fixture(scope="module")
-def judged(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path, int]:
-    """A run that is validated at every step, what it leaves, and its best step, which is neither the first nor the last."""
-    words = ["trainer.outer_steps=6", "trainer.checkpoint_every=6", "trainer.eval_every=1", "trainer.keep_last=1", "seed=2"]
-    cfg, run_dir = harness.configuration(cache, *harness.QUICK, *words), tmp_path_factory.mktemp("judged") / "run"
-    assert finish(train(cfg, run_dir)) == 0
-    best = CheckpointStore(run_dir).pointed("best")
-    assert best is not None and 1 < best < 6
-    return cfg, run_dir, best
-
-
-@pytest.mark.fault(7)
-@pytest.mark.parametrize("name", ["last", "best"])
-def test_fault_07_a_whole_checkpoint_stays_the_best_though_its_pointer_cannot_be_written(
-    name: str, judged: tuple[dict[str, Any], Path, int], tmp_path: Path
-) -> None:
-    cfg, reference, best = judged
-    run_dir = tmp_path / "run"
-
-    def work() -> int:
-        usual = checkpoint.replace_file
-
-        def replace_file(path: Path, content: bytes) -> None:
-            if path.name == name and content == f"step-{best:06d}\n".encode() and CheckpointStore(run_dir).steps()[-1] == best:
-                raise OSError(28, "No space left on device")
-            usual(path, content)
-
-        checkpoint.replace_file = replace_file
-        return train(cfg, run_dir)()
-
-    code, text = told(work)
-    assert code == 0
-    [warning] = [line for line in text.splitlines() if line.startswith("warning")]
-    assert warning.startswith(f"warning: cannot write {run_dir}/checkpoints/{name}: No space left on device; training goes on")
-    assert_same_end(run_dir, reference)
-
-
-@pytest.mark.fault(7)
-def test_fault_07_a_validation_whose_checkpoint_was_refused_cannot_be_chosen_and_that_is_said(
-    judged: tuple[dict[str, Any], Path, int], tmp_path: Path
-) -> None:
-    cfg, _, best = judged
-    run_dir = tmp_path / "run"
-
-    def work() -> int:
-        usual = checkpoint.write_synced
-
-        def write_synced(path: Path, content: bytes) -> None:
-            if path.parent.name == f"step-{best:06d}.tmp":
-                raise OSError(28, "No space left on device")
-            usual(path, content)
-
-        checkpoint.write_synced = write_synced
-        return train(cfg, run_dir)()
-
-    code, text = told(work)
-    assert code == 0
-    [warning] = [line for line in text.splitlines() if line.startswith("warning")]
-    assert f"cannot save {run_dir}/checkpoints/step-{best:06d}: No space left on device" in warning
-    assert f"; the validation at step {best} can no longer be chosen" in warning
-    record = CheckpointStore(run_dir).newest().facts["record"]
-    assert [step for step, _ in record] == [step for step in range(1, 7) if step != best]
-
-
-@pytest.mark.fault(3)
-def test_fault_03_a_tensor_that_cannot_be_written_leaves_no_part_of_a_checkpoint(tmp_path: Path) -> None:
-    """The second one raises on its way to the file, when the folder of the checkpoint exists."""
-
-    class Unwritable(Tensor):
-        def detach(self) -> Tensor:
-            raise RuntimeError("the memory of this tensor is gone")
-
-    store = CheckpointStore(tmp_path)
-    store.save(1, {"w": torch.ones(2)}, {"step": 1})
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(RuntimeError, match="is gone"):
-        store.save(2, {"w": torch.ones(2), "x": torch.ones(2).as_subclass(Unwritable)}, {"step": 2})
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["last", "step-000001"]
-    assert store.newest().step == 1
-
-
 @pytest.mark.fault(3)
 def test_fault_03_in_a_run_it_is_exit_1_and_the_run_resumes(cfg: dict[str, Any], reference: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
 
+    def break_off(path: Path, content: bytes) -> None:
+        if path.parent.name == "step-000006.tmp":
+            path.write_bytes(content[: len(content) // 2])
+            raise RuntimeError("the memory of this tensor is gone")
+
     def work() -> int:
-        usual = checkpoint.write_synced
-
-        def write_synced(path: Path, content: bytes) -> None:
-            if path.parent.name == "step-000006.tmp":
-                path.write_bytes(content[: len(content) // 2])
-                raise RuntimeError("the memory of this tensor is gone")
-            usual(path, content)
-
-        checkpoint.write_synced = write_synced
         try:
             return train(cfg, run_dir)()
         except RuntimeError:  # which the command line says in a line, as any mistake of ours
             return 1
 
-    assert finish(work) == 1
+    assert finish(before_writing(work, checkpoint, "write_synced", break_off)) == 1
     assert harness.status(run_dir)["status"] == "failed"
     assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["last", *(f"step-{step:06d}" for step in (0, 2, 4))]
     assert finish(resume(run_dir)) == 0

@@ -19,8 +19,7 @@ import pytest
 from metalearn import cli
 from metalearn.engine.checkpoint import CheckpointStore
 from tests.reliability import harness
-from tests.reliability.harness import KILLED, finish, resume, start, train, wait
-from tests.reliability.test_lock_and_signals import struck
+from tests.reliability.harness import KILLED, finish, resume, start, struck, train, wait
 
 COMMAND = [sys.executable, "-m", "metalearn"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}

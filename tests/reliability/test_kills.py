@@ -23,14 +23,21 @@ SINGLE, RANKS, SWEEP = (range(num_kills(few)) for few in (12, 4, 4))
 Record = Callable[[str, object], None]
 
 
-def again(cfg: dict[str, Any], run_dir: Path) -> Callable[[], int]:
+def begin_or_resume(cfg: dict[str, Any], run_dir: Path) -> int:
     """What a person does about a run that was killed: begin it again, if that was so early that the folder is no run, or resume it."""
-    return resume(run_dir) if (run_dir / "config.yaml").exists() else train(cfg, run_dir)
+    return (resume(run_dir) if (run_dir / "config.yaml").exists() else train(cfg, run_dir))()
 
 
-def kill_anywhere(work: Callable[[], int], visits: Visits, name: str) -> None:
-    """Kill it as far on as a run that is whole might be, or see it end before."""
-    finish_killed_after(work, random.Random(f"{SEED} {name}").uniform(0, sum(map(sum, visits.values()))))
+def kill_twice(work: Callable[[], int], kind: str, number: int, visits: Visits, record: Record, **options: Any) -> None:
+    """Kill the work at the moment of this number, then what goes on, as far on as a run that is whole might be, or see that end before.
+
+    work: begins, or goes on with what is there. options: of kill_at.
+    """
+    chosen = moment(kind, number, visits)
+    assert kill_at(chosen, work, **options) == KILLED
+    record(f"killed {kind}", chosen.phase)
+    whole = sum(map(sum, visits.values()))
+    finish_killed_after(work, random.Random(f"{SEED} second of {kind} {number}").uniform(0, whole))
 
 
 # --- a run -----------------------------------------------------------------------------------------------------------
@@ -50,11 +57,9 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
     number: int, cfg: dict[str, Any], reference: Path, visits: Visits, tmp_path: Path, record_property: Record
 ) -> None:
     run_dir = tmp_path / "run"
-    chosen = moment("run", number, visits)
-    assert kill_at(chosen, train(cfg, run_dir)) == KILLED
-    record_property("killed run", chosen.phase)
-    kill_anywhere(again(cfg, run_dir), visits, f"second of run {number}")
-    assert finish(again(cfg, run_dir)) == 0
+    work = lambda: begin_or_resume(cfg, run_dir)  # noqa: E731
+    kill_twice(work, "run", number, visits, record_property)
+    assert finish(work) == 0
     assert_same_end(run_dir, reference)
 
 
@@ -97,12 +102,10 @@ def test_two_ranks_that_were_killed_end_as_if_they_had_not_been(
 ) -> None:
     """The run's own process, after which its rank has to go by itself, or both at once, as when the machine stops."""
     run_dir = tmp_path / "run"
-    chosen = moment("ranks", number, ranks_visits)
+    work = forking_ranks(lambda: begin_or_resume(ranks_cfg, run_dir))
     victims = (lambda child: [child]) if number % 2 else (lambda child: [child, *children(child)])
-    assert kill_at(chosen, forking_ranks(train(ranks_cfg, run_dir)), victims=victims) == KILLED
-    record_property("killed ranks", chosen.phase)
-    kill_anywhere(forking_ranks(again(ranks_cfg, run_dir)), ranks_visits, f"second of ranks {number}")
-    assert finish(forking_ranks(again(ranks_cfg, run_dir))) == 0
+    kill_twice(work, "ranks", number, ranks_visits, record_property, victims=victims)
+    assert finish(work) == 0
     assert_same_end(run_dir, ranks_reference)
 
 
@@ -124,9 +127,6 @@ def test_a_sweep_that_was_killed_ends_as_if_it_had_not_been(
     number: int, cache: Path, alone: dict[int, Path], sweep_visits: Visits, tmp_path: Path, record_property: Record
 ) -> None:
     sweep = command(tmp_path, *words(cache))
-    chosen = moment("sweep", number, sweep_visits)
-    assert kill_at(chosen, sweep) == KILLED
-    record_property("killed sweep", chosen.phase)
-    kill_anywhere(sweep, sweep_visits, f"second of sweep {number}")
+    kill_twice(sweep, "sweep", number, sweep_visits, record_property)
     assert finish(sweep) == 0
     assert_as_alone(tmp_path, alone)

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +16,7 @@ import pytest
 from metalearn.engine import trainer
 from metalearn.engine.checkpoint import CheckpointStore
 from tests.reliability import harness
-from tests.reliability.harness import assert_same_end, finish, resume, start, train, wait
-
-
-def struck(work: Callable[[], int], action: Callable[[], object], *, step: int = 3) -> Callable[[], int]:
-    """The work, with something happening to its process at the beginning of an outer step."""
-
-    def strike() -> int:
-        usual = trainer.Trainer.train_step
-
-        def train_step(self: trainer.Trainer) -> None:
-            if self.step == step:
-                action()
-            usual(self)
-
-        trainer.Trainer.train_step = train_step  # type: ignore[method-assign]
-        return work()
-
-    return strike
+from tests.reliability.harness import assert_same_end, finish, resume, start, struck, train, wait
 
 
 @pytest.mark.fault(9)

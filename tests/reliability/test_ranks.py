@@ -18,8 +18,7 @@ from metalearn.engine.checkpoint import CheckpointStore
 from metalearn.engine.ranks import RankError
 from metalearn.run import workers
 from tests.reliability import harness
-from tests.reliability.harness import KILLED, assert_same_end, finish, forking_ranks, resume, start, train, wait
-from tests.reliability.test_lock_and_signals import struck
+from tests.reliability.harness import KILLED, assert_same_end, finish, forking_ranks, resume, start, struck, train, wait
 
 WORDS = [*harness.QUICK, "trainer.meta_batch_size=3"]  # no multiple of the number of ranks
 EVALUATION = ["eval.episodes=11", "eval.batch_size=2", "eval.checkpoint=last"]

@@ -16,8 +16,7 @@ from metalearn import run
 from metalearn.engine.checkpoint import MANIFEST, CheckpointStore
 from metalearn.errors import CheckpointError, ConfigError, DataError, MetalearnError
 from tests.reliability import harness
-from tests.reliability.harness import KILLED, assert_same_end, finish, resume, train
-from tests.reliability.test_lock_and_signals import struck
+from tests.reliability.harness import KILLED, assert_same_end, finish, resume, struck, train
 from tests.reliability.test_refusals import contents
 
 

@@ -19,8 +19,7 @@ from metalearn.engine.runlog import RunLog
 from metalearn.engine.signals import StopSignals
 from metalearn.sweep.stopping import heeding
 from tests.reliability import harness
-from tests.reliability.harness import assert_same_end, finish, resume, start, train, wait
-from tests.reliability.test_lock_and_signals import struck
+from tests.reliability.harness import assert_same_end, finish, resume, start, struck, train, wait
 
 WITHIN = "trainer.shutdown_timeout_s=1"
 LONGEST = 20.0  # seconds; the machine may be busy with other things

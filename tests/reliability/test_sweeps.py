@@ -79,22 +79,10 @@ def test_half_begun_folders_are_begun_again(cache: Path, alone: dict[int, Path],
     assert_as_alone(tmp_path, alone)
 
 
-def struck(work: Callable[[], int], action: Callable[[], object], *, step: int = 3) -> Callable[[], int]:
+def struck(work: Callable[[], int], action: Callable[[], object]) -> Callable[[], int]:
     """The work, with something happening to its process at the beginning of an outer step of the first job."""
-
-    def strike() -> int:
-        usual, done = trainer.Trainer.train_step, []
-
-        def train_step(self: trainer.Trainer) -> None:
-            if self.step == step and not done:
-                done.append(True)
-                action()
-            usual(self)
-
-        trainer.Trainer.train_step = train_step  # type: ignore[method-assign]
-        return work()
-
-    return strike
+    once = iter([action])
+    return harness.struck(work, lambda: next(once, lambda: None)())
 
 
 @pytest.mark.fault(9, 26)
