@@ -106,13 +106,13 @@ def one_step(crew: Crew) -> dict[str, Any]:
     }
 
 
-def twenty_steps(cfg: dict[str, Any]) -> Callable[[Crew], list[Tensor]]:
+def training(cfg: dict[str, Any], steps: int) -> Callable[[Crew], list[Tensor]]:
     def train(crew: Crew) -> list[Tensor]:
         optimizer = build_optimizer(cfg, crew.algorithm)
         assert optimizer is not None
         updater = Updater(crew.algorithm, optimizer, lambda step: 1.0, Clip())
         losses = []
-        for step in range(20):
+        for step in range(steps):
             losses.append(crew.execute(crew.draw(step))[0])
             updater.update(step, losses[-1])
         return losses
@@ -154,7 +154,7 @@ def test_losses_of_twenty_steps_stay_with_those_of_one_process(data: str, place:
     else:
         parts = built(place, "algo=maml")
     cfg, algorithm, source, settings = parts
-    train = twenty_steps(cfg)
+    train = training(cfg, 20)
     expected = torch.stack(alone(copy.deepcopy(algorithm), source, settings, train))
     found = torch.stack(together(2, with_others(algorithm, source, settings, train), tmp_path))
     assert found.shape == (20, 5)
@@ -166,7 +166,7 @@ def test_losses_are_the_same_bits_where_chunks_are_the_same(place: Path, tmp_pat
     cfg, algorithm, source, settings = built(
         place, "algo=maml", "algo.inner_lr=0.4", "algo.adaptation_steps=3", "trainer.meta_batch_size=8"
     )
-    train = twenty_steps(cfg)
+    train = training(cfg, 8)
     expected = torch.stack(alone(copy.deepcopy(algorithm), source, settings, train))
     found = torch.stack(together(2, with_others(algorithm, source, settings, train), tmp_path))
     assert torch.equal(found, expected)
