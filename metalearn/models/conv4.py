@@ -59,6 +59,8 @@ class Conv4(Model):
     def forward(self, x: Tensor, given: Statistics | None = None, mask: Tensor | None = None, step: int = 0) -> tuple[Tensor, Statistics]:
         statistics = []
         for i, (conv, norm) in enumerate(zip(self.convs, self.bns, strict=True)):
+            assert isinstance(conv, nn.Conv2d)
+            assert isinstance(norm, Norm)
             x, used = normalised(conv, norm, x, given[i] if given else None, mask)
             # ReLU after pooling equals ReLU before it, on a quarter of the pixels.
             x = F.relu(max_pool(x) if self.downsample == "pool" else x)

@@ -27,6 +27,7 @@ def normalised(
     """
     if conv.weight[0].numel() > MOST_INPUTS:
         return norm(conv(x), given, mask)
+    assert isinstance(conv.padding, tuple)
     patches_MK = F.unfold(x, conv.kernel_size, padding=conv.padding, stride=conv.stride).transpose(1, 2).flatten(0, 1)
     weight_CK = conv.weight.flatten(1)
     mean, var = statistics = moments(patches_MK, weight_CK, mask) if given is None else given
@@ -34,10 +35,7 @@ def normalised(
     # Contiguous as (K, C): autograd then multiplies patchesᵀ·gradient; for a view it takes gradientᵀ·patches, which is 8 times as slow.
     weight_KC = (scale.to(x.dtype) * weight_CK.T).contiguous()
     y_MC = torch.addmm(shift.to(x.dtype), patches_MK, weight_KC)
-    height, width = (
-        (size + 2 * pad - kernel) // stride + 1
-        for size, pad, kernel, stride in zip(x.shape[-2:], conv.padding, conv.kernel_size, conv.stride, strict=True)
-    )
+    height, width = ((x.shape[2 + side] + 2 * conv.padding[side] - conv.kernel_size[side]) // conv.stride[side] + 1 for side in (0, 1))
     return y_MC.view(len(x), height, width, -1).permute(0, 3, 1, 2), statistics
 
 
