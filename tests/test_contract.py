@@ -132,16 +132,18 @@ def test_loop_equals_vmap(pair: tuple[Algorithm, Source]) -> None:
         singles = torch.cat([predictions(algorithm, one_task(tasks, i)) for i in range(4)])
         torch.testing.assert_close(predictions(algorithm, tasks), singles)
         return
-    batch = training_batch(algorithm, source)
+    # In float64, where no value lies so near a kink that two right gradients differ; for float32 there is an invariant of its own.
+    exact = copy.deepcopy(algorithm).double()
+    batch = tree_map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, training_batch(algorithm, source))
     results = []
     for plan in (TaskPlan("loop"), TaskPlan("vmap")):
-        losses, _ = execute(algorithm, batch, plan)
-        results.append((losses, {name: p.grad.clone() for name, p in algorithm.named_parameters()}))
-    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-5)
+        losses, _ = execute(exact, batch, plan)
+        results.append((losses, {name: p.grad.clone() for name, p in exact.named_parameters()}))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-10, atol=1e-10)
     largest = max(g.norm() for g in results[0][1].values())
     for name, grad in results[0][1].items():
         gap = (grad - results[1][1][name]).norm()
-        assert gap <= 1e-4 * grad.norm() + 1e-6 * largest, f"{name}: loop and vmap differ by {gap / grad.norm():.1e}"
+        assert gap <= 1e-9 * grad.norm() + 1e-12 * largest, f"{name}: loop and vmap differ by {gap / grad.norm():.1e}"
 
 
 def test_evaluation_leaves_the_state_bit_equal_and_repeats_itself(pair: tuple[Algorithm, Source]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from metalearn.core import InputSpec
 from metalearn.models.base import STATISTICS, Model, Norm, Statistics, initialise
+from metalearn.models.convolution import max_pool, normalised
 
 
 class Conv4(Model):
@@ -58,8 +59,10 @@ class Conv4(Model):
     def forward(self, x: Tensor, given: Statistics | None = None, mask: Tensor | None = None, step: int = 0) -> tuple[Tensor, Statistics]:
         statistics = []
         for i, (conv, norm) in enumerate(zip(self.convs, self.bns, strict=True)):
-            x, used = norm(conv(x), given[i] if given else None, mask, step)
+            assert isinstance(conv, nn.Conv2d)
+            assert isinstance(norm, Norm)
+            x, used = normalised(conv, norm, x, given[i] if given else None, mask)
             # ReLU after pooling equals ReLU before it, on a quarter of the pixels.
-            x = F.relu(F.max_pool2d(x, 2) if self.downsample == "pool" else x)
+            x = F.relu(max_pool(x) if self.downsample == "pool" else x)
             statistics.append(used)
         return (x.mean((-2, -1)) if self.readout == "mean" else x.flatten(1)), tuple(statistics)
