@@ -40,19 +40,24 @@ def normalised(
 
 
 def moments(patches_MK: Tensor, weight_CK: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean and variance (C,) of weight·patch over the places of the real images, in float32 at least. mask: (n,)."""
-    patches_MK, weight_CK = (values.float() if values.itemsize < 4 else values for values in (patches_MK, weight_CK))
+    """Mean and variance (C,) of weight·patch over the places of the real images, in float32 at least. mask: (n,).
+
+    In float64 within: neighbouring pixels are nearly equal, so that for a filter that looks at differences w·Cov·w is small beside its
+    terms. In float32 it was off by 1e-4, which reached the loss.
+    """
+    dtype = torch.promote_types(weight_CK.dtype, torch.float32)
+    patches_MK, weight_CK = patches_MK.double(), weight_CK.double()
     if mask is None:
         mean_K = patches_MK.mean(0)
         centred_MK = patches_MK - mean_K
         covariance_KK = centred_MK.T @ centred_MK / len(patches_MK)
     else:
-        share_n = mask.to(patches_MK.dtype) / (mask.sum() * (len(patches_MK) // len(mask))).clamp(min=1)
-        share_M1 = share_n.repeat_interleave(len(patches_MK) // len(mask))[:, None]
+        places = len(patches_MK) // len(mask)
+        share_M1 = (mask.double() / (mask.sum() * places).clamp(min=1)).repeat_interleave(places)[:, None]
         mean_K = (share_M1 * patches_MK).sum(0)
         centred_MK = patches_MK - mean_K
         covariance_KK = (share_M1 * centred_MK).T @ centred_MK
-    return weight_CK @ mean_K, (weight_CK @ covariance_KK * weight_CK).sum(1)
+    return (weight_CK @ mean_K).to(dtype), (weight_CK @ covariance_KK * weight_CK).sum(1).to(dtype)
 
 
 def max_pool(x: Tensor) -> Tensor:
