@@ -20,7 +20,6 @@ from torch import Tensor
 from metalearn.core import Algorithm, Source
 from metalearn.engine.checkpoint import Checkpoint, CheckpointStore, SaveError
 from metalearn.engine.crew import Crew
-from metalearn.engine.execution import TaskPlan
 from metalearn.engine.faults import fault
 from metalearn.engine.nonfinite import Guard
 from metalearn.engine.record import Record
@@ -157,8 +156,9 @@ class Trainer:
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint as if nothing had happened since."""
         facts, tensors = checkpoint.facts, checkpoint.tensors
-        if facts["plan_asked"] == self.facts["plan_asked"]:  # its chunk may have been halved since, when memory ran out
-            self.crew.executor.plan = TaskPlan(**facts["plan"])
+        # They may have been halved before the checkpoint or since, when memory ran out. Older versions saved only that of rank 0.
+        chunks = facts.get("chunks", [facts["plan"]["chunk"]])
+        self.crew.take_back(chunks if facts["plan_asked"] == self.facts["plan_asked"] else [])
         restore(self.algorithm, self.updater.optimizer if self.updater else None, tensors, facts["optimizer"])
         device = next(self.algorithm.parameters(), torch.empty(0)).device
         names = [name for name in tensors if name.startswith("window.")]

@@ -110,8 +110,7 @@ class Life:
         if cfg["trainer"]["dry_run"]:
             return
         self.signals.check()
-        chunks = resuming.halved_chunks(parts.plan, checkpoint)
-        with open_crew(self.cfg, parts, say=self.log.say, check=self.signals.check, give_up=self._give_up, chunks=chunks) as crew:
+        with open_crew(self.cfg, parts, say=self.log.say, check=self.signals.check, give_up=self._give_up) as crew:
             trainer = self._train(parts, crew, settings, checkpoint)
             chosen, step = choose(self.store, cfg["eval"]["checkpoint"], trainer.record)
             load_weights(parts.algorithm, load_chosen(self.store, step).tensors)

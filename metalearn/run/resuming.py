@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from metalearn.analysis.runfiles import read_metrics
 from metalearn.engine.checkpoint import Checkpoint
-from metalearn.engine.execution import TaskPlan
 from metalearn.engine.identity import refuse_new_science, science
 from metalearn.engine.nonfinite import MOST_ROLLBACKS, NonFiniteError
 from metalearn.engine.runlog import RunLog
@@ -32,14 +30,6 @@ def require_same(cfg: dict[str, Any], parts: Parts, checkpoint: Checkpoint, log:
     log.require_metrics(checkpoint.facts["metrics_offset"])
     read_metrics(log.run_dir, checkpoint.facts["metrics_offset"])  # now, since plots and tables will need them at the end
     load_weights(parts.algorithm, checkpoint.tensors)
-
-
-def halved_chunks(asked: TaskPlan, checkpoint: Checkpoint | None) -> list[int]:
-    """device.chunk of each rank at the checkpoint, if the plan that is asked for is still the same; empty if it says nothing."""
-    if checkpoint is None or checkpoint.facts["plan_asked"] != asdict(asked):
-        return []
-    chunks: list[int] = checkpoint.facts.get("chunks", [])  # not in what older versions saved
-    return chunks
 
 
 def go_on(trainer: Trainer, checkpoint: Checkpoint) -> None:
