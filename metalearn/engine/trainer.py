@@ -135,7 +135,8 @@ class Trainer:
             self.failed_saves += 1
             if must or self.failed_saves >= MOST_FAILED_SAVES:
                 raise
-            lost = "" if self._is_kept() else self._forget_validation()
+            # What fails only behind a whole checkpoint (pointer, pruning) has not lost it.
+            lost = "" if self.store.is_valid(self.step) else self._forget_validation()
             self.warn(f"{error.what}{lost}; training goes on (failed saves in a row: {self.failed_saves}, {MOST_FAILED_SAVES} end the run)")
             return
         self.saved_step, self.failed_saves = self.step, 0
@@ -194,14 +195,6 @@ class Trainer:
         """Whether a run that is not stopped has a checkpoint of the present step."""
         due = self.step == 0 or is_time(self.step, self.settings.checkpoint_every, self.outer_steps) or self._finished()
         return due or self.step in self.record.ranked(self.store.keep_best)
-
-    def _is_kept(self) -> bool:
-        """Whether there is a whole checkpoint of the present step, as after a save that failed only at what comes behind it."""
-        try:
-            self.store.load(self.step)
-        except CheckpointError:
-            return False
-        return True
 
     def _forget_validation(self) -> str:
         """Weights that are not kept cannot be chosen. Returns what to say of it."""

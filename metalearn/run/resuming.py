@@ -6,6 +6,7 @@ from typing import Any
 
 from metalearn.analysis.runfiles import read_metrics
 from metalearn.engine.checkpoint import Checkpoint
+from metalearn.engine.faults import fault
 from metalearn.engine.identity import refuse_new_science, science
 from metalearn.engine.nonfinite import MOST_ROLLBACKS, NonFiniteError
 from metalearn.engine.runlog import RunLog
@@ -35,6 +36,7 @@ def require_same(cfg: dict[str, Any], parts: Parts, checkpoint: Checkpoint, log:
 def go_on(trainer: Trainer, checkpoint: Checkpoint) -> None:
     """Continue from a checkpoint, which becomes the newest one."""
     trainer.store.set_aside(after=checkpoint.step)
+    fault("resume:after_removal")
     trainer.store.point("last", checkpoint.step)  # it lags behind if the process died between the rename and the pointer
     trainer.resume(checkpoint)
     verify_best(trainer)

@@ -213,30 +213,42 @@ def test_a_signal_that_finds_a_bad_step_at_its_save_leaves_the_rollback_to_the_r
     assert_same_end(run_dir, whole)
 
 
-@pytest.mark.parametrize("keep_last", [1, 2])
-def test_rollback_passes_over_what_a_signal_saved(keep_last: int, cache: Path, tmp_path: Path) -> None:
-    """Step 5 is bad, checkpoints are every 3 steps, and a signal comes during step 4: a run that never stopped has none at step 5."""
-    words = ["trainer.on_nan=rollback", f"trainer.keep_last={keep_last}", INFINITE]
-    cfg, run_dir, whole = spoiled(cache, *words), tmp_path / "run", tmp_path / "whole"
-    assert finish(bad([11], tmp_path, train(cfg, whole))) == 0
+def stopped(work: Callable[[], int], step: int = 4) -> Callable[[], int]:
+    """The work of a process that a signal meets during this step."""
 
-    def stopped() -> int:
+    def strike() -> int:
         usual = trainer.Trainer.train_step
 
         def train_step(self: trainer.Trainer) -> None:
-            if self.step == 4:
+            if self.step == step:
                 os.kill(os.getpid(), signal.SIGTERM)
             usual(self)
 
         trainer.Trainer.train_step = train_step  # type: ignore[method-assign]
-        return train(cfg, run_dir)()
+        return work()
 
-    assert finish(bad([11], tmp_path, stopped)) == 143
+    return strike
+
+
+@pytest.mark.parametrize("place", [None, "rollback:before_removal", "resume:after_removal@2"])
+@pytest.mark.parametrize("keep_last", [1, 2])
+def test_rollback_passes_over_what_a_signal_saved_and_removes_it(keep_last: int, place: str | None, cache: Path, tmp_path: Path) -> None:
+    """Step 5 is bad, checkpoints are every 3 steps, and a signal comes during step 4: a run that never stopped has none at step 5."""
+    words = ["trainer.on_nan=rollback", f"trainer.keep_last={keep_last}", INFINITE]
+    cfg, run_dir, whole = spoiled(cache, *words), tmp_path / "run", tmp_path / "whole"
+    assert finish(bad([11], tmp_path, train(cfg, whole))) == 0
+    assert finish(bad([11], tmp_path, stopped(train(cfg, run_dir)))) == 143
     store = CheckpointStore(run_dir)
     assert store.steps() == [3, 5]
     assert [store.newest().step, store.newest(scheduled=True).step] == [5, 3]
+    if place is not None:
+        assert finish(bad([11], tmp_path, resume(run_dir, "trusted=[spoiled]")), fault=place) == KILLED
+        assert store.steps() == [3]
     assert finish(bad([11], tmp_path, resume(run_dir, "trusted=[spoiled]"))) == 0
     assert "rolled back to step 3 (1 of at most 3 times), meta-batches 3 to 5 (counted from 0)" in warnings(run_dir)[0]
+    assert "step-000005 is not valid" not in (run_dir / "train.log").read_text()
+    kept = {path.name for path in store.folder.iterdir()}
+    assert kept == {path.name for path in CheckpointStore(whole).folder.iterdir()}
     assert_same_end(run_dir, whole)
 
 
