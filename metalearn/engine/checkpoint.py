@@ -130,7 +130,8 @@ class CheckpointStore:
                 self.warn(f"{problem}; falling back to {self.path(step).name}")
             return checkpoint
         tried = "\n".join(f"  {problem}" for problem in problems) or f"  {self.folder} holds none"
-        raise CheckpointError(f"no valid checkpoint:\n{tried}\nRestore one from a backup, or start a new run with metalearn train")
+        what = "valid scheduled checkpoint" if scheduled else "valid checkpoint"
+        raise CheckpointError(f"no {what}:\n{tried}\nRestore one from a backup, or start a new run with metalearn train")
 
     def point(self, name: str, step: int) -> None:
         """Move the pointer `last` or `best` in one atomic replace. SaveError if the disk refuses."""

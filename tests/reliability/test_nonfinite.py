@@ -252,6 +252,42 @@ def test_rollback_passes_over_what_a_signal_saved_and_removes_it(keep_last: int,
     assert_same_end(run_dir, whole)
 
 
+@pytest.mark.parametrize("saved", [True, False], ids=["a signal saved one", "none at all"])
+def test_rollback_without_a_checkpoint_to_go_to_says_what_it_tried_and_the_way_out(
+    saved: bool, cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Exit 4. What a signal saved is whole, though no place for a rollback: a run that skips the bad update goes on from there."""
+    cfg, run_dir, folder = spoiled(cache, "trainer.on_nan=rollback", INFINITE), tmp_path / "run", tmp_path / "module"
+    assert finish(bad([11], folder, stopped(train(cfg, run_dir), 4 if saved else 3))) == 143
+    store = CheckpointStore(run_dir)
+
+    def damaged() -> int:
+        usual = trainer.Trainer.train_step
+
+        def train_step(self: trainer.Trainer) -> None:
+            for step in store.steps():
+                if not (saved and step == 5):
+                    (store.path(step) / "facts.json").write_text("{}")
+            usual(self)
+
+        trainer.Trainer.train_step = train_step  # type: ignore[method-assign]
+        return resume(run_dir, "trusted=[spoiled]")()
+
+    capfd.readouterr()
+    assert finish(bad([11], folder, damaged)) == 4
+    error = capfd.readouterr().err
+    assert "at step 5 (counted from 0), train task 11. The weights were not changed by it" in error
+    assert "trainer.on_nan=rollback cannot go back, as there is no valid scheduled checkpoint:\n" in error
+    assert f"  {store.path(3)} is not valid: facts.json has 2 bytes" in error
+    assert (f"  {store.path(5)} was saved out of turn" in error) == saved
+    assert "\nRestore one from a backup, or start a new run with metalearn train" in error
+    assert ("; or go on without such updates: metalearn resume RUN_DIR trainer.on_nan=skip" in error) == saved
+    assert "Traceback" not in error
+    assert harness.status(run_dir) == {**harness.status(run_dir), "status": "failed", "exit_code": 4}
+    words = ["trusted=[spoiled]", "trainer.on_nan=skip"]
+    assert finish(bad([11], folder, resume(run_dir, *words))) == (0 if saved else 4)
+
+
 @pytest.mark.parametrize("on_nan", ["stop", "rollback"])
 def test_skip_may_become_another_answer_within_a_row(on_nan: str, cache: Path, tmp_path: Path) -> None:
     """Step 5 is bad, so that the checkpoint of step 6 is within a row of one, which is the limit of the other answers."""
