@@ -168,28 +168,32 @@ def scripted(launcher: Callable[..., list[int]], work: Callable[[], int]) -> Cal
 
 
 def two_processes(folder: Path) -> Callable[..., list[int]]:
-    """A launcher that forks: one process takes job 1 and, after a second without work, job 3; the other one job 2, with a long step 3."""
+    """A launcher that forks: one process takes job 1, idles until the sweep is stopped, and takes job 3; the other one job 2.
+
+    Step 3 of job 2 lasts until its run has been told.
+    """
 
     def take(run_job: launching.RunJob, numbers: list[int]) -> int:
         usual = trainer.Trainer.train_step
 
         def train_step(self: trainer.Trainer) -> None:
             if self.step == 3 and numbers == [1]:
-                reach("long step")
+                run = signal.getsignal(signal.SIGTERM).__self__  # type: ignore[union-attr]
+                reach("long step", lambda: run.received is not None)
             usual(self)
 
         trainer.Trainer.train_step = train_step  # type: ignore[method-assign]
         for number in numbers:
             if number == 2:
-                reach("between two jobs")
+                reach("between two jobs", run_job.mark.exists)
             job = types.SimpleNamespace(job=types.SimpleNamespace(num=number))
             launching.HydraConfig = types.SimpleNamespace(get=lambda job=job: job)  # type: ignore[attr-defined]
             run_job(None)
         return 7
 
-    def reach(place: str) -> None:
+    def reach(place: str, told: Callable[[], bool]) -> None:
         (folder / place).touch()
-        time.sleep(1.5)
+        wait_for(told)
 
     def launch(run_job: launching.RunJob, *rest: object) -> list[int]:
         children = [start(lambda numbers=numbers: take(run_job, numbers)) for numbers in ([0, 2], [1])]
@@ -200,9 +204,9 @@ def two_processes(folder: Path) -> Callable[..., list[int]]:
     return launch
 
 
-def wait_for(*paths: Path, seconds: float = 100) -> None:
+def wait_for(*events: Callable[[], bool], seconds: float = 100) -> None:
     deadline = time.monotonic() + seconds
-    while not all(path.exists() for path in paths):
+    while not all(happened() for happened in events):
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -215,7 +219,7 @@ def test_fault_11_a_sweep_side_by_side_saves_all_jobs_and_is_requeued_once(
     """One job in training, one process between two jobs. SIGTERM comes a moment later, as from SLURM, and is no second signal."""
     sweep = command(tmp_path, *words(cache))
     child = start(within_job(tmp_path, ALONE, scripted(two_processes(tmp_path), sweep)))
-    wait_for(tmp_path / "long step", tmp_path / "between two jobs")
+    wait_for((tmp_path / "long step").exists, (tmp_path / "between two jobs").exists)
     busy = harness.status(jobs(tmp_path)[1])["pid"]
     for process in {"the sweep's process": [child], "all processes": [*children(child), child], "a job's process": [busy]}[whom]:
         os.kill(process, signal.SIGUSR1)
@@ -306,10 +310,7 @@ def test_joblib_jobs_are_warned_and_requeued_once(whom: str, cache: Path, tmp_pa
         os.execv(sys.executable, [sys.executable, "-m", "metalearn", *given])
 
     child = start(within_job(tmp_path, ALONE, program))
-    deadline = time.monotonic() + 200
-    while len(list((tmp_path / "outputs/sweeps/kept").glob("*/checkpoints/last"))) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: len(list((tmp_path / "outputs/sweeps/kept").glob("*/checkpoints/last"))) == 2)
     (os.killpg if whom == "group" else os.kill)(child, signal.SIGUSR1)
     assert wait(child) == 143
     assert sorted(row["status"] for row in rows(tmp_path)) == ["not started", "preempted", "preempted"]
