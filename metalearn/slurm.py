@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 PATIENCE = 60.0  # seconds for scontrol
+Requeue = Callable[[Callable[[str], None]], None]  # told where to say how it went
 
 
 def job() -> str | None:
@@ -46,8 +47,8 @@ def own_folder(parent: Path, words: Sequence[str]) -> Path | None:
     return folder if job() is not None and (restarts() or not folder.exists()) else None
 
 
-def requeue(say: Callable[[str], None]) -> None:
-    """Ask for this job to be run again. A refusal is said, and changes nothing else: the run is saved."""
+def requeue(say: Callable[[str], None], what: str = "run") -> None:
+    """Ask for this job to be run again. A refusal is said, and changes nothing else: the run, or sweep, is saved."""
     command = ["scontrol", "requeue", str(job())]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE, check=False)
@@ -55,6 +56,6 @@ def requeue(say: Callable[[str], None]) -> None:
     except (OSError, subprocess.SubprocessError) as error:
         problem = str(error)
     if problem:
-        say(f"warning: {' '.join(command)} failed: {problem}; the run has to be continued by hand")
+        say(f"warning: {' '.join(command)} failed: {problem}; the {what} has to be continued by hand")
     else:
-        say(f"SLURM will run job {job()} again, which goes on with this run")
+        say(f"SLURM will run job {job()} again, which goes on with this {what}")

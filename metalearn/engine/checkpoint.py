@@ -8,7 +8,6 @@ both load a flipped bit without a word.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -24,12 +23,12 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from metalearn.documents import read_bytes, read_text
-from metalearn.engine.facts import checked
+from metalearn.engine.facts import checked, is_scheduled
 from metalearn.engine.faults import fault
+from metalearn.engine.manifest import MANIFEST, manifest_of, verified
 from metalearn.errors import CheckpointError, MetalearnError
 
-FORMAT_VERSION = 1
-TENSORS, FACTS, MANIFEST = "tensors.safetensors", "facts.json", "manifest.json"
+TENSORS, FACTS = "tensors.safetensors", "facts.json"
 NAME = re.compile(r"step-(\d{6,18})", re.ASCII)
 # What makes a checkpoint unreadable: whoever wrote the files may also have written the manifest.
 DAMAGES = (ValueError, LookupError, TypeError, AttributeError, RecursionError, MemoryError, OverflowError, SafetensorError)
@@ -96,13 +95,21 @@ class CheckpointStore:
         """The checkpoint of one step; CheckpointError with its name and the reason if it is not exactly as saved."""
         path = self.path(step)
         try:
-            contents = _verified(path)
+            contents = verified(path, (TENSORS, FACTS))
             return Checkpoint(step, load_tensors(contents[TENSORS]), checked(json.loads(contents[FACTS]), step, path / FACTS))
         except OSError as error:
             raise CheckpointError(f"{path} is not valid: {error.strerror or error} ({error.filename})") from error
         except DAMAGES as error:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise CheckpointError(f"{path} is not valid: {reason}") from error
+
+    def is_valid(self, step: int) -> bool:
+        """Whether there is a whole checkpoint of this step."""
+        try:
+            self.load(step)
+        except CheckpointError:
+            return False
+        return True
 
     def newest(self, *, scheduled: bool = False) -> Checkpoint:
         """The newest valid checkpoint; each newer corrupt one is named through `warn`. CheckpointError if none is valid.
@@ -123,7 +130,8 @@ class CheckpointStore:
                 self.warn(f"{problem}; falling back to {self.path(step).name}")
             return checkpoint
         tried = "\n".join(f"  {problem}" for problem in problems) or f"  {self.folder} holds none"
-        raise CheckpointError(f"no valid checkpoint:\n{tried}\nRestore one from a backup, or start a new run with metalearn train")
+        what = "valid scheduled checkpoint" if scheduled else "valid checkpoint"
+        raise CheckpointError(f"no {what}:\n{tried}\nRestore one from a backup, or start a new run with metalearn train")
 
     def point(self, name: str, step: int) -> None:
         """Move the pointer `last` or `best` in one atomic replace. SaveError if the disk refuses."""
@@ -141,11 +149,18 @@ class CheckpointStore:
         return int(match[1]) if match else None
 
     def set_aside(self, *, after: int) -> None:
-        """Rename checkpoints newer than the one in use: they are not valid or of no use any more, and must not be counted as kept."""
-        for step in self.steps():
-            if step > after:
-                shutil.rmtree(self.path(step).with_suffix(".corrupt"), ignore_errors=True)
-                self.path(step).rename(self.path(step).with_suffix(".corrupt"))
+        """Checkpoints newer than the one in use must not be counted as kept: those that are not valid become `.corrupt`.
+
+        A whole one that a rollback has passed over is removed, under another name first, so that a kill leaves no half of it.
+        """
+        for step in [step for step in self.steps() if step > after]:
+            path, passed_over = self.path(step), not is_scheduled(self._facts(step)) and self.is_valid(step)
+            aside = path.with_suffix(".tmp" if passed_over else ".corrupt")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            if passed_over:
+                fault("rollback:before_removal")
+                shutil.rmtree(aside)
 
     def recover(self) -> None:
         """Tidy up after a process that died in the middle of a save."""
@@ -184,8 +199,7 @@ class CheckpointStore:
         for number, (name, content) in enumerate(files.items(), 1):
             write_synced(folder / name, content)
             fault(f"save:after_file_{number}")
-        listed = {name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()}
-        write_synced(folder / MANIFEST, json.dumps({"format_version": FORMAT_VERSION, "files": listed}, indent=1).encode())
+        write_synced(folder / MANIFEST, manifest_of(files))
         sync_folder(folder)
 
     def _prune(self, ranked: list[int]) -> None:
@@ -204,32 +218,6 @@ class CheckpointStore:
             return checked(json.loads(read_bytes(path, None)), step, path)
         except (OSError, *DAMAGES):
             return {}  # a corrupt checkpoint protects nothing
-
-
-def is_scheduled(facts: dict[str, Any]) -> bool:
-    """Whether a run that is never stopped has this checkpoint too. Older versions did not say."""
-    return bool(facts.get("scheduled", True))
-
-
-def _verified(path: Path) -> dict[str, bytes]:
-    """The files of a checkpoint, after checking each against the manifest."""
-    if not path.is_dir():
-        raise ValueError("it is missing")
-    manifest = json.loads(read_bytes(path / MANIFEST, None))
-    if manifest["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"its format_version is {manifest['format_version']}, this metalearn reads {FORMAT_VERSION}")
-    if sorted(manifest["files"]) != sorted([TENSORS, FACTS]):
-        raise ValueError(f"its manifest lists {sorted(manifest['files'])}")
-    contents = {}
-    for name, listed in manifest["files"].items():
-        size = (path / name).stat().st_size
-        if size != listed["size"]:
-            raise ValueError(f"{name} has {size} bytes, {listed['size']} were written")
-        content = read_bytes(path / name, None)
-        if hashlib.sha256(content).hexdigest() != listed["sha256"]:
-            raise ValueError(f"{name} does not have the sha256 that was written")
-        contents[name] = content
-    return contents
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -19,6 +20,7 @@ class Crew:
     def __init__(self, algorithm: Algorithm, source: Source, executor: Executor, settings: Settings) -> None:
         self.algorithm, self.source = algorithm, source
         self.executor, self.settings = executor, settings
+        self.asked = executor.plan
         self.feed = Feed(algorithm, source, settings)
 
     def draw(self, step: int) -> TaskBatch | Examples:
@@ -32,6 +34,10 @@ class Crew:
     def chunks(self) -> list[int]:
         """The present `device.chunk` of every process, which is halved where memory runs out. May sync with the device."""
         return [self.executor.plan.chunk]
+
+    def take_back(self, chunks: Sequence[int]) -> None:
+        """Go on with the chunks of a checkpoint; with the one that was asked for if they are of another number of processes."""
+        self.executor.plan = replace(self.asked, chunk=chunks[0]) if len(chunks) == 1 else self.asked
 
     def evaluate(
         self,

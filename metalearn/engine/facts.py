@@ -58,6 +58,11 @@ def checked(facts: Any, step: int, path: Path) -> Facts:
     return Facts(facts, path)
 
 
+def is_scheduled(facts: dict[str, Any]) -> bool:
+    """Whether a run that is never stopped has this checkpoint too. Older versions did not say."""
+    return bool(facts.get("scheduled", True))
+
+
 def is_plan(plan: dict[str, Any]) -> bool:
     """Whether these are the dials of a way to map tasks."""
     right = {"name": plan.get("name") in ("loop", "vmap"), "chunk": plan.get("chunk", -1) in range(LARGEST_CHUNK)}

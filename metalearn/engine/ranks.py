@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -26,7 +27,7 @@ from metalearn.engine.feed import Feed
 from metalearn.engine.settings import Settings, share_of
 from metalearn.errors import MetalearnError
 
-END, STEP, EVALUATE, WIDTH = range(4)  # kinds of orders
+END, STEP, EVALUATE, WIDTH, CHUNK = range(5)  # kinds of orders
 ORDER_SIZE = 7
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
@@ -99,7 +100,6 @@ class RankedCrew(Crew):
     """Rank 0 and those who follow its orders with `serve`.
 
     require_all: raises when another rank is gone; called between batches of an evaluation, which may be long.
-    chunks: `device.chunk` of each rank to begin with; by default that of this one.
     """
 
     def __init__(
@@ -110,11 +110,10 @@ class RankedCrew(Crew):
         settings: Settings,
         link: Link,
         require_all: Callable[[], None],
-        chunks: Sequence[int] = (),
     ) -> None:
         super().__init__(algorithm, source, executor, settings)
         self.link, self.require_all = link, require_all
-        self.chunks_then = torch.tensor(list(chunks) or [executor.plan.chunk] * link.ranks)
+        self.chunks_then = torch.tensor([executor.plan.chunk] * link.ranks)
         self.share = share_of(link.rank, link.ranks, settings.meta_batch_size)
         if algorithm.trains_on != "examples":
             self.feed = Feed(algorithm, source, settings, self.share)
@@ -135,6 +134,13 @@ class RankedCrew(Crew):
 
     def chunks(self) -> list[int]:
         return [int(chunk) for chunk in self.chunks_then.tolist()]
+
+    def take_back(self, chunks: Sequence[int]) -> None:
+        chunks = chunks if len(chunks) == self.link.ranks else [self.asked.chunk] * self.link.ranks
+        super().take_back(chunks[:1])
+        for rank, chunk in enumerate(chunks[1:], 1):
+            self.link.order(CHUNK, rank, chunk)
+        self.chunks_then = torch.tensor(chunks)
 
     def evaluate(
         self,
@@ -167,6 +173,10 @@ def serve(algorithm: Algorithm, source: Source, executor: Executor, settings: Se
     share = share_of(link.rank, link.ranks, settings.meta_batch_size)
     feed = Feed(algorithm, source, settings, share)
     while (order := link.order())[0] != END:
+        if order[0] == CHUNK:
+            if order[1] == link.rank:
+                executor.plan = replace(executor.plan, chunk=order[2])
+            continue
         link.spread(algorithm)
         if order[0] == STEP:
             batch = feed.draw(order[1])

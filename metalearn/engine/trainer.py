@@ -20,7 +20,6 @@ from torch import Tensor
 from metalearn.core import Algorithm, Source
 from metalearn.engine.checkpoint import Checkpoint, CheckpointStore, SaveError
 from metalearn.engine.crew import Crew
-from metalearn.engine.execution import TaskPlan
 from metalearn.engine.faults import fault
 from metalearn.engine.nonfinite import Guard
 from metalearn.engine.record import Record
@@ -136,7 +135,8 @@ class Trainer:
             self.failed_saves += 1
             if must or self.failed_saves >= MOST_FAILED_SAVES:
                 raise
-            lost = "" if self._is_kept() else self._forget_validation()
+            # What fails only behind a whole checkpoint (pointer, pruning) has not lost it.
+            lost = "" if self.store.is_valid(self.step) else self._forget_validation()
             self.warn(f"{error.what}{lost}; training goes on (failed saves in a row: {self.failed_saves}, {MOST_FAILED_SAVES} end the run)")
             return
         self.saved_step, self.failed_saves = self.step, 0
@@ -157,8 +157,9 @@ class Trainer:
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint as if nothing had happened since."""
         facts, tensors = checkpoint.facts, checkpoint.tensors
-        if facts["plan_asked"] == self.facts["plan_asked"]:  # its chunk may have been halved since, when memory ran out
-            self.crew.executor.plan = TaskPlan(**facts["plan"])
+        # They may have been halved before the checkpoint or since, when memory ran out. Older versions saved only that of rank 0.
+        chunks = facts.get("chunks", [facts["plan"]["chunk"]])
+        self.crew.take_back(chunks if facts["plan_asked"] == self.facts["plan_asked"] else [])
         restore(self.algorithm, self.updater.optimizer if self.updater else None, tensors, facts["optimizer"])
         device = next(self.algorithm.parameters(), torch.empty(0)).device
         names = [name for name in tensors if name.startswith("window.")]
@@ -194,14 +195,6 @@ class Trainer:
         """Whether a run that is not stopped has a checkpoint of the present step."""
         due = self.step == 0 or is_time(self.step, self.settings.checkpoint_every, self.outer_steps) or self._finished()
         return due or self.step in self.record.ranked(self.store.keep_best)
-
-    def _is_kept(self) -> bool:
-        """Whether there is a whole checkpoint of the present step, as after a save that failed only at what comes behind it."""
-        try:
-            self.store.load(self.step)
-        except CheckpointError:
-            return False
-        return True
 
     def _forget_validation(self) -> str:
         """Weights that are not kept cannot be chosen. Returns what to say of it."""

@@ -37,8 +37,8 @@ OLD_END = {
 __all__ = ["Loaded", "evaluate_run", "holds_run", "load", "new_run_dir", "resume", "train"]
 
 
-def train(cfg: dict[str, Any], overrides: list[str], run_dir: Path) -> int:
-    """A new run; its exit code. ConfigError if the folder already holds one."""
+def train(cfg: dict[str, Any], overrides: list[str], run_dir: Path, *, requeue: slurm.Requeue = slurm.requeue) -> int:
+    """A new run; its exit code. ConfigError if the folder already holds one. requeue: called when SLURM's warning has stopped it."""
     config.refuse_existing_run(dict(cfg, run_dir=run_dir))
     cfg = pinned(cfg)
     with StopSignals(*slurm.warnings()) as signals, RunLog(run_dir) as log:
@@ -46,7 +46,7 @@ def train(cfg: dict[str, Any], overrides: list[str], run_dir: Path) -> int:
         try:
             log.write_request(cfg, overrides)
             fault("start:config")
-            code = Life(cfg, log, signals).live()
+            code = Life(cfg, log, signals, requeue=requeue).live()
         except (ConfigError, DataError):
             if not CheckpointStore(run_dir).steps():
                 log.discard()  # it never began: leave the folder to the corrected command
@@ -56,8 +56,8 @@ def train(cfg: dict[str, Any], overrides: list[str], run_dir: Path) -> int:
         return code
 
 
-def resume(run_dir: Path, overrides: list[str]) -> int:
-    """Continue a run exactly where its newest valid checkpoint stands; its exit code."""
+def resume(run_dir: Path, overrides: list[str], *, requeue: slurm.Requeue = slurm.requeue) -> int:
+    """Continue a run exactly where its newest valid checkpoint stands; its exit code. requeue: as in `train`."""
     notes: list[str] = []
     old = config.read_saved(run_dir, notes.append)
     with StopSignals(*slurm.warnings()) as signals, RunLog(run_dir) as log:
@@ -76,7 +76,7 @@ def resume(run_dir: Path, overrides: list[str]) -> int:
             if notes or cfg != old:
                 log.write_request(cfg, [*log.overrides(), *overrides])
 
-        return Life(cfg, log, signals, begin=begin).live()
+        return Life(cfg, log, signals, begin=begin, requeue=requeue).live()
 
 
 def refuse_unused_evaluation(run_dir: Path, old: dict[str, Any], new: dict[str, Any], overrides: list[str]) -> None:

@@ -40,10 +40,19 @@ class Life:
 
     begin: for a run that is resumed, writes down what was asked anew; it is called with the step to continue at once
     everything that can be refused was checked, and until then nothing in the folder changes. None for a new run.
+    requeue: called when it was stopped by SLURM's warning, and has saved.
     """
 
-    def __init__(self, cfg: dict[str, Any], log: RunLog, signals: StopSignals, *, begin: Callable[[int], None] | None = None) -> None:
-        self.cfg, self.log, self.signals, self.begin = cfg, log, signals, begin
+    def __init__(
+        self,
+        cfg: dict[str, Any],
+        log: RunLog,
+        signals: StopSignals,
+        *,
+        begin: Callable[[int], None] | None = None,
+        requeue: slurm.Requeue = slurm.requeue,
+    ) -> None:
+        self.cfg, self.log, self.signals, self.begin, self.requeue = cfg, log, signals, begin, requeue
         self.begun = False
         self.restarts = {"restarts": slurm.restarts()} if slurm.job() is not None else {}
         trainer = cfg["trainer"]
@@ -110,8 +119,7 @@ class Life:
         if cfg["trainer"]["dry_run"]:
             return
         self.signals.check()
-        chunks = resuming.halved_chunks(parts.plan, checkpoint)
-        with open_crew(self.cfg, parts, say=self.log.say, check=self.signals.check, give_up=self._give_up, chunks=chunks) as crew:
+        with open_crew(self.cfg, parts, say=self.log.say, check=self.signals.check, give_up=self._give_up) as crew:
             trainer = self._train(parts, crew, settings, checkpoint)
             chosen, step = choose(self.store, cfg["eval"]["checkpoint"], trainer.record)
             load_weights(parts.algorithm, load_chosen(self.store, step).tensors)
@@ -217,7 +225,7 @@ class Life:
         self.log.status("preempted", stop.exit_code, **self.restarts)
         self.log.say(f"{stop}; continue with: {self._way_on()}")
         if stop.number in slurm.warnings():
-            slurm.requeue(self.log.say)
+            self.requeue(self.log.say)
         return stop.exit_code
 
     def _way_on(self) -> str:

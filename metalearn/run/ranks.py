@@ -15,9 +15,9 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -63,11 +63,9 @@ def open_crew(
     say: Callable[[str], None],
     check: Callable[[], None],
     give_up: Callable[[RankError], None],
-    chunks: Sequence[int] = (),
 ) -> Iterator[Crew]:
     """The crew of a run, as long as it is needed.
 
-    chunks: device.chunk of each rank, where memory has run out on some of them before; those of another number of ranks say nothing.
     say: a line for the log. check: raises to stop the start. give_up: a last word before this process ends, because a
     rank is gone and the main thread has not noticed for a while.
     """
@@ -80,13 +78,12 @@ def open_crew(
     say(f"{ranks} ranks of {threads} thread{'s' if threads > 1 else ''} each")
     if parts.algorithm.trains_on == "examples":
         say("a flat minibatch is never split: rank 0 trains alone, evaluation is shared")
-    chunks = chunks if len(chunks) == ranks else [parts.plan.chunk] * ranks
-    work = json.dumps({"cfg": {**cfg, "trusted": []}, "plan": asdict(parts.plan), "chunks": list(chunks)})
+    work = json.dumps({"cfg": {**cfg, "trusted": []}, "plan": asdict(parts.plan)})
     with started(ranks, work, cfg["trusted"], give_up) as (store, others):
         await_ready(store, ranks, others, check)
         with connected(store, 0, ranks, parts.device):
             link = Link(0, ranks, parts.device, others.failure)
-            crew = RankedCrew(parts.algorithm, parts.source, executor, settings, link, others.require, chunks)
+            crew = RankedCrew(parts.algorithm, parts.source, executor, settings, link, others.require)
             yield crew
             crew.dismiss()
         for line in others.farewell():
@@ -196,8 +193,7 @@ def follow_orders(store: dist.Store, rank: int, ranks: int, trusted: list[str]) 
         cfg = {**work["cfg"], "trusted": trusted}
         fault("rank:start")
         parts = Parts.build(cfg, rank)
-        plan = replace(TaskPlan(**work["plan"]), chunk=work["chunks"][rank])
-        executor = Executor(parts.algorithm, plan, warn=lambda message: say_here(f"warning: {message}"))
+        executor = Executor(parts.algorithm, TaskPlan(**work["plan"]), warn=lambda message: say_here(f"warning: {message}"))
         store.set(ready(rank), "")
         with connected(store, rank, ranks, parts.device):
             serve(parts.algorithm, parts.source, executor, settings_of(cfg), Link(rank, ranks, parts.device, LostError))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from metalearn.analysis.runfiles import read_metrics
-from metalearn.engine.checkpoint import Checkpoint
-from metalearn.engine.execution import TaskPlan
+from metalearn.engine.checkpoint import Checkpoint, CheckpointStore
+from metalearn.engine.faults import fault
 from metalearn.engine.identity import refuse_new_science, science
-from metalearn.engine.nonfinite import MOST_ROLLBACKS, NonFiniteError
+from metalearn.engine.nonfinite import MOST_ROLLBACKS, WAY_ON, NonFiniteError
 from metalearn.engine.runlog import RunLog
 from metalearn.engine.state import load_weights
 from metalearn.engine.trainer import Trainer
@@ -34,17 +33,10 @@ def require_same(cfg: dict[str, Any], parts: Parts, checkpoint: Checkpoint, log:
     load_weights(parts.algorithm, checkpoint.tensors)
 
 
-def halved_chunks(asked: TaskPlan, checkpoint: Checkpoint | None) -> list[int]:
-    """device.chunk of each rank at the checkpoint, if the plan that is asked for is still the same; empty if it says nothing."""
-    if checkpoint is None or checkpoint.facts["plan_asked"] != asdict(asked):
-        return []
-    chunks: list[int] = checkpoint.facts.get("chunks", [])  # not in what older versions saved
-    return chunks
-
-
 def go_on(trainer: Trainer, checkpoint: Checkpoint) -> None:
     """Continue from a checkpoint, which becomes the newest one."""
     trainer.store.set_aside(after=checkpoint.step)
+    fault("resume:after_removal")
     trainer.store.point("last", checkpoint.step)  # it lags behind if the process died between the rename and the pointer
     trainer.resume(checkpoint)
     verify_best(trainer)
@@ -88,7 +80,7 @@ def roll_back(trainer: Trainer, error: NonFiniteError) -> None:
     rollbacks, number = trainer.rollbacks + 1, error.step + trainer.shift
     if rollbacks > MOST_ROLLBACKS:
         raise NonFiniteError(error.what, error.step, after=f"Rolled back {MOST_ROLLBACKS} times already. ") from error
-    checkpoint = trainer.store.newest(scheduled=True)
+    checkpoint = place_to_go(trainer.store, error)
     first = checkpoint.step + trainer.shift  # of the meta-batches that are passed over
     go_on(trainer, checkpoint)
     trainer.rollbacks, trainer.shift = rollbacks, number + 1 - checkpoint.step
@@ -96,3 +88,12 @@ def roll_back(trainer: Trainer, error: NonFiniteError) -> None:
         f"{error.what}; rolled back to step {checkpoint.step} ({rollbacks} of at most {MOST_ROLLBACKS} times), "
         f"meta-batches {first} to {number} (counted from 0) are passed over (trainer.on_nan=rollback)"
     )
+
+
+def place_to_go(store: CheckpointStore, error: NonFiniteError) -> Checkpoint:
+    """Where a rollback goes. CheckpointError with all that was tried; a checkpoint that a signal made the run save is still a way on."""
+    try:
+        return store.newest(scheduled=True)
+    except CheckpointError as nowhere:
+        way_on = WAY_ON if any(map(store.is_valid, store.steps())) else ""
+        raise CheckpointError(f"{error.what}. trainer.on_nan=rollback cannot go back, as there is {nowhere}{way_on}") from error

@@ -41,9 +41,12 @@ def multirun(overrides: list[str], config_dir: str | None, say: Callable[[str], 
         own = [word for word in words if word.startswith("hydra")]
         codes = launch(RunJob(left, len(jobs), folder, stops.mark, say, retry_failed), own, config_dir, stops)
         report(folder, jobs, say)
-    if stops.code:
-        say("\n".join(way_on(overrides, config_dir, folder, jobs)))
-    return stops.code or int(any(codes) or any(is_open(job) for job in jobs))
+        code = stops.code
+        if code:
+            say("\n".join(way_on(overrides, config_dir, folder, jobs)))
+        if stops.number in slurm.warnings():
+            slurm.requeue(say, "sweep")
+    return code or int(any(codes) or any(is_open(job) for job in jobs))
 
 
 def is_open(job: Job) -> bool:

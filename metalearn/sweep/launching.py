@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,11 +22,12 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
+from metalearn import slurm
 from metalearn.analysis import runfiles, tables
 from metalearn.errors import InUseError, MetalearnError
 from metalearn.library import PRIMARY, Library, search_path_of
 from metalearn.sweep.jobs import JOBS, Job, is_left
-from metalearn.sweep.stopping import Stops, SweepStopped, heeding
+from metalearn.sweep.stopping import Stops, SweepStopped, heeding, leave_mark, marked
 
 STOPPED = (130, 143)  # SIGINT, SIGTERM: the whole sweep was meant
 
@@ -35,6 +37,7 @@ class RunJob:
     """What the launcher calls for each job, which Hydra numbers from 0. Never raises for a job that fails: the others go on.
 
     threads: of a job that names no number, as if it ran alone; a launcher may give its processes fewer, which changes bits.
+    slurm_job: of the sweep's process.
     """
 
     jobs: Sequence[Job]
@@ -45,15 +48,16 @@ class RunJob:
     retry_failed: bool
     threads: int | None = None
     parent: int = field(default_factory=os.getpid)
+    slurm_job: str | None = field(default_factory=slurm.job)
 
     def __call__(self, _: Any) -> int:
         """The exit code of the job; 0 also for one that is not to be run any more."""
         job = self.jobs[HydraConfig.get().job.num]
         # A child runs one job after the other beside its siblings. A launcher may also run jobs farther off, each by itself.
         at_home, child = os.getpid() == self.parent, os.getppid() == self.parent
-        if self.mark.exists():
+        if stopped_by := marked(self.mark):
             if at_home:
-                raise SweepStopped
+                raise SweepStopped(stopped_by)
             return 0
         prepare(self.threads if child else None)
         say = self.say if at_home else patient_say()
@@ -61,7 +65,7 @@ class RunJob:
             code = replace(self, say=say).perform(job, silent=child)
         record(self.folder, say)
         if at_home and (code in STOPPED or signals.received):
-            raise SweepStopped(code if code in STOPPED else 128 + (signals.received or 0))
+            raise SweepStopped(marked(self.mark) or (code - 128 if code in STOPPED else signals.received or 0))
         if child and os.getppid() != self.parent:
             os._exit(code)  # nobody waits for the result, and the process would only wait for more
         return code
@@ -75,7 +79,7 @@ class RunJob:
         self.say(f"\n{title}{' goes on' if job.has_begun else ''}: {shlex.join(job.own)}")
         try:
             with silence() if silent else contextlib.nullcontext():
-                code = begin_or_go_on(job)
+                code = begin_or_go_on(job, self.requeue)
         except MetalearnError as error:
             if isinstance(error, InUseError) or job.state in ("running", "finished"):  # another process was faster
                 self.say(f"{job.folder.name}: {job.why_skipped()}")
@@ -90,6 +94,13 @@ class RunJob:
             self.say(f"{title} {job.state}: {shlex.join(job.own)}")
         return code
 
+    def requeue(self, say: Callable[[str], None]) -> None:
+        """What a run does that SLURM has warned: the sweep's process requeues their SLURM job, once, when all have saved."""
+        if slurm.job() == self.slurm_job:
+            leave_mark(self.mark, signal.SIGUSR1)
+        else:  # a launcher gave this job one of its own
+            slurm.requeue(say)
+
 
 def launch(run_job: RunJob, own: Sequence[str], config_dir: str | None, stops: Stops) -> list[int]:
     """The exit codes of the jobs that ran. own: the words of the command line for Hydra itself."""
@@ -99,7 +110,7 @@ def launch(run_job: RunJob, own: Sequence[str], config_dir: str | None, stops: S
         try:
             return codes + launch_once(replace(run_job, jobs=left), own, config_dir)
         except SweepStopped as stop:
-            stops.stop(stop.args[0] if stop.args else stops.code)
+            stops.stop(stop.number)
         except Exception as error:  # noqa: BLE001 - of the launcher; one that loses a process gives up all of them
             run_job.say(f"error: the launcher gave up: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
             codes.append(1)
@@ -160,14 +171,14 @@ def patient_say() -> Callable[[str], None]:
     return echo
 
 
-def begin_or_go_on(job: Job) -> int:
+def begin_or_go_on(job: Job, requeue: slurm.Requeue) -> int:
     """The exit code of the job's run, which is begun or resumed."""
     from metalearn import run
 
     if job.has_begun:
-        return run.resume(job.folder, job.words_for_resume)
+        return run.resume(job.folder, job.words_for_resume, requeue=requeue)
     make_room(job)
-    return run.train(job.cfg, job.words, job.folder)
+    return run.train(job.cfg, job.words, job.folder, requeue=requeue)
 
 
 @contextlib.contextmanager

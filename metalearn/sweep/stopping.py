@@ -1,7 +1,8 @@
 """How a sweep ends early: a signal to its process is a word to its jobs, wherever they run, and never the loss of one.
 
 A job in this process hears signals itself. Jobs in processes that a launcher started also look for the sweep's mark,
-since a terminal sends a signal to all of them, but `kill` and a scheduler may send it to one.
+since a terminal sends a signal to all of them, but `kill` and a scheduler may send it to one. The mark holds the number
+of the first signal. If SLURM's warning was the first, whoever got it, the sweep's process requeues the SLURM job of all of them.
 """
 
 from __future__ import annotations
@@ -16,30 +17,37 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from metalearn.engine.signals import CAUGHT, StopSignals
+from metalearn import slurm
+from metalearn.engine.signals import CAUGHT, StopSignals, exit_code
 
 WATCH_EVERY = 0.2  # seconds
 
 
 class SweepStopped(BaseException):
-    """The job in this process was interrupted and saved; those after it do not start. Hydra would record an Exception and go on."""
+    """The job in this process was interrupted by this signal and saved; those after it do not start. Hydra would record an Exception."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 class Stops:
-    """Context in which the first SIGINT or SIGTERM keeps further jobs from starting; a second one ends the process at once.
+    """Context in which the first SIGINT, SIGTERM or warning of SLURM keeps further jobs from starting.
 
-    folder: of the sweep, which exists. mark: a file in it from then on, for jobs in other processes. code: then 130 or 143.
+    A second SIGINT or SIGTERM ends the process at once; a warning is neither the first nor the second of these.
+    folder: of the sweep, which exists. mark: a file in it once there is a signal, for jobs in other processes.
     """
 
     def __init__(self, folder: Path) -> None:
         self.mark = folder / f".stop-{os.getpid()}"
-        self.code = 0
+        self._number = 0
+        self._urged = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Stops:
         self.mark.unlink(missing_ok=True)  # of an earlier process of this number
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._stop) for number in CAUGHT}
+            self._previous = {number: signal.signal(number, self._stop) for number in (*CAUGHT, *slurm.warnings())}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -49,16 +57,41 @@ class Stops:
         with contextlib.suppress(OSError):
             self.mark.parent.rmdir()  # it is empty if jobs only rehearsed
 
-    def stop(self, code: int) -> None:
+    @property
+    def number(self) -> int:
+        """The first signal, here or to a job in another process; 0 if there was none."""
+        return self._number or marked(self.mark)
+
+    @property
+    def code(self) -> int:
+        """130 or 143 once the sweep is to end, 0 until then."""
+        return exit_code(self.number) if self.number else 0
+
+    def stop(self, number: int) -> None:
         """No further job starts."""
-        self.code = self.code or code
-        with contextlib.suppress(OSError):
-            self.mark.write_text(str(self.code - 128), encoding="utf-8")
+        self._number = self.number or number
+        leave_mark(self.mark, self._number)
+        self._urged = self._urged or number in CAUGHT
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        if self.code:
+        if self._urged and number in CAUGHT:
             os._exit(128 + number)
-        self.stop(128 + number)
+        self.stop(number)
+
+
+def leave_mark(mark: Path, number: int) -> None:
+    """Let the sweep's process and all of its jobs know of a signal, unless there was one before."""
+    with contextlib.suppress(OSError), mark.open("x", encoding="utf-8") as file:
+        file.write(str(number))
+
+
+def marked(mark: Path) -> int:
+    """The signal that a mark names; 0 if there is no mark."""
+    try:
+        text = mark.read_text(encoding="utf-8")
+    except OSError:
+        return 0
+    return int(text) if text.isdecimal() else signal.SIGTERM  # a disk may be full for the number
 
 
 @contextlib.contextmanager
@@ -82,7 +115,7 @@ def heeding(mark: Path, parent: int | None) -> Iterator[StopSignals]:
 
     if parent is not None:
         outlive_signals(mark)
-    with StopSignals() as around:
+    with StopSignals(*slurm.warnings()) as around:
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
         try:
@@ -104,16 +137,16 @@ def outlive_signals(mark: Path) -> None:
             if not mark.exists():
                 os._exit(128 + number)
 
-    for number in CAUGHT:
+    for number in (*CAUGHT, *slurm.warnings()):
         signal.signal(number, stay)
 
 
-def asked(mark: Path, parent: int | None) -> int | None:
-    """The signal that a sweep's process has received, or SIGTERM if that process is gone; None as long as all is well."""
+def asked(mark: Path, parent: int | None) -> int:
+    """SIGINT or SIGTERM as the sweep's mark asks for it, or SIGTERM if the sweep's process is gone; 0 as long as all is well.
+
+    A warning of SLURM's is SIGTERM here: it is the sweep's, whose job this one may not be.
+    """
     if parent is not None and os.getppid() != parent:
         return signal.SIGTERM
-    try:
-        text = mark.read_text(encoding="utf-8")
-    except OSError:
-        return None
-    return int(text) if text.isdecimal() else signal.SIGTERM  # a disk may be full for the number
+    number = marked(mark)
+    return number if number in (0, *CAUGHT) else signal.SIGTERM

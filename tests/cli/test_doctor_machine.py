@@ -199,9 +199,9 @@ class TestMachine:
 
 class TestStorage:
     def test_a_flipped_bit_that_is_not_noticed_is(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        read = lambda path: {name: (path / name).read_bytes() for name in (TENSORS, checkpoint.FACTS)}  # noqa: E731
+        read = lambda path, names: {name: (path / name).read_bytes() for name in names}  # noqa: E731
         assert "a flipped bit is refused" in storage.bit_flip()
-        monkeypatch.setattr(checkpoint, "_verified", read)
+        monkeypatch.setattr(checkpoint, "verified", read)
         with pytest.raises(FailedError, match="a checkpoint with a flipped bit is loaded as if it were whole"):
             storage.bit_flip()
 

@@ -213,31 +213,79 @@ def test_a_signal_that_finds_a_bad_step_at_its_save_leaves_the_rollback_to_the_r
     assert_same_end(run_dir, whole)
 
 
-@pytest.mark.parametrize("keep_last", [1, 2])
-def test_rollback_passes_over_what_a_signal_saved(keep_last: int, cache: Path, tmp_path: Path) -> None:
-    """Step 5 is bad, checkpoints are every 3 steps, and a signal comes during step 4: a run that never stopped has none at step 5."""
-    words = ["trainer.on_nan=rollback", f"trainer.keep_last={keep_last}", INFINITE]
-    cfg, run_dir, whole = spoiled(cache, *words), tmp_path / "run", tmp_path / "whole"
-    assert finish(bad([11], tmp_path, train(cfg, whole))) == 0
+def stopped(work: Callable[[], int], step: int = 4) -> Callable[[], int]:
+    """The work of a process that a signal meets during this step."""
 
-    def stopped() -> int:
+    def strike() -> int:
         usual = trainer.Trainer.train_step
 
         def train_step(self: trainer.Trainer) -> None:
-            if self.step == 4:
+            if self.step == step:
                 os.kill(os.getpid(), signal.SIGTERM)
             usual(self)
 
         trainer.Trainer.train_step = train_step  # type: ignore[method-assign]
-        return train(cfg, run_dir)()
+        return work()
 
-    assert finish(bad([11], tmp_path, stopped)) == 143
+    return strike
+
+
+@pytest.mark.parametrize("place", [None, "rollback:before_removal", "resume:after_removal@2"])
+@pytest.mark.parametrize("keep_last", [1, 2])
+def test_rollback_passes_over_what_a_signal_saved_and_removes_it(keep_last: int, place: str | None, cache: Path, tmp_path: Path) -> None:
+    """Step 5 is bad, checkpoints are every 3 steps, and a signal comes during step 4: a run that never stopped has none at step 5."""
+    words = ["trainer.on_nan=rollback", f"trainer.keep_last={keep_last}", INFINITE]
+    cfg, run_dir, whole = spoiled(cache, *words), tmp_path / "run", tmp_path / "whole"
+    assert finish(bad([11], tmp_path, train(cfg, whole))) == 0
+    assert finish(bad([11], tmp_path, stopped(train(cfg, run_dir)))) == 143
     store = CheckpointStore(run_dir)
     assert store.steps() == [3, 5]
     assert [store.newest().step, store.newest(scheduled=True).step] == [5, 3]
+    if place is not None:
+        assert finish(bad([11], tmp_path, resume(run_dir, "trusted=[spoiled]")), fault=place) == KILLED
+        assert store.steps() == [3]
     assert finish(bad([11], tmp_path, resume(run_dir, "trusted=[spoiled]"))) == 0
     assert "rolled back to step 3 (1 of at most 3 times), meta-batches 3 to 5 (counted from 0)" in warnings(run_dir)[0]
+    assert "step-000005 is not valid" not in (run_dir / "train.log").read_text()
+    kept = {path.name for path in store.folder.iterdir()}
+    assert kept == {path.name for path in CheckpointStore(whole).folder.iterdir()}
     assert_same_end(run_dir, whole)
+
+
+@pytest.mark.parametrize("saved", [True, False], ids=["a signal saved one", "none at all"])
+def test_rollback_without_a_checkpoint_to_go_to_says_what_it_tried_and_the_way_out(
+    saved: bool, cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Exit 4. What a signal saved is whole, though no place for a rollback: a run that skips the bad update goes on from there."""
+    cfg, run_dir, folder = spoiled(cache, "trainer.on_nan=rollback", INFINITE), tmp_path / "run", tmp_path / "module"
+    assert finish(bad([11], folder, stopped(train(cfg, run_dir), 4 if saved else 3))) == 143
+    store = CheckpointStore(run_dir)
+
+    def damaged() -> int:
+        usual = trainer.Trainer.train_step
+
+        def train_step(self: trainer.Trainer) -> None:
+            for step in store.steps():
+                if not (saved and step == 5):
+                    (store.path(step) / "facts.json").write_text("{}")
+            usual(self)
+
+        trainer.Trainer.train_step = train_step  # type: ignore[method-assign]
+        return resume(run_dir, "trusted=[spoiled]")()
+
+    capfd.readouterr()
+    assert finish(bad([11], folder, damaged)) == 4
+    error = capfd.readouterr().err
+    assert "at step 5 (counted from 0), train task 11. The weights were not changed by it" in error
+    assert "trainer.on_nan=rollback cannot go back, as there is no valid scheduled checkpoint:\n" in error
+    assert f"  {store.path(3)} is not valid: facts.json has 2 bytes" in error
+    assert (f"  {store.path(5)} was saved out of turn" in error) == saved
+    assert "\nRestore one from a backup, or start a new run with metalearn train" in error
+    assert ("; or go on without such updates: metalearn resume RUN_DIR trainer.on_nan=skip" in error) == saved
+    assert "Traceback" not in error
+    assert harness.status(run_dir) == {**harness.status(run_dir), "status": "failed", "exit_code": 4}
+    words = ["trusted=[spoiled]", "trainer.on_nan=skip"]
+    assert finish(bad([11], folder, resume(run_dir, *words))) == (0 if saved else 4)
 
 
 @pytest.mark.parametrize("on_nan", ["stop", "rollback"])

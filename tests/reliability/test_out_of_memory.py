@@ -16,18 +16,35 @@ from tests.reliability.harness import KILLED, assert_same_end, finish, forking_r
 
 # The allocator refuses when the first and the last task of step 1, or the last of step 0 alone, come with others.
 HUNGRY = """
+from pathlib import Path
+
 import torch
 from metalearn.algorithms.protonet import ProtoNet
 from metalearn.data.sampling import task_keys
 
 MOST, BAD = {most}, {bad}
 
+def among(tasks, numbers):
+    keys = torch.cat([task_keys(0, "train", first=number, count=1, device=tasks.key.device) for number in numbers])
+    return torch.isin(tasks.key, keys).any()
+
 class Hungry(ProtoNet):
     def gradient(self, params, tasks, how):
-        keys = torch.cat([task_keys(0, "train", first=number, count=1, device=tasks.key.device) for number in BAD])
-        if len(tasks.key) > MOST and torch.isin(tasks.key, keys).any():
+        if len(tasks.key) > MOST and among(tasks, BAD):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return super().gradient(params, tasks, how)
+
+class HungryOnce(Hungry):
+    # Somebody else had the memory for a moment. Later, task 21 is bad.
+    def gradient(self, params, tasks, how):
+        try:
+            grads, losses, metrics = super().gradient(params, tasks, how)
+        except torch.OutOfMemoryError:
+            if not Path("freed").exists():
+                Path("freed").touch()
+                raise
+            grads, losses, metrics = ProtoNet.gradient(self, params, tasks, how)
+        return grads, torch.where(among(tasks, [21]), torch.nan, losses), metrics
 """
 WORDS = ["trainer.meta_batch_size=4", "algo._target_=hungry.Hungry", "trusted=[hungry]"]
 
@@ -69,6 +86,25 @@ def test_fault_15_the_chunk_is_halved_stays_so_after_a_kill_and_the_meta_batch_i
     assert finish(hungry(tmp_path, train(cfg, ample), most=4, bad=bad)) == 0
     for line, expected in zip(harness.metrics(whole), harness.metrics(ample), strict=True):
         assert line["loss"] == pytest.approx(expected["loss"], abs=1e-4)
+
+
+@pytest.mark.fault(15)
+@pytest.mark.parametrize("bad", [16, 19], ids=["first-rank", "other-rank"])
+def test_fault_15_a_rollback_gives_every_rank_the_chunk_of_its_checkpoint(bad: int, cache: Path, tmp_path: Path) -> None:
+    """Memory runs out in step 4 and step 5 is bad, so that both go back to step 3. Killed in step 5, the run meets ample memory."""
+    words = ["device.ranks=2", "algo._target_=hungry.HungryOnce", "trainer.on_nan=rollback", "trainer.eval_every=6"]
+    cfg, run_dir, whole = configuration(cache, *words), tmp_path / "run", tmp_path / "whole"
+    assert finish(hungry(tmp_path, train(cfg, whole), most=1, bad=[bad])) == 0
+    told = (whole / "train.log").read_text()
+    assert "out of memory with 2 tasks at once; going on with device.chunk=1" in told
+    assert "rolled back to step 3 (1 of at most 3 times), meta-batches 3 to 5" in told
+    (tmp_path / "freed").unlink()
+    assert finish(hungry(tmp_path, train(cfg, run_dir), most=1, bad=[bad]), fault="step:end@7") == KILLED
+    assert (tmp_path / "freed").exists()
+    assert CheckpointStore(run_dir).pointed("last") == 3
+    assert finish(hungry(tmp_path, resume(run_dir, "trusted=[hungry]"), most=1, bad=[bad])) == 0
+    assert CheckpointStore(whole).newest().facts["chunks"] == [4, 4]
+    assert_same_end(run_dir, whole)
 
 
 @pytest.mark.fault(15)

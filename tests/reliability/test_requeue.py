@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +14,13 @@ from typing import Any
 import pytest
 
 from metalearn import cli, slurm
+from metalearn.engine import trainer
 from metalearn.engine.checkpoint import CheckpointStore
+from metalearn.sweep import launching
 from tests.reliability import harness
-from tests.reliability.harness import assert_same_end, finish, train
+from tests.reliability.harness import assert_same_end, finish, start, train, wait
 from tests.reliability.test_lock_and_signals import struck
+from tests.reliability.test_sweeps import SIDE_BY_SIDE, assert_as_alone, command, joblib, jobs, rows, words
 
 ALONE, ARRAY = {"SLURM_JOB_ID": "77"}, {"SLURM_JOB_ID": "80", "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "3"}
 
@@ -149,6 +155,166 @@ def test_a_sweep_without_a_name_goes_on_when_its_job_is_run_again(cache: Path, t
     [folder] = (tmp_path / "outputs" / "sweeps").iterdir()
     assert folder.name.startswith("slurm-77_")
     assert [harness.status(run_dir)["status"] for run_dir in folder.glob("seed-*")] == ["finished"] * 2
+
+
+def scripted(launcher: Callable[..., list[int]], work: Callable[[], int]) -> Callable[[], int]:
+    """The work of a sweep's process whose jobs this launcher starts."""
+
+    def changed() -> int:
+        launching.launch_once = launcher
+        return work()
+
+    return changed
+
+
+def two_processes(folder: Path) -> Callable[..., list[int]]:
+    """A launcher that forks: one process takes job 1, idles until the sweep is stopped, and takes job 3; the other one job 2.
+
+    Step 3 of job 2 lasts until its run has been told.
+    """
+
+    def take(run_job: launching.RunJob, numbers: list[int]) -> int:
+        usual = trainer.Trainer.train_step
+
+        def train_step(self: trainer.Trainer) -> None:
+            if self.step == 3 and numbers == [1]:
+                run = signal.getsignal(signal.SIGTERM).__self__  # type: ignore[union-attr]
+                reach("long step", lambda: run.received is not None)
+            usual(self)
+
+        trainer.Trainer.train_step = train_step  # type: ignore[method-assign]
+        for number in numbers:
+            if number == 2:
+                reach("between two jobs", run_job.mark.exists)
+            job = types.SimpleNamespace(job=types.SimpleNamespace(num=number))
+            launching.HydraConfig = types.SimpleNamespace(get=lambda job=job: job)  # type: ignore[attr-defined]
+            run_job(None)
+        return 7
+
+    def reach(place: str, told: Callable[[], bool]) -> None:
+        (folder / place).touch()
+        wait_for(told)
+
+    def launch(run_job: launching.RunJob, *rest: object) -> list[int]:
+        children = [start(lambda numbers=numbers: take(run_job, numbers)) for numbers in ([0, 2], [1])]
+        codes = [wait(child) for child in children]
+        (folder / "codes").write_text(str(codes))
+        return [0]
+
+    return launch
+
+
+def wait_for(*events: Callable[[], bool], seconds: float = 100) -> None:
+    deadline = time.monotonic() + seconds
+    while not all(happened() for happened in events):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.fault(11)
+@pytest.mark.parametrize("whom", ["the sweep's process", "all processes", "a job's process"])
+def test_fault_11_a_sweep_side_by_side_saves_all_jobs_and_is_requeued_once(
+    whom: str, cache: Path, alone: dict[int, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One job in training, one process between two jobs. SIGTERM comes a moment later, as from SLURM, and is no second signal."""
+    sweep = command(tmp_path, *words(cache))
+    child = start(within_job(tmp_path, ALONE, scripted(two_processes(tmp_path), sweep)))
+    wait_for((tmp_path / "long step").exists, (tmp_path / "between two jobs").exists)
+    busy = harness.status(jobs(tmp_path)[1])["pid"]
+    for process in {"the sweep's process": [child], "all processes": [*children(child), child], "a job's process": [busy]}[whom]:
+        os.kill(process, signal.SIGUSR1)
+    if whom == "the sweep's process":
+        time.sleep(0.1)
+        os.kill(child, signal.SIGTERM)
+    assert wait(child) == 143
+    assert (tmp_path / "codes").read_text() == "[7, 7]"
+    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+    assert "SLURM will run job 77 again, which goes on with this sweep" in capfd.readouterr().out
+    assert [row["status"] for row in rows(tmp_path)] == ["finished", "preempted", "not started"]
+    assert CheckpointStore(jobs(tmp_path)[1]).pointed("last") == 4
+    assert finish(within_job(tmp_path, {**ALONE, "SLURM_RESTART_COUNT": "1"}, sweep)) == 0
+    assert_as_alone(tmp_path, alone)
+    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+
+
+@pytest.mark.fault(11)
+@pytest.mark.parametrize(
+    ("place", "visit", "ends"),
+    [("record", 1, ["finished", "not started", "not started"]), ("make_room", 2, ["finished", "preempted", "not started"])],
+)
+def test_fault_11_a_warning_between_two_jobs_requeues_the_sweep_once(
+    place: str, visit: int, ends: list[str], cache: Path, alone: dict[int, Path], tmp_path: Path
+) -> None:
+    """After the first job; or when the second one has begun, but its run does not listen yet."""
+    sweep = command(tmp_path, *words(cache))
+
+    def warned() -> int:
+        usual, usual_step, visits = getattr(launching, place), trainer.Trainer.train_step, []
+
+        def train_slowly(self: trainer.Trainer) -> None:
+            time.sleep(0.2)
+            usual_step(self)
+
+        def strike(*args: object) -> None:
+            visits.append(place)
+            if len(visits) == visit:
+                os.kill(os.getpid(), signal.SIGUSR1)
+                os.kill(os.getpid(), signal.SIGTERM)
+                trainer.Trainer.train_step = train_slowly  # type: ignore[method-assign]
+            usual(*args)
+
+        setattr(launching, place, strike)
+        return sweep()
+
+    assert finish(within_job(tmp_path, ALONE, warned)) == 143
+    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+    assert [row["status"] for row in rows(tmp_path)] == ends
+    assert finish(within_job(tmp_path, {**ALONE, "SLURM_RESTART_COUNT": "1"}, sweep)) == 0
+    assert_as_alone(tmp_path, alone)
+
+
+def test_a_job_that_a_launcher_gave_a_slurm_job_of_its_own_requeues_that_one(cache: Path, tmp_path: Path) -> None:
+    """As submitit does. The sweep's process is in another job, or in none."""
+
+    def launch(run_job: launching.RunJob, *rest: object) -> list[int]:
+        def far() -> int:
+            os.environ["SLURM_JOB_ID"] = "78"
+            launching.HydraConfig = types.SimpleNamespace(  # type: ignore[attr-defined]
+                get=lambda: types.SimpleNamespace(job=types.SimpleNamespace(num=0))
+            )
+            return struck(lambda: run_job(None), strike(signal.SIGUSR1))()
+
+        (tmp_path / "code").write_text(str(finish(far)))
+        return [0]
+
+    finish(within_job(tmp_path, ALONE, scripted(launch, command(tmp_path, *words(cache)))))
+    assert (tmp_path / "code").read_text() == "143"
+    assert (tmp_path / "asked").read_text() == "requeue 78\n"
+
+
+def test_a_sweep_outside_slurm_or_told_to_end_requeues_nothing(cache: Path, tmp_path: Path) -> None:
+    sweep = struck(command(tmp_path, *words(cache)), strike(signal.SIGTERM))
+    assert finish(within_job(tmp_path, ALONE, sweep)) == 143
+    assert not (tmp_path / "asked").exists()
+
+
+@joblib
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", ["group", "process"])
+def test_joblib_jobs_are_warned_and_requeued_once(whom: str, cache: Path, tmp_path: Path) -> None:
+    given = words(cache, *SIDE_BY_SIDE, "trainer.outer_steps=1000000")
+
+    def program() -> int:
+        os.chdir(tmp_path)
+        os.setsid()
+        os.execv(sys.executable, [sys.executable, "-m", "metalearn", *given])
+
+    child = start(within_job(tmp_path, ALONE, program))
+    wait_for(lambda: len(list((tmp_path / "outputs/sweeps/kept").glob("*/checkpoints/last"))) == 2)
+    (os.killpg if whom == "group" else os.kill)(child, signal.SIGUSR1)
+    assert wait(child) == 143
+    assert sorted(row["status"] for row in rows(tmp_path)) == ["not started", "preempted", "preempted"]
+    assert (tmp_path / "asked").read_text() == "requeue 77\n"
 
 
 def test_what_scontrol_says_against_it_is_passed_on(cfg: dict[str, Any], tmp_path: Path) -> None:
