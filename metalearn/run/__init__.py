@@ -16,9 +16,10 @@ from metalearn.analysis import tables
 from metalearn.engine.checkpoint import CheckpointStore, SaveError
 from metalearn.engine.faults import fault
 from metalearn.engine.identity import refuse_leaks, refuse_new_science, science
+from metalearn.engine.lock import refuse_links
 from metalearn.engine.ranks import RankError
 from metalearn.engine.results import choose, load_chosen, protocol_name, result_of
-from metalearn.engine.runlog import RunLog, echo, refuse_links
+from metalearn.engine.runlog import RunLog, echo
 from metalearn.engine.signals import PreemptedError, StopSignals
 from metalearn.engine.state import load_weights
 from metalearn.errors import CheckpointError, ConfigError, DataError
