@@ -36,7 +36,8 @@ ALLOWED: dict[str, set[str]] = {
     "terminal": {"errors"},
     "saved": {"library", "schema"},
     "config": {"library", "documents", "prose", "references", "rules", "saved", "schema", "allowlist", "errors"},
-    "build": {"config", "allowlist", "engine", "analysis", "core", "errors"},
+    "targets": {"allowlist", "core", "errors"},
+    "build": {"targets", "engine", "core", "errors"},
     "run": {"build", "config", "engine", "analysis", "core", "data", "hashing", "launcher", "slurm", "errors"},
     "launcher": set(),
     "slurm": set(),
@@ -66,7 +67,7 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
     "__init__": {"run"},
 }
-MAY_IMPORT_HYDRA = {"config", "library", "build", "sweep"}
+MAY_IMPORT_HYDRA = {"config", "library", "targets", "sweep"}
 # Reached by --help, ls, completion and configuration errors, which must answer before torch could have been loaded.
 NO_TORCH_AT_IMPORT = [
     "metalearn",
