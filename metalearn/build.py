@@ -19,6 +19,7 @@ import torch
 from metalearn.core import Algorithm, Source, Split, TaskSpec
 from metalearn.engine.tuning import Wish
 from metalearn.errors import ConfigError, DataError, MetalearnError, raise_all, raise_if
+from metalearn.loggers import Logger
 from metalearn.targets import BASES, Config, construct, resolve
 
 Specs = dict[Split, TaskSpec]
@@ -47,6 +48,7 @@ def check_machine(cfg: Config, run_dir: Path, known: dict[str, Specs] | None = N
     for group, base in BASES.items():
         attempt(functools.partial(resolve, f"{group}._target_", cfg[group]["_target_"], base, cfg["trusted"]))
     specs = attempt(lambda: known_specs(cfg, device, {} if known is None else known))
+    attempt(lambda: build_logger(cfg))
     algorithm = attempt(lambda: initial_algorithm(cfg, specs)) if specs else None
     if algorithm is not None:
         attempt(lambda: build_optimizer(cfg, algorithm))
@@ -204,6 +206,11 @@ def build_schedule(cfg: Config) -> Callable[[int], float]:
     if name == "constant":
         return lambda step: 1.0
     raise ConfigError(f"optimizer.schedule.name={name} is none of constant, cosine, linear, step")
+
+
+def build_logger(cfg: Config) -> Logger:
+    logger: Logger = construct(cfg, "logger")
+    return logger
 
 
 def plan_wish(cfg: Config) -> Wish:

@@ -21,9 +21,16 @@ from torch import nn
 from metalearn.allowlist import PREFIXES, is_allowed, nodes, target_problems
 from metalearn.core import Algorithm, Source
 from metalearn.errors import ConfigError, raise_if
+from metalearn.loggers import Logger
 
 Config = dict[str, Any]
-BASES: dict[str, type] = {"algo": Algorithm, "data": Source, "model": nn.Module, "optimizer": torch.optim.Optimizer}
+BASES: dict[str, type] = {
+    "algo": Algorithm,
+    "data": Source,
+    "model": nn.Module,
+    "optimizer": torch.optim.Optimizer,
+    "logger": Logger,
+}
 # Keys of a group that steer the run and are no arguments of its class.
 NOT_ARGUMENTS = {"algo": ("plan", "chunk", "norm_statistics"), "optimizer": ("schedule", "clip")}
 

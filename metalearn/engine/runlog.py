@@ -20,7 +20,9 @@ from metalearn.documents import read_json, read_yaml
 from metalearn.engine.checkpoint import SaveError, replace_file
 from metalearn.engine.linefile import LineFile
 from metalearn.engine.lock import refuse_links, take_lock
+from metalearn.engine.mirror import Mirror
 from metalearn.errors import CheckpointError, ConfigError, MetalearnError
+from metalearn.loggers import Logger
 
 WRITTEN_EARLY = ("config.yaml", "overrides.yaml", "status.json", "env.json", "train.log", "metrics.jsonl")
 
@@ -38,6 +40,7 @@ class RunLog:
         self._lock: TextIO | None = None
         self._text = LineFile(run_dir / "train.log", self._warn)
         self._metrics = LineFile(run_dir / "metrics.jsonl", self._warn)
+        self._mirror: Mirror | None = None
         self._bar: tqdm[Any] | None = None
 
     def __enter__(self) -> RunLog:
@@ -54,6 +57,8 @@ class RunLog:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close_bar()
+        if self._mirror is not None:
+            self._mirror.close()
         self._close()
         if self._lock is not None:
             self._lock.close()
@@ -154,6 +159,13 @@ class RunLog:
         """One line of metrics.jsonl."""
         line = strict({"step": step, "split": split, **values})
         self._metrics.write(json.dumps(line) + "\n")
+        if self._mirror is not None:
+            self._mirror.write(line)
+
+    def mirror(self, logger: Logger) -> None:
+        """Tell a logger of the lines of metrics.jsonl, those that stand in it and all that follow."""
+        self._mirror = Mirror(logger, self.run_dir, self._warn)
+        self._mirror.open()
 
     def sync_metrics(self) -> int:
         """Bytes of metrics.jsonl that are safely on the disk, which is all of it. SaveError if the disk refuses."""
@@ -166,6 +178,8 @@ class RunLog:
         """Forget the lines after a checkpoint; CheckpointError if lines before it are missing."""
         self.require_metrics(offset)
         self._metrics.rewind(offset)
+        if self._mirror is not None:
+            self._mirror.reopen()
 
     def require_metrics(self, offset: int) -> None:
         """CheckpointError if metrics.jsonl is shorter than a checkpoint knows it."""

@@ -111,6 +111,7 @@ def reopen_end(cfg: dict[str, Any], log: RunLog, old_end: int, step: int) -> Non
 def evaluate_run(run_dir: Path, overrides: list[str]) -> int:
     """Judge a run's checkpoint, under another protocol if overrides say so; writes only RUN_DIR/evals/<protocol>/."""
     trained = pin_training(config.read_saved(run_dir, echo))
+    del trained["logger"]  # an evaluation has none, so that its class need not be trusted
     refuse_links(run_dir)
     cfg = pinned(config.reopen(trained, overrides))
     store = CheckpointStore(run_dir)
