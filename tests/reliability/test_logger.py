@@ -1,4 +1,4 @@
-"""Fault 25: a logger that raises at any moment; fault 10: one that never returns. And what a logger is told, with and without faults of the run."""
+"""Fault 25: a logger that raises, at any moment; fault 10: one that never returns. And what a logger is told."""
 
 from __future__ import annotations
 
