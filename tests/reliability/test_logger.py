@@ -239,11 +239,11 @@ def test_a_class_of_ones_own_is_trusted_anew_to_log_but_not_to_judge(
     run_dir = folder / "run"
     assert finish(inside(folder, train(heard(folder, cache), run_dir)), "step:end@8") == KILLED
     (folder / "calls").unlink()
+    assert finish(inside(folder, lambda: run.evaluate_run(run_dir, []))) == 0
+    assert run.load(run_dir).algorithm is not None
     assert finish(inside(folder, resume(run_dir))) == 2
     assert "logger._target_=stub.Stub is outside the trusted packages" in capfd.readouterr().err
     assert finish(resume(run_dir, "logger=none")) == 0
-    assert finish(inside(folder, lambda: run.evaluate_run(run_dir, []))) == 0
-    assert run.load(run_dir).algorithm is not None
     assert not (folder / "calls").exists()
     with pytest.raises(ConfigError, match="logger=none: an evaluation has no logger; leave it out"):
         run.evaluate_run(run_dir, ["logger=none"])
