@@ -1,7 +1,7 @@
 """What a YAML may name and refer to: `_target_`, Hydra's own settings and `${…}`, judged before anything is imported or resolved.
 
 A configuration may come from a stranger's folder, so that nothing in it must ever run code. This file judges names and
-references as text; `metalearn.build` then judges the object that a name resolves to.
+references as text; `metalearn.targets` then judges the object that a name resolves to.
 """
 
 from __future__ import annotations

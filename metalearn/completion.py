@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from metalearn import config, schema
+from metalearn import config, rules, schema
 from metalearn.bench import workloads
 from metalearn.errors import MetalearnError
 from metalearn.library import GROUPS, Library
@@ -104,7 +104,7 @@ def value_answers(word: str, tree: Mapping[str, Any]) -> Iterator[str]:
     key, is_value, _ = word.partition("=")
     for name, default in schema.leaves(tree):
         if is_value and name == key:
-            few = schema.CHOICES.get(name, ("true", "false") if isinstance(default, bool) else ())
+            few = rules.CHOICES.get(name, ("true", "false") if isinstance(default, bool) else ())
             yield from (f"{name}={value}" for value in few)
         elif not is_value and name.startswith(word) and not name.endswith("_target_"):
             rest = name[len(word) :]

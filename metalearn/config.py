@@ -13,7 +13,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
-from metalearn import schema
+from metalearn import rules, schema
 from metalearn.allowlist import hydra_problems, target_problems
 from metalearn.documents import read_yaml
 from metalearn.errors import ConfigError, raise_if
@@ -23,6 +23,7 @@ from metalearn.references import saved_problems
 from metalearn.saved import damages, newer_keys, with_values
 from metalearn.schema import hint
 
+CHOSEN_ANEW = ("device", "logger")  # groups of a run that is resumed
 # What an empty run folder may hold: the words of a run that was asked for, whole or half written. Hidden files count nowhere.
 ASKED_FOR = ("overrides.yaml", "overrides.yaml.tmp", "config.yaml.tmp", "status.json.tmp")
 
@@ -41,7 +42,7 @@ def compose(overrides: list[str], config_dir: str | None = None) -> dict[str, An
     hydra = composed.pop("hydra")
     cfg, wrong = schema.check_types({key: value for key, value in allowed.items() if key != "hydra"}, composed)
     wrong = [blame_experiment(problem, base["hydra"]["runtime"]["choices"]) for problem in wrong]
-    problems += found + wrong + (hydra_problems(hydra) or plugin_problems(hydra)) + schema.value_problems(cfg) + schema.unkept_problems(cfg)
+    problems += found + wrong + (hydra_problems(hydra) or plugin_problems(hydra)) + rules.value_problems(cfg) + rules.unkept_problems(cfg)
     problems += sweep_problems(base["sweep"], cfg.pop("sweep", None))
     trusted = cfg["trusted"] if isinstance(cfg.get("trusted"), list) and not wrong else []
     problems += target_problems(cfg, trusted) + about_problems(cfg)
@@ -60,7 +61,7 @@ def sweep_problems(in_yaml: Any, given: Any) -> list[str]:
 def reopen(saved: dict[str, Any], overrides: list[str], config_dir: str | None = None) -> dict[str, Any]:
     """The configuration of a run folder with values changed from the command line, under the same checks.
 
-    The saved configuration is its own schema. Of the groups only `device` may be chosen anew. `trusted` is never
+    The saved configuration is its own schema. Of the groups only `device` and `logger` may be chosen anew. `trusted` is never
     taken from the folder: a run with classes of one's own needs the word again.
     """
     library = Library(config_dir)
@@ -69,16 +70,18 @@ def reopen(saved: dict[str, Any], overrides: list[str], config_dir: str | None =
     config = OmegaConf.create(dict(saved, trusted=[]))
     for choice in request.choices:
         group, _, option = choice.partition("=")
-        if group == "device":
-            config.device = OmegaConf.create(library.read("device", option))
+        if group in CHOSEN_ANEW and group in saved:
+            config[group] = OmegaConf.create(library.read(group, option))
+        elif group in CHOSEN_ANEW:
+            problems.append(f"{choice}: an evaluation has no {group}; leave it out")
         else:
             problems.append(f"{choice}: {group} was fixed when the run began; start a new run with metalearn train to change it")
-    values, found = known_values(request.values, dict(saved, trusted=[]), library)
+    allowed = plain(config)
+    values, found = known_values(request.values, allowed, library)
     for override in library.parse(values):
         OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
-    allowed = {**saved, "trusted": []}
     cfg, wrong = schema.check_types(allowed, plain(config))
-    problems += found + wrong + schema.value_problems(cfg)
+    problems += found + wrong + rules.value_problems(cfg) + about_problems(cfg)
     problems += target_problems(cfg, cfg["trusted"] if isinstance(cfg["trusted"], list) else [])
     raise_if(problems)
     return cfg
@@ -86,7 +89,7 @@ def reopen(saved: dict[str, Any], overrides: list[str], config_dir: str | None =
 
 def check_values(cfg: Mapping[str, Any]) -> None:
     """Raise ConfigError for every value out of range and every broken rule between keys."""
-    raise_if(schema.value_problems(cfg))
+    raise_if(rules.value_problems(cfg))
 
 
 def check_targets(cfg: Mapping[str, Any], trusted: list[str]) -> None:
@@ -218,7 +221,7 @@ def refuse_existing_run(cfg: Mapping[str, Any]) -> None:
 
 def refuse_unkept(cfg: Mapping[str, Any]) -> None:
     """Raise ConfigError if the final evaluation of training asks for a checkpoint that may be gone by then."""
-    raise_if(schema.unkept_problems(cfg))
+    raise_if(rules.unkept_problems(cfg))
 
 
 def read_saved(run_dir: Path, note: Callable[[str], None] = lambda text: None) -> dict[str, Any]:

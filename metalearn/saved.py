@@ -74,5 +74,6 @@ def primary_values() -> dict[str, Any]:
     library = Library()
     values = {key: value for key, value in library.primary().items() if key not in ("defaults", "hydra", "sweep")}
     values["device"] = library.read("device", "auto")
+    values["logger"] = library.read("logger", "none")
     values["optimizer"] = {key: library.read("optimizer", "adam")[key] for key in ("schedule", "clip")}
     return dict(schema.leaves(values))

@@ -1,6 +1,6 @@
 """Which keys make a run the run that it is, and which may change when it is resumed.
 
-Free to change: `device.*` (bits may then differ), how long to train, and what is only looked at: logging, saving,
+Free to change: `device.*` (bits may then differ), the logger, how long to train, and what is only looked at: logging, saving,
 what to keep, what a non-finite loss does, and the final evaluation. Everything else is science: weights or recorded
 numbers follow from it.
 """
@@ -16,6 +16,7 @@ FREE = (
     "run_dir",
     "trusted",
     "device",
+    "logger",
     "trainer.outer_steps",
     "trainer.checkpoint_every",
     "trainer.keep_last",

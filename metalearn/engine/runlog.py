@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
 import math
 import os
-import stat
 import sys
-import time
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -22,10 +19,11 @@ from tqdm import tqdm
 from metalearn.documents import read_json, read_yaml
 from metalearn.engine.checkpoint import SaveError, replace_file
 from metalearn.engine.linefile import LineFile
-from metalearn.errors import CheckpointError, ConfigError, InUseError, MetalearnError
+from metalearn.engine.lock import refuse_links, take_lock
+from metalearn.engine.mirror import Mirror
+from metalearn.errors import CheckpointError, ConfigError, MetalearnError
+from metalearn.loggers import Logger
 
-LOCK_TRIES, LOCK_PAUSE = 5, 0.04  # seconds
-OWN_FOLDERS = ("checkpoints", "evals", "plots")
 WRITTEN_EARLY = ("config.yaml", "overrides.yaml", "status.json", "env.json", "train.log", "metrics.jsonl")
 
 
@@ -42,6 +40,7 @@ class RunLog:
         self._lock: TextIO | None = None
         self._text = LineFile(run_dir / "train.log", self._warn)
         self._metrics = LineFile(run_dir / "metrics.jsonl", self._warn)
+        self._mirror: Mirror | None = None
         self._bar: tqdm[Any] | None = None
 
     def __enter__(self) -> RunLog:
@@ -58,6 +57,8 @@ class RunLog:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close_bar()
+        if self._mirror is not None:
+            self._mirror.close()
         self._close()
         if self._lock is not None:
             self._lock.close()
@@ -158,6 +159,13 @@ class RunLog:
         """One line of metrics.jsonl."""
         line = strict({"step": step, "split": split, **values})
         self._metrics.write(json.dumps(line) + "\n")
+        if self._mirror is not None:
+            self._mirror.write(line)
+
+    def mirror(self, logger: Logger) -> None:
+        """Tell a logger of the lines of metrics.jsonl, those that stand in it and all that follow."""
+        self._mirror = Mirror(logger, self.run_dir, self._warn)
+        self._mirror.open()
 
     def sync_metrics(self) -> int:
         """Bytes of metrics.jsonl that are safely on the disk, which is all of it. SaveError if the disk refuses."""
@@ -170,6 +178,8 @@ class RunLog:
         """Forget the lines after a checkpoint; CheckpointError if lines before it are missing."""
         self.require_metrics(offset)
         self._metrics.rewind(offset)
+        if self._mirror is not None:
+            self._mirror.reopen()
 
     def require_metrics(self, offset: int) -> None:
         """CheckpointError if metrics.jsonl is shorter than a checkpoint knows it."""
@@ -203,45 +213,6 @@ class RunLog:
 
     def _warn(self, message: str) -> None:
         self.say(f"warning: {message}")
-
-
-def refuse_links(run_dir: Path) -> None:
-    """Raise ConfigError for a link, a pipe or a device where a run writes: it must not lead what is written to somewhere else."""
-    own = [path for name in OWN_FOLDERS for path in (run_dir / name).rglob("*")]
-    for path in (*run_dir.glob("*"), *own):
-        try:
-            mode = path.lstat().st_mode
-        except FileNotFoundError:
-            continue  # of a process that holds the run
-        if stat.S_ISLNK(mode):
-            raise ConfigError(f"{path} is a symbolic link; a run writes into its own folder only, so put what it means in its place")
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            raise ConfigError(f"{path} is neither a file nor a folder; a run writes files only, so remove it")
-
-
-def take_lock(run_dir: Path) -> TextIO:
-    """The open lock file of a run folder, which is made if need be. InUseError naming the process that holds it.
-
-    Tried a few times: who only asks whether a run lives holds the lock for an instant, and a process that gives its
-    folder up takes the lock file along, so that what was locked may no longer be the file of that name.
-    """
-    path, holder = run_dir / ".lock", "unknown"
-    for _ in range(LOCK_TRIES):
-        run_dir.mkdir(parents=True, exist_ok=True)
-        lock = path.open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
-                return lock
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().strip() or holder
-        except BaseException:
-            lock.close()
-            raise
-        lock.close()
-        time.sleep(LOCK_PAUSE)
-    raise InUseError(f"{run_dir} is in use by process {holder}; wait for it, stop it, or choose another run_dir")
 
 
 def echo(text: str, *, beside: Any = None) -> None:

@@ -16,9 +16,10 @@ from metalearn.analysis import tables
 from metalearn.engine.checkpoint import CheckpointStore, SaveError
 from metalearn.engine.faults import fault
 from metalearn.engine.identity import refuse_leaks, refuse_new_science, science
+from metalearn.engine.lock import refuse_links
 from metalearn.engine.ranks import RankError
 from metalearn.engine.results import choose, load_chosen, protocol_name, result_of
-from metalearn.engine.runlog import RunLog, echo, refuse_links
+from metalearn.engine.runlog import RunLog, echo
 from metalearn.engine.signals import PreemptedError, StopSignals
 from metalearn.engine.state import load_weights
 from metalearn.errors import CheckpointError, ConfigError, DataError
@@ -110,6 +111,7 @@ def reopen_end(cfg: dict[str, Any], log: RunLog, old_end: int, step: int) -> Non
 def evaluate_run(run_dir: Path, overrides: list[str]) -> int:
     """Judge a run's checkpoint, under another protocol if overrides say so; writes only RUN_DIR/evals/<protocol>/."""
     trained = pin_training(config.read_saved(run_dir, echo))
+    del trained["logger"]  # an evaluation has none, so that its class need not be trusted
     refuse_links(run_dir)
     cfg = pinned(config.reopen(trained, overrides))
     store = CheckpointStore(run_dir)

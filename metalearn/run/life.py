@@ -28,6 +28,7 @@ from metalearn.engine.state import load_weights
 from metalearn.engine.trainer import Trainer, flat
 from metalearn.engine.update import Clip, Updater
 from metalearn.errors import MetalearnError
+from metalearn.loggers import Logger
 from metalearn.run import resuming
 from metalearn.run.judging import draw_plots, judge_split
 from metalearn.run.parts import Parts, settings_of
@@ -101,6 +102,7 @@ class Life:
         parts = Parts.build(cfg)
         if checkpoint is not None:
             resuming.require_same(self.cfg, parts, checkpoint, self.log)
+        logger = build.build_logger(cfg)
         if self.begin is not None:
             if cfg["trainer"]["dry_run"]:
                 self.log.say(f"{self.log.run_dir} can be resumed; nothing was changed (trainer.dry_run=true)")
@@ -120,14 +122,14 @@ class Life:
             return
         self.signals.check()
         with open_crew(self.cfg, parts, say=self.log.say, check=self.signals.check, give_up=self._give_up) as crew:
-            trainer = self._train(parts, crew, settings, checkpoint)
+            trainer = self._train(parts, crew, settings, checkpoint, logger)
             chosen, step = choose(self.store, cfg["eval"]["checkpoint"], trainer.record)
             load_weights(parts.algorithm, load_chosen(self.store, step).tensors)
             with trainer.timed("eval"):  # the one time that the final split is read, with the weights that validation chose
                 result = judge_split(cfg, crew, on_batch=self._between_batches)
         self._report(parts, result, chosen, step, trainer.take_times())
 
-    def _train(self, parts: Parts, crew: Crew, settings: Settings, checkpoint: Checkpoint | None) -> Trainer:
+    def _train(self, parts: Parts, crew: Crew, settings: Settings, checkpoint: Checkpoint | None, logger: Logger) -> Trainer:
         updater = self._updater(parts.algorithm)
         facts = {"config": science(self.cfg), "data_sha256": parts.source.fingerprint(), "plan_asked": asdict(parts.plan)}
         self.trainer = trainer = Trainer(
@@ -136,6 +138,7 @@ class Life:
         if checkpoint is not None:
             resuming.go_on(trainer, checkpoint)
             self.log.say(f"resuming at step {checkpoint.step}")
+        self.log.mirror(logger)
         self.log.open_bar(trainer.outer_steps, trainer.step)
         resuming.train(trainer, self.cfg["trainer"]["on_nan"])
         self.log.close_bar()

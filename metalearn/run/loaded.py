@@ -41,7 +41,9 @@ def load(run_dir: str | Path, *, checkpoint: str = "best", trusted: Sequence[str
         raise ConfigError(f"checkpoint={checkpoint}; expected best, last or step-NUMBER")
     run_dir = Path(run_dir)
     words = [f"trusted=[{','.join(trusted)}]"] if trusted else []
-    cfg = config.reopen(config.read_saved(run_dir), words)
+    saved = config.read_saved(run_dir)
+    del saved["logger"]  # of training alone, so that its class need not be trusted
+    cfg = config.reopen(saved, words)
     cfg["device"]["ranks"] = 1  # however many trained it, one process uses it
     device = build.build_device(cfg)
     store = CheckpointStore(run_dir)

@@ -15,7 +15,6 @@ from metalearn import build, cli
 from metalearn.doctor import checks, examine_machine, gradients, machine, storage
 from metalearn.doctor.checks import FailedError, SkippedError
 from metalearn.engine import checkpoint
-from metalearn.engine.checkpoint import TENSORS
 from metalearn.engine.execution import Executor, Sums, TaskPlan
 from metalearn.errors import DataError
 from metalearn.functional import gradient_descent

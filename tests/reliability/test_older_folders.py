@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from metalearn import config, run, saved
+from metalearn import config, run
 from metalearn.engine.checkpoint import FACTS, CheckpointStore
 from metalearn.errors import ConfigError
 from metalearn.sweep import jobs
@@ -93,13 +93,15 @@ def test_what_results_follow_from_is_never_filled_in(reference: Path, tmp_path: 
         config.read_saved(tmp_path)
 
 
-def test_a_group_that_is_newer_than_the_run_is_filled_in_too(reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    values = saved.primary_values()
-    monkeypatch.setattr(saved, "primary_values", lambda: {**values, "logger.name": "none", "logger.every": 5})
-    monkeypatch.setattr(saved, "defaults", saved.defaults.__wrapped__)
-    notes: list[str] = []
-    assert config.read_saved(reference, notes.append)["logger"] == {"name": "none", "every": 5}
-    assert notes[0].endswith("is older than logger.name, logger.every; going on with today's defaults: logger.name=none, logger.every=5")
+def test_a_group_that_is_newer_than_the_run_is_filled_in_too(killed: Path, reference: Path) -> None:
+    cfg = yaml.safe_load((killed / "config.yaml").read_text())
+    del cfg["logger"]
+    (killed / "config.yaml").write_text(yaml.safe_dump(cfg, sort_keys=False))
+    assert finish(resume(killed)) == 0
+    harness.assert_same_end(killed, reference)
+    default = "logger._target_=metalearn.loggers.Logger"
+    assert f"is older than logger._target_; going on with today's defaults: {default}\n" in (killed / "train.log").read_text()
+    assert config.read_saved(killed)["logger"] == {"_target_": "metalearn.loggers.Logger"}
 
 
 def test_a_method_s_own_key_that_its_checkpoint_never_knew_is_refused(killed: Path) -> None:

@@ -17,7 +17,8 @@ import pytest
 
 from metalearn import cli
 from metalearn.engine import trainer
-from metalearn.engine.runlog import RunLog, take_lock
+from metalearn.engine.lock import take_lock
+from metalearn.engine.runlog import RunLog
 from metalearn.errors import InUseError
 from tests.reliability import harness
 from tests.reliability.conftest import SEEDS

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from metalearn import build, cli, config
+from metalearn import cli, config, targets
 from metalearn.allowlist import hydra_problems, target_problems
 from metalearn.errors import ConfigError
 
@@ -181,19 +181,19 @@ class TestWhatANameResolvesTo:
     )
     def test_it_must_be_a_class_of_the_kind(self, target: str, reason: str) -> None:
         with pytest.raises(ConfigError, match=reason):
-            build.resolve("algo._target_", target, build.BASES["algo"], [])
+            targets.resolve("algo._target_", target, targets.BASES["algo"], [])
 
     def test_a_class_that_is_only_reachable_through_an_allowed_module_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         stranger = type("Stranger", (torch.nn.Module,), {"__module__": "evil"})
         monkeypatch.setattr(torch.nn, "Stranger", stranger, raising=False)
         with pytest.raises(ConfigError, match=r"torch.nn.Stranger is defined in evil, outside metalearn., torch.optim., torch.nn. and"):
-            build.resolve("model._target_", "torch.nn.Stranger", torch.nn.Module, [])
+            targets.resolve("model._target_", "torch.nn.Stranger", torch.nn.Module, [])
 
     def test_construct_judges_again_what_a_run_folder_might_have_smuggled_in(self) -> None:
         cfg = config.compose([])
         cfg["model"]["extra"] = {"_target_": "os.system", "command": "id"}
         with pytest.raises(ConfigError, match=r"model.extra._target_=os.system is outside the trusted packages"):
-            build.construct(cfg, "model", input_spec=None)
+            targets.construct(cfg, "model", input_spec=None)
 
 
 class TestOnesOwnClasses:
@@ -211,8 +211,8 @@ class TestOnesOwnClasses:
     def test_the_working_folder_comes_last_and_only_with_trust(self, folder: str) -> None:
         cfg = config.compose(["algo=mine", "trusted=[own_method]"], folder)
         with pytest.raises(ConfigError, match="there is no package own_method"):
-            build.resolve("algo._target_", "own_method.Mine", build.BASES["algo"], [])
-        assert build.resolve("algo._target_", cfg["algo"]["_target_"], build.BASES["algo"], cfg["trusted"]).__name__ == "Mine"
+            targets.resolve("algo._target_", "own_method.Mine", targets.BASES["algo"], [])
+        assert targets.resolve("algo._target_", cfg["algo"]["_target_"], targets.BASES["algo"], cfg["trusted"]).__name__ == "Mine"
         assert sys.path[-1] == str(Path.cwd())
 
     @pytest.mark.parametrize(
@@ -226,13 +226,13 @@ class TestOnesOwnClasses:
     def test_a_broken_module_is_one_sentence(self, folder: str, source: str, reason: str) -> None:
         Path("own_method.py").write_text(source)
         with pytest.raises(ConfigError, match=reason):
-            build.resolve("algo._target_", "own_method.Mine", build.BASES["algo"], ["own_method"])
+            targets.resolve("algo._target_", "own_method.Mine", targets.BASES["algo"], ["own_method"])
 
     def test_a_key_that_the_class_does_not_take_is_named(self, folder: str) -> None:
         write(Path(folder), "model/mine", "_target_: metalearn.models.mlp.MLP\nwidth: 3\n")
         cfg = config.compose(["model=mine"], folder)
         with pytest.raises(ConfigError, match=r"model: metalearn.models.mlp.MLP cannot be built from its YAML: .*'width'"):
-            build.construct(cfg, "model", input_spec=None)
+            targets.construct(cfg, "model", input_spec=None)
 
 
 @pytest.mark.fault(17)

@@ -1,0 +1,56 @@
+"""What a logger is told, and how little it can do to the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from metalearn.loggers import Line, Logger
+
+
+class Mirror:
+    """Passes the lines of metrics.jsonl on to a logger, which is left alone for good after its first failure.
+
+    warn: told of that failure. One that never returns is ended like any step that hangs, see `metalearn.engine.signals`.
+    """
+
+    def __init__(self, logger: Logger, run_dir: Path, warn: Callable[[str], None]) -> None:
+        self.logger: Logger | None = logger
+        self.run_dir, self.warn = run_dir, warn
+
+    def open(self) -> None:
+        """Begin with the lines that stand in metrics.jsonl."""
+        self._attempt("to open", lambda logger: logger.open(self.run_dir, read_lines(self.run_dir / "metrics.jsonl")))
+
+    def write(self, line: dict[str, Any]) -> None:
+        self._attempt(f"at step {line['step']}", lambda logger: logger.write(as_line(line)))
+
+    def reopen(self) -> None:
+        """Lines were taken back."""
+        self.close()
+        self.open()
+
+    def close(self) -> None:
+        self._attempt("to close", lambda logger: logger.close())
+
+    def _attempt(self, moment: str, call: Callable[[Logger], object]) -> None:
+        if self.logger is None:
+            return
+        try:
+            call(self.logger)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the run goes on without it, whatever it was
+            kind, self.logger = type(self.logger), None
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            self.warn(f"the logger {kind.__module__}.{kind.__qualname__} failed {moment} ({reason}); the run goes on without it")
+
+
+def read_lines(path: Path) -> list[Line]:
+    if not path.exists():
+        return []
+    return [as_line(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def as_line(line: dict[str, Any]) -> Line:
+    return Line(line["step"], line["split"], {name: value for name, value in line.items() if name not in ("step", "split")})

@@ -1,0 +1,70 @@
+"""The group `logger` as a person meets it on the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from metalearn import cli, completion
+from metalearn.config import compose
+from metalearn.sweep import jobs
+from tests.reliability.harness import QUICK, TINY
+
+PACKAGE = "logger=tensorboard needs a package that is not installed; install it with: pip install 'metalearn-runner[tensorboard]'"
+
+
+@pytest.fixture
+def no_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+
+
+def test_the_group_is_listed_shown_and_completed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["ls", "logger"]) == 0
+    head, _, *rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in (head, *rows)] == ["logger", "none", "tensorboard"]
+    assert cli.main(["show", "tensorboard"]) == 0
+    assert "_target_: metalearn.loggers.tensorboard.TensorBoard\n" in capsys.readouterr().out
+    line = "metalearn train logger="
+    assert completion.complete(line, len(line), ()) == ["logger=none", "logger=tensorboard"]
+
+
+def test_a_misspelt_one_gets_the_closest_match(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "logger=tensorbord"]) == 2
+    assert "logger=tensorbord does not exist; did you mean logger=tensorboard? choices: none, tensorboard" in capsys.readouterr().err
+
+
+def test_without_the_package_nothing_begins(
+    no_tensorboard: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [*TINY, *QUICK, "data.cache_dir=cache"]
+    assert cli.main(["train", *words, "logger=tensorboard"]) == 2
+    assert f"error: {PACKAGE}\n" in capsys.readouterr().err
+    assert not (tmp_path / "outputs").exists()
+    assert cli.main(["train", *words, "run_dir=run"]) == 0
+    (tmp_path / "run" / "status.json").write_text(json.dumps({"status": "preempted"}))
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    assert cli.main(["resume", "run", "logger=tensorboard"]) == 2
+    assert f"error: {PACKAGE}\n" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file() and path.name != ".lock"} == {
+        path: content for path, content in before.items() if path.name != ".lock"
+    }
+
+
+def test_a_class_that_is_no_logger_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "conf" / "logger").mkdir(parents=True)
+    (tmp_path / "conf" / "logger" / "mine.yaml").write_text("_target_: metalearn.models.mlp.MLP\n")
+    words = ["--config-dir", str(tmp_path / "conf"), "data=sinusoid", "logger=mine", f"run_dir={tmp_path / 'run'}"]
+    assert cli.main(["train", *words]) == 2
+    assert "logger._target_=metalearn.models.mlp.MLP is not a class that derives from metalearn.loggers.Logger" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_job_of_a_sweep_is_the_one_that_it_was_before_there_were_loggers() -> None:
+    cfg = compose(["seed=1"])
+    older = {key: value for key, value in cfg.items() if key != "logger"}
+    assert jobs.identity(cfg) == jobs.identity(older)
