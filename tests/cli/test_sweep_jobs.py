@@ -27,7 +27,7 @@ def test_a_sweep_expands_to_its_combinations_in_order() -> None:
 def test_every_combination_is_checked_before_the_first_job(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "train", lambda *_: pytest.fail("a job ran"))
+    monkeypatch.setattr(run, "train", lambda *_, **__: pytest.fail("a job ran"))
     code = cli.main(["train", "-m", "algo=maml,protnet", "seed=0,-1", "data.wy=3", f"run_dir={tmp_path}/sweep"])
     assert code == 2
     assert capsys.readouterr().err.splitlines() == [
@@ -42,7 +42,7 @@ def test_every_combination_is_checked_before_the_first_job(
 def test_what_the_data_cannot_give_is_found_before_the_first_job(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "train", lambda *_: pytest.fail("a job ran"))
+    monkeypatch.setattr(run, "train", lambda *_, **__: pytest.fail("a job ran"))
     assert cli.main(["train", "-m", "data.way=5,500", f"run_dir={tmp_path}/sweep"]) == 2
     assert "data.way=500" in (complaint := capsys.readouterr().err)
     assert "(job 2 of 2)" in complaint

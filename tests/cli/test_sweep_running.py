@@ -75,7 +75,7 @@ def test_a_second_signal_ends_a_sweep_at_once(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_end_of_a_sweeps_process_is_a_signal_to_its_jobs(tmp_path: Path) -> None:
-    assert stopping.asked(tmp_path / "none", os.getppid()) is None
+    assert stopping.asked(tmp_path / "none", os.getppid()) == 0
     assert stopping.asked(tmp_path / "none", os.getpid()) == signal.SIGTERM
 
 

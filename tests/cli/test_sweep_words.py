@@ -48,7 +48,7 @@ def test_what_a_sweep_cannot_be_asked_is_refused(
     words: list[str], complaint: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run, "train", lambda *_: pytest.fail("a job ran"))
+    monkeypatch.setattr(run, "train", lambda *_, **__: pytest.fail("a job ran"))
     assert cli.main(["train", "-m", "seed=0,1", *words]) == 2
     assert capsys.readouterr().err == f"error: {complaint}\n"
     assert list(tmp_path.iterdir()) == []
@@ -92,7 +92,7 @@ def test_the_folder_of_something_else_is_refused(
 
 
 def test_rehearsals_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "train", lambda cfg, overrides, run_dir: 0)
+    monkeypatch.setattr(run, "train", lambda cfg, overrides, run_dir, requeue: 0)
     assert sweep(tmp_path / "sweep", "seed=0,1", "trainer.dry_run=true") == 0
     assert not (tmp_path / "sweep").exists()
 
