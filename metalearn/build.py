@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from metalearn.core import Algorithm, Source, Split, TaskSpec
+from metalearn.engine.mirror import failure
 from metalearn.engine.tuning import Wish
 from metalearn.errors import ConfigError, DataError, MetalearnError, raise_all, raise_if
 from metalearn.loggers import Logger
@@ -208,8 +209,15 @@ def build_schedule(cfg: Config) -> Callable[[int], float]:
     raise ConfigError(f"optimizer.schedule.name={name} is none of constant, cosine, linear, step")
 
 
-def build_logger(cfg: Config) -> Logger:
-    logger: Logger = construct(cfg, "logger")
+def build_logger(cfg: Config, warn: Callable[[str], None] = lambda message: None) -> Logger:
+    """The logger of a run. ConfigError where its class refuses (ValueError); whatever else it raises costs a warning and the logger."""
+    try:
+        logger: Logger = construct(cfg, "logger")
+    except (MetalearnError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # noqa: BLE001 - a server that is down, a package that is broken: the run goes on without it
+        warn(failure(cfg["logger"]["_target_"], "to start", error))
+        return Logger()
     return logger
 
 

@@ -43,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except MetalearnError as error:
             return complain(error)
         except SystemExit as stop:  # argparse after --help
-            return int(stop.code or 0)
+            if isinstance(stop.code, str):
+                say_error(f"error: {stop.code}")
+            return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         except KeyboardInterrupt:
             say_error("interrupted")
             return 130

@@ -40,10 +40,16 @@ class Mirror:
             return
         try:
             call(self.logger)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - the run goes on without it, whatever it was
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - the run goes on without it, whatever it was: asyncio's cancellation is no Exception
             kind, self.logger = type(self.logger), None
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            self.warn(f"the logger {kind.__module__}.{kind.__qualname__} failed {moment} ({reason}); the run goes on without it")
+            self.warn(failure(f"{kind.__module__}.{kind.__qualname__}", moment, error))
+
+
+def failure(name: str, moment: str, error: BaseException) -> str:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"the logger {name} failed {moment} ({reason}); the run goes on without it"
 
 
 def read_lines(path: Path) -> list[Line]:

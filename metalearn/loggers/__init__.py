@@ -18,7 +18,8 @@ class Logger:
     """Is told every line of metrics.jsonl, and keeps none of them: this is `logger=none`.
 
     A subclass takes the keys of its YAML. Its constructor only looks whether it can work here, and raises ValueError with the way out
-    if not: that is refused before training. Whatever is raised later costs a warning and the logger, but not the run.
+    if not: that is refused before training. Whatever else is raised, there or later, costs a warning and the logger, but not the run.
+    It must leave the random generators of torch alone, whose state a run saves.
     """
 
     def open(self, run_dir: Path, lines: list[Line]) -> None:

@@ -25,7 +25,7 @@ def normalised(
     read. The norm's scale then goes into w, and its shift is a bias, so that neither outputs nor their gradients are gone
     through but by the product with the patches.
     """
-    if conv.weight[0].numel() > MOST_INPUTS:
+    if conv.weight[0].numel() > MOST_INPUTS or x.itemsize < 4:  # in bfloat16 weights are rounded, and statistics not those of the outputs
         return norm(conv(x), given, mask)
     assert isinstance(conv.padding, tuple)
     patches_MK = F.unfold(x, conv.kernel_size, padding=conv.padding, stride=conv.stride).transpose(1, 2).flatten(0, 1)
@@ -33,19 +33,19 @@ def normalised(
     mean, var = statistics = moments(patches_MK, weight_CK, mask) if given is None else given
     scale, shift = norm.affine(mean, var)
     # Contiguous as (K, C): autograd then multiplies patchesᵀ·gradient; for a view it takes gradientᵀ·patches, which is 8 times as slow.
-    weight_KC = (scale.to(x.dtype) * weight_CK.T).contiguous()
-    y_MC = torch.addmm(shift.to(x.dtype), patches_MK, weight_KC)
+    weight_KC = (scale * weight_CK.T).contiguous()
+    y_MC = torch.addmm(shift, patches_MK, weight_KC)
     height, width = ((x.shape[2 + side] + 2 * conv.padding[side] - conv.kernel_size[side]) // conv.stride[side] + 1 for side in (0, 1))
-    return y_MC.view(len(x), height, width, -1).permute(0, 3, 1, 2), statistics
+    return y_MC.view(len(x), height, width, len(weight_CK)).permute(0, 3, 1, 2), statistics
 
 
 def moments(patches_MK: Tensor, weight_CK: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean and variance (C,) of weight·patch over the places of the real images, in float32 at least. mask: (n,).
+    """Mean and variance (C,) of weight·patch over the places of the real images. mask: (n,).
 
     In float64 within: neighbouring pixels are nearly equal, so that for a filter that looks at differences w·Cov·w is small beside its
     terms. In float32 it was off by 1e-4, which reached the loss.
     """
-    dtype = torch.promote_types(weight_CK.dtype, torch.float32)
+    dtype = weight_CK.dtype
     patches_MK, weight_CK = patches_MK.double(), weight_CK.double()
     if mask is None:
         mean_K = patches_MK.mean(0)
@@ -61,7 +61,10 @@ def moments(patches_MK: Tensor, weight_CK: Tensor, mask: Tensor | None) -> tuple
 
 
 def max_pool(x: Tensor) -> Tensor:
-    """`F.max_pool2d(x, 2)`, bit for bit in its values and its gradient: of equal values the first one takes it all."""
+    """`F.max_pool2d(x, 2)`, bit for bit in its values and its gradient: of equal values the first one takes it all.
+
+    Compiled, a value that is not a number may be passed over here; a norm that measures its statistics has made all of them so before.
+    """
     if not torch.compiler.is_compiling():
         return F.max_pool2d(x, 2)
     # The compiler fuses comparisons with what is around them, forwards and backwards; a pooling is a kernel of its own that scatters.

@@ -102,7 +102,7 @@ class Life:
         parts = Parts.build(cfg)
         if checkpoint is not None:
             resuming.require_same(self.cfg, parts, checkpoint, self.log)
-        logger = build.build_logger(cfg)
+        logger = build.build_logger(cfg, self._warn)
         if self.begin is not None:
             if cfg["trainer"]["dry_run"]:
                 self.log.say(f"{self.log.run_dir} can be resumed; nothing was changed (trainer.dry_run=true)")

@@ -7,6 +7,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def workload(cfg: dict[str, Any], source: Source, device: torch.device) -> str:
         "tasks": [spec.kind, repr(spec.input_spec), spec.support_size, spec.query_size, spec.num_outputs, spec.max_way, spec.ragged],
         "rows": [cfg["trainer"]["meta_batch_size"], cfg["trainer"]["batch_size"], cfg["trainer"]["outer_steps"]],
         "device": {key: value for key, value in cfg["device"].items() if key != "name"},
-        "versions": [torch.__version__, torch.version.cuda],
+        "versions": [version("metalearn-runner"), torch.__version__, torch.version.cuda],
         "hardware": hardware(device),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

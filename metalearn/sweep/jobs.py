@@ -141,10 +141,12 @@ def values_of(override: Override) -> list[str]:
 def identity(cfg: dict[str, Any]) -> str:
     """Eight hex digits of a sha256 over everything in a configuration that results or records may follow from.
 
-    A key that an older run may lack counts only with another value than its default, so that a new key makes no new jobs.
+    What a logger shows is not among them. A key that an older run may lack counts only with another value than its default,
+    so that a new key makes no new jobs.
     """
     known = defaults()
-    facts = {key: value for key, value in schema.leaves(cfg) if key not in NOT_IDENTITY and (key not in known or known[key] != value)}
+    leaves = schema.leaves({key: value for key, value in cfg.items() if key != "logger"})
+    facts = {key: value for key, value in leaves if key not in NOT_IDENTITY and (key not in known or known[key] != value)}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -45,7 +45,7 @@ class Stops:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Stops:
-        self.mark.unlink(missing_ok=True)  # of an earlier process of this number
+        remove_mark(self.mark)  # of an earlier process of this number
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._stop) for number in (*CAUGHT, *slurm.warnings())}
         return self
@@ -53,7 +53,7 @@ class Stops:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        self.mark.unlink(missing_ok=True)
+        remove_mark(self.mark)
         with contextlib.suppress(OSError):
             self.mark.parent.rmdir()  # it is empty if jobs only rehearsed
 
@@ -81,17 +81,20 @@ class Stops:
 
 def leave_mark(mark: Path, number: int) -> None:
     """Let the sweep's process and all of its jobs know of a signal, unless there was one before."""
-    with contextlib.suppress(OSError), mark.open("x", encoding="utf-8") as file:
-        file.write(str(number))
+    if not marked(mark):
+        with contextlib.suppress(OSError):
+            mark.with_name(f"{mark.name}-{number}").touch()
 
 
 def marked(mark: Path) -> int:
-    """The signal that a mark names; 0 if there is no mark."""
-    try:
-        text = mark.read_text(encoding="utf-8")
-    except OSError:
-        return 0
-    return int(text) if text.isdecimal() else signal.SIGTERM  # a disk may be full for the number
+    """The signal that a mark names, in its file's name, as a disk may be full for a content; 0 if there is no mark."""
+    numbers = (path.name.rpartition("-")[2] for path in mark.parent.glob(f"{mark.name}-*"))
+    return min((int(number) for number in numbers if number.isdecimal()), default=0)
+
+
+def remove_mark(mark: Path) -> None:
+    for path in mark.parent.glob(f"{mark.name}-*"):
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -134,7 +137,7 @@ def outlive_signals(mark: Path) -> None:
     def stay(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGTERM:
             time.sleep(2 * WATCH_EVERY)  # a scheduler tells all of them at once; the mark comes a moment later
-            if not mark.exists():
+            if not marked(mark):
                 os._exit(128 + number)
 
     for number in (*CAUGHT, *slurm.warnings()):

@@ -148,3 +148,11 @@ def test_the_module_equals_the_command_and_a_stray_file_does_not_shadow_a_librar
     done = subprocess.run([sys.executable, "-m", "metalearn", "ls", "model"], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "conv4" in done.stdout
+
+
+def test_a_class_of_somebody_else_that_wants_to_exit_with_words_is_answered(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "dispatch", lambda words, args: sys.exit("no server"))
+    assert cli.main(["ls"]) == 1
+    assert capsys.readouterr().err == "error: no server\n"

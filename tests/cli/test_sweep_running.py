@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -77,6 +78,20 @@ def test_a_second_signal_ends_a_sweep_at_once(tmp_path: Path, monkeypatch: pytes
 def test_the_end_of_a_sweeps_process_is_a_signal_to_its_jobs(tmp_path: Path) -> None:
     assert stopping.asked(tmp_path / "none", os.getppid()) == 0
     assert stopping.asked(tmp_path / "none", os.getpid()) == signal.SIGTERM
+
+
+def test_the_first_signal_is_known_to_all_also_on_a_full_disk(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        stopping.leave_mark(tmp_path / ".stop-1", signal.SIGUSR1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    stopping.leave_mark(tmp_path / ".stop-1", signal.SIGTERM)
+    assert stopping.marked(tmp_path / ".stop-1") == signal.SIGUSR1
+    assert stopping.marked(tmp_path / ".stop-12") == 0
+    stopping.remove_mark(tmp_path / ".stop-1")
+    assert stopping.marked(tmp_path / ".stop-1") == 0
 
 
 def test_a_launcher_that_loses_its_processes_is_given_the_jobs_that_never_began(

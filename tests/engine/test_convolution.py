@@ -19,7 +19,7 @@ MASK = torch.tensor([True, True, False, True, False])
 
 
 class Layer(nn.Module):
-    """The two ways to write it. far: how many pixels are added to every input, so that a variance is a small part of a square."""
+    """The two ways to write it: `patches` is ours, `plain` the norm of the convolution."""
 
     def __init__(self, stride: int, channels: int = 1) -> None:
         super().__init__()
@@ -117,11 +117,18 @@ class Convolutions(TorchDispatchMode):
         return func(*args, **(kwargs or {}))  # type: ignore[operator]
 
 
-def test_only_a_layer_of_few_inputs_goes_through_patches() -> None:
-    for channels, expected in ((1, 0), (MOST_INPUTS // 9 + 1, 1)):
-        with Convolutions() as seen:
-            Layer(1, channels)("patches", images(channels))
-        assert seen.count == expected
+@pytest.mark.parametrize(
+    ("channels", "dtype", "expected"),
+    [(1, torch.float64, 0), (1, torch.float32, 0), (MOST_INPUTS // 9 + 1, torch.float32, 1), (1, torch.bfloat16, 1)],
+)
+def test_only_a_layer_of_few_inputs_goes_through_patches_and_not_in_bfloat16(channels: int, dtype: torch.dtype, expected: int) -> None:
+    """Whose rounded weights would have other statistics than those that are computed of the exact ones."""
+    layer = Layer(1, channels)
+    layer.conv.to(dtype)
+    layer.norm.float()
+    with Convolutions() as seen:
+        layer("patches", images(channels).to(dtype))
+    assert seen.count == expected
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 9)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -20,21 +21,21 @@ from metalearn.config import compose
 from metalearn.engine.checkpoint import CheckpointStore
 from metalearn.errors import ConfigError
 from tests.reliability import harness
-from tests.reliability.harness import KILLED, QUICK, TINY, assert_same_end, finish, forking_ranks, resume, start, train
-from tests.reliability.test_lock_and_signals import struck
+from tests.reliability.harness import KILLED, QUICK, TINY, assert_same_end, finish, forking_ranks, resume, start, struck, train
 from tests.reliability.test_nonfinite import SPOILED
 from tests.reliability.test_shutdown import LONGEST, seconds_to_end
 
 LINES = ["trainer.outer_steps=10", "trainer.log_every=1"]  # 16 lines: the tenth comes in the middle of training
 YAML = "_target_: stub.Stub\nfails: never\nhow: RuntimeError\n"
 STUB = """
-import json, os, signal, time
+import asyncio, json, os, signal, time
 from metalearn.loggers import Logger
 
 class Stub(Logger):
     def __init__(self, *, fails, how):
         self.fails, self.how, self.count = fails, how, 0
         self.note("made", os.getpid())
+        self.fail("made")
 
     def open(self, run_dir, lines):
         self.note("open", lines)
@@ -56,7 +57,8 @@ class Stub(Logger):
                 os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(600)
         elif moment == self.fails:
-            raise {"RuntimeError": RuntimeError("it is\\ndown"), "SystemExit": SystemExit(5)}[self.how]
+            errors = [RuntimeError("it is\\ndown"), SystemExit("it is down"), asyncio.CancelledError("it is down")]
+            raise next(error for error in errors if type(error).__name__ == self.how)
 
     def note(self, call, given):
         with open("calls", "a") as file:
@@ -126,10 +128,11 @@ def names(run_dir: Path) -> set[str]:
     return {str(path.relative_to(run_dir)) for path in run_dir.rglob("*")}
 
 
-@pytest.mark.parametrize("how", ["RuntimeError", "SystemExit"])
+@pytest.mark.parametrize("how", ["RuntimeError", "SystemExit", "CancelledError"])
 @pytest.mark.parametrize(
     ("fails", "moment", "called"),
     [
+        ("made", "to start", []),
         ("open", "to open", ["open"]),
         ("write 1", "at step 1", ["open", "write"]),
         ("write 10", "at step 7", ["open", *["write"] * 10]),
@@ -141,8 +144,7 @@ def test_fault_25_a_logger_that_raises_costs_one_warning_and_nothing_else(
 ) -> None:
     run_dir = folder / "run"
     assert finish(inside(folder, train(heard(folder, cache, f"logger.fails={fails}", f"logger.how={how}"), run_dir))) == 0
-    reason = {"RuntimeError": "RuntimeError: it is down", "SystemExit": "SystemExit: 5"}[how]
-    assert warnings(run_dir) == [f"the logger stub.Stub failed {moment} ({reason}); the run goes on without it"]
+    assert warnings(run_dir) == [f"the logger stub.Stub failed {moment} ({how}: it is down); the run goes on without it"]
     assert [call for call, _ in calls(folder)] == ["made", *called]  # and never again
     assert_same_end(run_dir, quiet)
     assert names(run_dir) == names(quiet)
@@ -290,3 +292,28 @@ def test_fault_25_tensorboard_without_its_folder_costs_one_warning(cache: Path, 
     [warning] = warnings(run_dir)
     assert warning.startswith("the logger metalearn.loggers.tensorboard.TensorBoard failed to open (FileExistsError: ")
     assert_same_end(run_dir, quiet)
+
+
+def test_fault_25_tensorboard_on_a_disk_that_is_full_costs_one_warning(
+    cache: Path, quiet: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    records = pytest.importorskip("tensorboard.summary.writer.record_writer")
+    run_dir = tmp_path / "run"
+    work = train(harness.configuration(cache, *QUICK, *LINES, "logger=tensorboard"), run_dir)
+
+    def on_a_full_disk() -> int:
+        flushed = iter(range(100))
+
+        def flush(writer: Any) -> None:
+            if next(flushed) == 4:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        records.RecordWriter.flush = flush
+        return work()
+
+    assert finish(on_a_full_disk) == 0
+    [warning] = warnings(run_dir)
+    assert warning.startswith("the logger metalearn.loggers.tensorboard.TensorBoard failed at step ")
+    assert "No space left on device" in warning
+    assert_same_end(run_dir, quiet)
+    assert capfd.readouterr().err == ""

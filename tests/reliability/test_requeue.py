@@ -16,10 +16,9 @@ import pytest
 from metalearn import cli, slurm
 from metalearn.engine import trainer
 from metalearn.engine.checkpoint import CheckpointStore
-from metalearn.sweep import launching
+from metalearn.sweep import launching, stopping
 from tests.reliability import harness
-from tests.reliability.harness import assert_same_end, finish, start, train, wait
-from tests.reliability.test_lock_and_signals import struck
+from tests.reliability.harness import assert_same_end, finish, start, struck, train, wait
 from tests.reliability.test_sweeps import SIDE_BY_SIDE, assert_as_alone, command, joblib, jobs, rows, words
 
 ALONE, ARRAY = {"SLURM_JOB_ID": "77"}, {"SLURM_JOB_ID": "80", "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "3"}
@@ -185,7 +184,7 @@ def two_processes(folder: Path) -> Callable[..., list[int]]:
         trainer.Trainer.train_step = train_step  # type: ignore[method-assign]
         for number in numbers:
             if number == 2:
-                reach("between two jobs", run_job.mark.exists)
+                reach("between two jobs", lambda: bool(stopping.marked(run_job.mark)))
             job = types.SimpleNamespace(job=types.SimpleNamespace(num=number))
             launching.HydraConfig = types.SimpleNamespace(get=lambda job=job: job)  # type: ignore[attr-defined]
             run_job(None)

@@ -17,6 +17,7 @@ from metalearn.engine import signals
 from metalearn.engine.checkpoint import CheckpointStore
 from metalearn.engine.runlog import RunLog
 from metalearn.engine.signals import StopSignals
+from metalearn.sweep import stopping
 from metalearn.sweep.stopping import heeding
 from tests.reliability import harness
 from tests.reliability.harness import assert_same_end, finish, resume, start, struck, train, wait
@@ -193,7 +194,7 @@ def test_fault_10_a_job_of_a_sweep_that_is_busy_when_it_is_told_saves(
     run_dir, mark = tmp_path / "run", tmp_path / ".stop"
 
     def told() -> None:
-        mark.write_text(str(int(signal.SIGTERM)))
+        stopping.leave_mark(mark, signal.SIGTERM)
         if terminal:
             threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
         busy_in_c(1.5)
