@@ -66,7 +66,8 @@ def resume(run_dir: Path, overrides: list[str], *, requeue: slurm.Requeue = slur
         refuse_new_science(science(old), science(cfg))
         if log.finished and cfg["trainer"]["outer_steps"] == old["trainer"]["outer_steps"]:
             refuse_unused_evaluation(run_dir, old["eval"], cfg["eval"], overrides)
-            echo(f"{run_dir} is finished; nothing to do")
+            why = "; a logger hears of a run only while it trains" if cfg["logger"] != old["logger"] else ""
+            echo(f"{run_dir} is finished; nothing to do{why}")
             return 0
 
         def begin(step: int) -> None:

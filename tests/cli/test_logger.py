@@ -46,6 +46,8 @@ def test_without_the_package_nothing_begins(
     assert f"error: {PACKAGE}\n" in capsys.readouterr().err
     assert not (tmp_path / "outputs").exists()
     assert cli.main(["train", *words, "run_dir=run"]) == 0
+    assert cli.main(["resume", "run", "logger=tensorboard"]) == 0
+    assert "run is finished; nothing to do; a logger hears of a run only while it trains\n" in capsys.readouterr().out
     (tmp_path / "run" / "status.json").write_text(json.dumps({"status": "preempted"}))
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
     assert cli.main(["resume", "run", "logger=tensorboard"]) == 2

@@ -70,7 +70,14 @@ def test_a_job_is_known_by_its_configuration_not_by_the_words(
 
 def test_everything_that_numbers_follow_from_makes_another_job() -> None:
     base = config.compose(["seed=1"])
-    same = ["run_dir=elsewhere", "data.cache_dir=elsewhere", "trainer.dry_run=true", "trusted=[mine]", "experiment=null", "logger=tensorboard"]
+    same = [
+        "run_dir=elsewhere",
+        "data.cache_dir=elsewhere",
+        "trainer.dry_run=true",
+        "trusted=[mine]",
+        "experiment=null",
+        "logger=tensorboard",
+    ]
     other = ["seed=2", "trainer.outer_steps=3", "eval.episodes=7", "device.threads=1", "device.plan=loop", "data.seed=5", "optimizer.lr=1"]
     assert {sweep_jobs.identity(config.compose(["seed=1", word])) for word in same} == {sweep_jobs.identity(base)}
     assert len({sweep_jobs.identity(config.compose(["seed=1", word])) for word in other} - {sweep_jobs.identity(base)}) == len(other)
