@@ -64,10 +64,10 @@ def read_entries(path: Path, limits: Limits) -> Iterator[Entry]:
     reader = _from_zip if path.suffix == ".zip" else _from_tar
     try:
         yield from reader(path, _Judge(path, limits))
-    # NotImplementedError and RuntimeError are zipfile's words for a compression or an encryption that a damaged header claims.
+    # RuntimeError and what derives from it are zipfile's words for a compression or an encryption that a damaged header claims.
     except (
         *(zipfile.BadZipFile, tarfile.TarError, zlib.error),
-        *(OSError, EOFError, NotImplementedError, RuntimeError, ValueError, OverflowError),
+        *(OSError, EOFError, RuntimeError, ValueError, OverflowError),
     ) as error:
         reason = str(error) or type(error).__name__
         raise DataError(

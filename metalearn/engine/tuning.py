@@ -150,7 +150,7 @@ def _try(actor: Algorithm, plan: TaskPlan, proof: Proof, found: Measured) -> Exe
     executor = Executor(actor, plan)
     try:
         problem = proof.problem(executor)
-    except (RuntimeError, NotImplementedError, MetalearnError) as error:  # vmap cannot map every operation, nor a compiler read it
+    except (RuntimeError, MetalearnError) as error:  # vmap cannot map every operation, nor a compiler read it
         problem = str(error).strip().splitlines()[0] or type(error).__name__
     if problem is None and executor.plan != plan:
         problem = "out of memory"
