@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import ctypes
 import functools
 import inspect
@@ -185,13 +186,26 @@ def initial_algorithm(cfg: Config, specs: Specs) -> Algorithm:
 
 def build_optimizer(cfg: Config, algorithm: Algorithm) -> torch.optim.Optimizer | None:
     """The outer optimizer over everything that is learned across tasks; None if there is nothing to train."""
-    parameters = [p for p in algorithm.parameters() if p.requires_grad]
-    if algorithm.trains_on is None or not parameters:
+    if algorithm.trains_on is None or not any(p.requires_grad for p in algorithm.parameters()):
         return None
     cls = resolve("optimizer._target_", cfg["optimizer"]["_target_"], BASES["optimizer"], cfg["trusted"])
     fused = {"fused": True} if "fused" in inspect.signature(cls).parameters else {}
-    optimizer: torch.optim.Optimizer = construct(cfg, "optimizer", params=parameters, **fused)
+    optimizer: torch.optim.Optimizer = construct(cfg, "optimizer", params=grouped(algorithm), **fused)
     return optimizer
+
+
+def grouped(algorithm: Algorithm) -> list[dict[str, Any]]:
+    """The algorithm's parameter groups; ConfigError, with the names, unless they hold every trainable parameter once."""
+    groups = algorithm.parameter_groups()
+    held = collections.Counter(id(p) for group in groups for p in group["params"])
+    wrong = [name for name, p in algorithm.named_parameters() if held.pop(id(p), 0) != int(p.requires_grad)]
+    if wrong or held:
+        what = ", ".join(wrong) or "what is no parameter of it"
+        raise ConfigError(
+            f"{type(algorithm).__name__}.parameter_groups() must hold every trainable parameter in one group, once, and nothing else, "
+            f"but not so {what}"
+        )
+    return groups
 
 
 def build_schedule(cfg: Config) -> Callable[[int], float]:

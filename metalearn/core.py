@@ -7,8 +7,9 @@ Shape letters: T tasks, S support rows, Q query rows, n either, W ways.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -70,10 +71,10 @@ class Objective(Protocol):
     primary: str
     higher_is_better: bool
 
-    def loss(self, prediction: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-        """Mean loss over the real rows of one task; a scalar."""
+    def loss(self, prediction: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
+        """Mean loss over the real rows of one task; a scalar. mask: None where all rows are real."""
 
-    def metrics(self, prediction: Tensor, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    def metrics(self, prediction: Tensor, y: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """Scalars of one task, `primary` among them, as means over its real rows."""
 
 
@@ -155,14 +156,24 @@ class Algorithm(nn.Module):
     transductive: bool = False  # True: the query batch influences its own predictions
     norm_statistics: str = "none"  # whose batch-norm statistics predictions use
 
+    outer_step: Tensor  # int64: updates of the outer loop that were applied, for what changes as training goes on
+
     def __init__(self, spec: TaskSpec) -> None:
         super().__init__()
         self.spec = spec
         self.objective = spec.objective
+        self.register_buffer("outer_step", torch.zeros((), dtype=torch.int64))
 
     def protocol(self) -> dict[str, Any]:
         """The dials without which a result of this method cannot be read; JSON values."""
         return {}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the outer optimizer is given, as `torch.optim` wants it; every trainable parameter is in one group, once.
+
+        A group may bring dials of its own, such as `lr`, which the schedule then scales like the common one.
+        """
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     def check(self, spec: TaskSpec) -> None:
         """Raise ValueError, with the reason and the way out, if tasks like these are beyond the method."""
@@ -194,8 +205,16 @@ class Algorithm(nn.Module):
         """Outer loss and metrics of one task."""
         adapted = self.adapt(blank_query(task), steps=self.adaptation_steps)
         prediction = self.predict(adapted, task.query.x, task.query.mask)
-        metrics = self.objective.metrics(prediction, task.query.y, task.query.mask)
-        return self.objective.loss(prediction, task.query.y, task.query.mask), metrics
+        return self.judge(prediction, task.query)
+
+    def judge(self, prediction: Tensor, rows: Examples) -> tuple[Tensor, Metrics]:
+        """The objective's loss, and its metrics, of which no gradient is taken."""
+        mask = self.real(rows.mask)
+        return self.objective.loss(prediction, rows.y, mask), dict(self.objective.metrics(prediction.detach(), rows.y, mask))
+
+    def real(self, mask: Tensor) -> Tensor | None:
+        """The mask where tasks are ragged; None elsewhere, which says that all rows are real and is faster."""
+        return mask if self.spec.ragged else None
 
     def losses(self, tasks: TaskBatch | Examples, how: Plan) -> tuple[Tensor, Metrics]:
         """Losses (C,) and metrics {name: (C, …)} of a chunk of C tasks."""
@@ -209,8 +228,16 @@ class Algorithm(nn.Module):
             losses, metrics = self.call(params, "losses", tasks, how)
             return losses.sum(), (losses, metrics)
 
-        grads, (losses, metrics) = grad(total, has_aux=True)(params)
-        return grads, losses, metrics
+        if torch.compiler.is_compiling():
+            grads, (losses, metrics) = grad(total, has_aux=True)(params)
+            return grads, losses, metrics
+        # Ordinary autograd gives the same as one more level of `torch.func.grad`, without its price for every operation.
+        leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
+        with torch.enable_grad():
+            summed, (losses, metrics) = total(leaves)
+            found = torch.autograd.grad(summed, list(leaves.values()), materialize_grads=True) if summed.requires_grad else ()
+        grads = dict(zip(leaves, found, strict=True)) if found else {name: torch.zeros_like(p) for name, p in leaves.items()}
+        return grads, losses.detach(), map_leaves(Tensor.detach, metrics)
 
     def update_running(self, statistics: Any) -> None:
         """Let running batch-norm averages follow; called once per outer step if the metrics hold `statistics`.
@@ -221,11 +248,60 @@ class Algorithm(nn.Module):
 
     def call(self, params: Parameters, method: str, *args: Any, **kwargs: Any) -> Any:
         """self.<method>(…) with some or all parameters replaced. Nests: the rest keep their present values."""
-        return functional_call(self, params, (method, *args), kwargs, tie_weights=False)
+        if torch.compiler.is_compiling():
+            return functional_call(self, params, (method, *args), kwargs, tie_weights=False)
+        # What `functional_call` does, whose walk through all modules costs as much as a small network.
+        homes = self._homes
+        before = {name: homes[name][0][homes[name][1]] for name in params}
+        try:
+            for name, value in params.items():
+                home, key = homes[name]
+                home[key] = value
+            return getattr(self, method)(*args, **kwargs)
+        finally:
+            for name, value in before.items():
+                home, key = homes[name]
+                home[key] = value
+
+    def present(self, names: Iterable[str]) -> Parameters:
+        """The present values of these parameters: what `call` has put in their place."""
+        if torch.compiler.is_compiling():
+            parameters = dict(self.named_parameters())
+            return {name: parameters[name] for name in names}
+        return {name: home[key] for name in names for home, key in [self._homes[name]]}
+
+    @cached_property
+    def _homes(self) -> dict[str, tuple[dict[str, Any], str]]:
+        """Where a parameter of this name lives: the dictionary of its module, and its key there."""
+        return {
+            f"{prefix}.{key}" if prefix else key: (module._parameters, key)
+            for prefix, module in self.named_modules()
+            for key, p in module._parameters.items()
+            if p is not None
+        }
 
     def forward(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """The door for `functional_call`, which can only enter a module through `forward`."""
         return getattr(self, method)(*args, **kwargs)
+
+
+def map_leaves(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """The same tree of tuples and dictionaries with the function applied to every tensor; a tenth of what a general pytree costs."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        return {name: map_leaves(function, value) for name, value in tree.items()}
+    parts = (map_leaves(function, value) for value in tree)
+    return type(tree)._make(parts) if hasattr(tree, "_make") else type(tree)(parts)
+
+
+def leaves_of(tree: Any) -> Iterator[Tensor]:
+    """The tensors of such a tree, in the order of `map_leaves`."""
+    if isinstance(tree, Tensor):
+        yield tree
+    else:
+        for value in tree.values() if isinstance(tree, dict) else tree:
+            yield from leaves_of(value)
 
 
 def blank_query(task: Task) -> Task:

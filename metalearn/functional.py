@@ -1,7 +1,9 @@
-"""Pure inner loops over dicts of parameters, written for one task; `torch.func` maps and differentiates them.
+"""Pure inner loops over dicts of parameters, written for one task; plans map and differentiate them.
 
-Each is an iterator over what it has after so many steps, so that a curve over step counts costs one descent:
-counts are ascending, and `next(loop(…, counts=[steps]))` is the result of one number of steps.
+`descend` is every inner loop: an iterator over what it has after so many steps, so that a curve over step counts costs
+one descent. `counts` are ascending, and `next(descend(…, counts=[steps]))` is the result of one number of steps.
+An update is a function of (weights, gradients, step); one that remembers, as `Momentum` and `Adam` do, is made anew for
+every descent.
 """
 
 from __future__ import annotations
@@ -13,74 +15,87 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch.func import grad, grad_and_value
+from torch.func import grad_and_value
 
 from metalearn.core import Parameters
 
-Loss = Callable[[Parameters], Tensor]
+Loss = Callable[[Parameters, int], Tensor]
+Update = Callable[[Parameters, Parameters, int], Parameters]
 
 
-def gradient_descent(
-    loss: Loss, weights: Parameters, *, lr: float | Tensor, counts: Sequence[int], first_order: bool
+def descend(
+    loss: Loss,
+    start: Parameters,
+    update: Update,
+    *,
+    counts: Sequence[int],
+    first_order: bool,
+    losses: list[Tensor] | None = None,
 ) -> Iterator[Parameters]:
-    """The weights after each of `counts` steps of w ← w − lr·∇loss(w).
+    """The weights after each of `counts` steps of weights ← update(weights, ∇loss(weights, step), step), from `start`.
 
     first_order: treat every inner gradient as a constant, so that no second derivative is taken.
+    losses: is given the loss before each step.
     """
+    weights = start
     for done, count in pairwise([0, *counts]):
-        for _ in range(done, count):
-            # Without grad mode an outer `grad` records nothing here, so that first order does not pay second order's memory.
-            with torch.no_grad() if first_order else nullcontext():
-                grads = grad(loss)(weights)
-            weights = {name: weight - lr * grads[name] for name, weight in weights.items()}
+        for step in range(done, count):
+            grads, value = slope(loss, weights, step, first_order=first_order)
+            weights = update(weights, grads, step)
+            if losses is not None:
+                losses.append(value)
         yield weights
 
 
-def minibatch_adam(
-    loss: Callable[[Parameters, int], Tensor],
-    weights: Parameters,
-    second: Parameters,
-    taken: Tensor,
-    *,
-    lr: float,
-    counts: Sequence[int],
-    beta2: float = 0.999,
-    eps: float = 1e-8,
-) -> Iterator[tuple[Parameters, Parameters, Tensor]]:
-    """`counts` steps of Adam with beta1 = 0 (Kingma & Ba 2015, alg. 1) on loss(weights, step); no second order.
+def slope(loss: Loss, weights: Parameters, step: int, *, first_order: bool) -> tuple[Parameters, Tensor]:
+    """Gradient and value of the loss at these weights, each of which counts as a variable of its own."""
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        # Without grad mode nothing is recorded here, so that first order does not pay second order's memory.
+        with torch.no_grad() if first_order else nullcontext():
+            grads, value = grad_and_value(loss)(weights, step)
+        return grads, value
+    # Outside of every mapping `torch.func` would only wrap each operation once more than ordinary autograd.
+    further = torch.is_grad_enabled() and not first_order
+    # A view each: of one that was computed from another, as a head from a body, the gradient would count twice in the other's.
+    related = not all(w.is_leaf for w in weights.values())
+    with torch.enable_grad():
+        if further:
+            leaves = {n: (w.view_as(w) if related else w) if w.requires_grad else w.detach().requires_grad_() for n, w in weights.items()}
+        else:
+            leaves = {n: w.detach().requires_grad_() for n, w in weights.items()}
+        value = loss(leaves, step)
+        found = torch.autograd.grad(value, list(leaves.values()), create_graph=further, materialize_grads=True)
+    return dict(zip(leaves, found, strict=True)), value if further else value.detach()
+
+
+class Momentum:
+    """`torch.optim.SGD`'s update with momentum, dampening and weight decay."""
+
+    def __init__(self, *, lr: float, momentum: float, dampening: float, weight_decay: float) -> None:
+        self.lr, self.momentum, self.dampening, self.weight_decay = lr, momentum, dampening, weight_decay
+        self.velocity: Parameters = {}
+
+    def __call__(self, weights: Parameters, grads: Parameters, step: int) -> Parameters:
+        decayed = {name: grads[name] + self.weight_decay * w for name, w in weights.items()}
+        if self.velocity:
+            decayed = {name: self.momentum * self.velocity[name] + (1 - self.dampening) * g for name, g in decayed.items()}
+        self.velocity = decayed
+        return {name: w - self.lr * decayed[name] for name, w in weights.items()}
+
+
+class Adam:
+    """Adam with beta1 = 0 (Kingma & Ba 2015, algorithm 1).
 
     second, taken: the second moment to start from, before bias correction, and the number of steps that it has seen.
-    Yields the weights, the second moment and the mean of the losses before each step.
     """
-    total = torch.zeros((), dtype=next(iter(weights.values())).dtype, device=next(iter(weights.values())).device)
-    for done, count in pairwise([0, *counts]):
-        for step in range(done, count):
-            with torch.no_grad():
-                grads, value = grad_and_value(loss)(weights, step)
-            correction = -torch.expm1((taken + step + 1).to(total.dtype) * math.log(beta2))  # 1 − beta2^t, exact for small t too
-            second = {name: beta2 * s + (1 - beta2) * grads[name].square() for name, s in second.items()}
-            weights = {name: w - lr * grads[name] / ((second[name] / correction).sqrt() + eps) for name, w in weights.items()}
-            total = total + value
-        yield weights, second, total / max(count, 1)
 
+    def __init__(self, second: Parameters, taken: Tensor, *, lr: float, beta2: float = 0.999, eps: float = 1e-8) -> None:
+        self.second, self.taken = second, taken
+        self.lr, self.beta2, self.eps = lr, beta2, eps
 
-def momentum_sgd(
-    loss: Callable[[Parameters, int], Tensor],
-    weights: Parameters,
-    *,
-    lr: float,
-    momentum: float,
-    dampening: float,
-    weight_decay: float,
-    counts: Sequence[int],
-) -> Iterator[Parameters]:
-    """The weights after each of `counts` steps of `torch.optim.SGD`'s update on loss(weights, step); no second order."""
-    velocity: Parameters = {}
-    for done, count in pairwise([0, *counts]):
-        for step in range(done, count):
-            with torch.no_grad():
-                grads = grad(loss)(weights, step)
-            decayed = {name: grads[name] + weight_decay * w for name, w in weights.items()}
-            velocity = {name: momentum * velocity[name] + (1 - dampening) * g if velocity else g for name, g in decayed.items()}
-            weights = {name: w - lr * velocity[name] for name, w in weights.items()}
-        yield weights
+    def __call__(self, weights: Parameters, grads: Parameters, step: int) -> Parameters:
+        dtype = next(iter(weights.values())).dtype
+        correction = -torch.expm1((self.taken + step + 1).to(dtype) * math.log(self.beta2))  # 1 − beta2^t, exact for small t too
+        self.second = {name: self.beta2 * s + (1 - self.beta2) * grads[name].square() for name, s in self.second.items()}
+        root = {name: (s / correction).sqrt() + self.eps for name, s in self.second.items()}
+        return {name: w - self.lr * grads[name] / root[name] for name, w in weights.items()}

@@ -1,4 +1,7 @@
-"""What predictions are judged by: one loss and its metrics per kind of task. Masked rows never count."""
+"""What predictions are judged by: one loss and its metrics per kind of task. Masked rows never count.
+
+A mask of None says that all rows are real.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     """Mean over the real rows of (n,) values; 0 when there are none."""
+    if mask is None:
+        return values.mean()
     return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
 
 
@@ -18,10 +23,10 @@ class Classification:
     primary = "accuracy"
     higher_is_better = True
 
-    def loss(self, prediction: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    def loss(self, prediction: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
         return masked_mean(F.cross_entropy(prediction, y, reduction="none"), mask)
 
-    def metrics(self, prediction: Tensor, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    def metrics(self, prediction: Tensor, y: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         return {"accuracy": masked_mean((prediction.argmax(-1) == y).to(prediction.dtype), mask)}
 
 
@@ -31,10 +36,10 @@ class Regression:
     primary = "mse"
     higher_is_better = False
 
-    def loss(self, prediction: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-        return masked_mean((prediction - y).square().mean(-1), mask)
+    def loss(self, prediction: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
+        return masked_mean(F.mse_loss(prediction, y, reduction="none").mean(-1), mask)
 
-    def metrics(self, prediction: Tensor, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    def metrics(self, prediction: Tensor, y: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         return {"mse": self.loss(prediction, y, mask)}
 
 
@@ -44,8 +49,8 @@ class Rating:
     primary = "mae"
     higher_is_better = False
 
-    def loss(self, prediction: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-        return masked_mean((prediction - y).square().mean(-1), mask)
+    def loss(self, prediction: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
+        return masked_mean(F.mse_loss(prediction, y, reduction="none").mean(-1), mask)
 
-    def metrics(self, prediction: Tensor, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    def metrics(self, prediction: Tensor, y: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         return {"mae": masked_mean((prediction - y).abs().mean(-1), mask), "rmse": self.loss(prediction, y, mask).sqrt()}

@@ -13,10 +13,9 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
-from metalearn.core import Algorithm, Draw, Examples, Inputs, Metrics, Parameters, Plan, Task, TaskBatch, TaskSpec, members
-from metalearn.functional import momentum_sgd
+from metalearn.core import Algorithm, Draw, Examples, Inputs, Metrics, Parameters, Plan, Task, TaskBatch, TaskSpec, map_leaves, members
+from metalearn.functional import Momentum, descend
 
 
 class Baseline(Algorithm):
@@ -63,8 +62,8 @@ class Baseline(Algorithm):
         assert isinstance(tasks, Examples)
         features, statistics = self.model(tasks.x)
         logits = self.classifier(features)
-        metrics: Metrics = dict(self.objective.metrics(logits, tasks.y, tasks.mask)) | {"statistics": statistics}
-        return self.objective.loss(logits, tasks.y, tasks.mask)[None], tree_map(lambda leaf: leaf[None], metrics)
+        loss, metrics = self.judge(logits, tasks)
+        return loss[None], map_leaves(lambda leaf: leaf[None], metrics | {"statistics": statistics})
 
     def update_running(self, statistics: Any) -> None:
         self.model.update_running(statistics)
@@ -86,7 +85,7 @@ class Baseline(Algorithm):
             return F.cross_entropy(logits.where(present, logits_of_absent), task.support.y[rows])
 
         head = {"weight": features_SD.new_zeros(len(present), features_SD.shape[-1]), "bias": features_SD.new_zeros(len(present))}
-        path = momentum_sgd(loss, head, counts=[count * per_epoch for count in counts], **self.sgd)
+        path = descend(loss, head, Momentum(**self.sgd), counts=[count * per_epoch for count in counts], first_order=True)
         return ({"head": head, "present": present} for head in path)
 
     def predict(self, adapted: dict[str, Any], x: Inputs, mask: Tensor) -> Tensor:

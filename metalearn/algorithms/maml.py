@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from metalearn.algorithms.network import NetworkAlgorithm
-from metalearn.core import Task, TaskSpec
-from metalearn.functional import gradient_descent
+from metalearn.core import Parameters, Task, TaskSpec
+from metalearn.functional import descend
 
 
 class MAML(NetworkAlgorithm):
@@ -52,12 +53,19 @@ class MAML(NetworkAlgorithm):
         return next(self.adapt_path(task, counts=[steps]))
 
     def adapt_path(self, task: Task, *, counts: Sequence[int]) -> Iterator[dict[str, Any]]:
-        parameters = dict(self.named_parameters())
-        path = gradient_descent(
-            lambda weights: self.support_loss(weights, task.support),
-            {name: parameters[name] for name in self.adapted_names},
-            lr=self.inner_lr,
+        path = descend(
+            lambda weights, step: self.support_loss(weights, task.support, step),
+            self.start(task),
+            self.update,
             counts=counts,
             first_order=self.order == 1,
         )
         return (self.prepare(weights, task) for weights in path)
+
+    def start(self, task: Task) -> Parameters:
+        """What the inner loop starts from."""
+        return self.present(self.adapted_names)
+
+    def update(self, weights: Parameters, grads: Parameters, step: int) -> Parameters:
+        """One inner step: w ← w − inner_lr·∇."""
+        return {name: torch.sub(w, grads[name], alpha=self.inner_lr) for name, w in weights.items()}

@@ -37,19 +37,15 @@ class NetworkAlgorithm(Algorithm):
                 "choose transductive, support or support_and_one"
             )
 
-    def network(self, x: Inputs, given: Any = None, mask: Tensor | None = None) -> tuple[Tensor, Any]:
-        """Predictions (n, num_outputs) and the statistics used."""
-        features, statistics = self.model(x, given=given, mask=mask)
+    def network(self, x: Inputs, given: Any = None, mask: Tensor | None = None, step: int = 0) -> tuple[Tensor, Any]:
+        """Predictions (n, num_outputs) and the statistics used. step: inner steps taken, for what differs from one to the next."""
+        features, statistics = self.model(x, given=given, mask=mask, step=step)
         return self.head(features), statistics
 
-    def rows(self, mask: Tensor) -> Tensor | None:
-        """The mask where tasks are ragged; None elsewhere, which is faster."""
-        return mask if self.spec.ragged else None
-
-    def support_loss(self, weights: Parameters, support: Examples) -> Tensor:
+    def support_loss(self, weights: Parameters, support: Examples, step: int) -> Tensor:
         """Loss of the support under these weights, with the batch's own statistics."""
-        prediction, _ = self.call(weights, "network", support.x, mask=self.rows(support.mask))
-        return self.objective.loss(prediction, support.y, support.mask)
+        prediction, _ = self.call(weights, "network", support.x, mask=self.real(support.mask), step=step)
+        return self.objective.loss(prediction, support.y, self.real(support.mask))
 
     def prepare(self, weights: Parameters, task: Task) -> dict[str, Any]:
         """The adapted weights with whatever the protocol's predictions need beside them."""
@@ -63,13 +59,13 @@ class NetworkAlgorithm(Algorithm):
         """The same weights with the statistics of the support alone."""
         if not self.transductive and self.norm_statistics != "support":
             return adapted
-        _, statistics = self.call(adapted["weights"], "network", task.support.x, mask=self.rows(task.support.mask))
+        _, statistics = self.call(adapted["weights"], "network", task.support.x, mask=self.real(task.support.mask))
         return {"weights": adapted["weights"], "statistics": statistics}
 
     def predict(self, adapted: dict[str, Any], x: Inputs, mask: Tensor) -> Tensor:
         if "support" in adapted:
             return torch.vmap(lambda one: self.predict_alone(adapted, one))(x)
-        prediction, _ = self.call(adapted["weights"], "network", x, given=adapted.get("statistics"), mask=self.rows(mask))
+        prediction, _ = self.call(adapted["weights"], "network", x, given=adapted.get("statistics"), mask=self.real(mask))
         return prediction
 
     def predict_alone(self, adapted: dict[str, Any], x: Inputs) -> Tensor:
@@ -77,5 +73,5 @@ class NetworkAlgorithm(Algorithm):
         support = adapted["support"]
         together = tree_map(lambda rows, row: torch.cat([rows, row[None]]), support.x, x)
         mask = torch.cat([support.mask, support.mask.new_ones(1)])
-        prediction, _ = self.call(adapted["weights"], "network", together, mask=self.rows(mask))
+        prediction, _ = self.call(adapted["weights"], "network", together, mask=self.real(mask))
         return prediction[-1]

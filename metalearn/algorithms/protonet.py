@@ -65,8 +65,8 @@ class ProtoNet(Algorithm):
         z_nD, statistics = self.model(together)
         num_support = len(task.support.y)
         logits = self.logits(self.prototypes(z_nD[:num_support], task), z_nD[num_support:])
-        metrics: Metrics = dict(self.objective.metrics(logits, task.query.y, task.query.mask))
-        return self.objective.loss(logits, task.query.y, task.query.mask), metrics | {"statistics": statistics}
+        loss, metrics = self.judge(logits, task.query)
+        return loss, metrics | {"statistics": statistics}
 
     def prototypes(self, z_SD: Tensor, task: Task) -> dict[str, Tensor]:
         """Class means of the support embeddings (W, D), eq. 1, and which classes are present (W,)."""

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 
 from metalearn.algorithms.network import NetworkAlgorithm
 from metalearn.core import Draw, Examples, Metrics, Parameters, Plan, Task, TaskBatch, TaskSpec
-from metalearn.functional import minibatch_adam
+from metalearn.functional import Adam, descend
 
 
 class Reptile(NetworkAlgorithm):
@@ -58,29 +58,35 @@ class Reptile(NetworkAlgorithm):
         rows = max(self.adaptation_steps * self.inner_batch_size, self.eval_adaptation_steps * self.eval_inner_batch_size)
         return {"order": Draw("permutation", (ceil(rows / spec.support_size), spec.support_size))}
 
-    def descend(self, task: Task, counts: Sequence[int], batch_size: int) -> Iterator[tuple[Parameters, Parameters, Tensor]]:
-        """Weights and second moment after each of `counts` minibatches of the shuffled support, and the mean loss on the way."""
+    def descent(self, task: Task, counts: Sequence[int], batch_size: int, adam: Adam, losses: list[Tensor]) -> Iterator[Parameters]:
+        """The weights after each of `counts` minibatches of the shuffled support; the loss of each goes into `losses`."""
         order = task.draws["order"].flatten()
         batch_size = min(batch_size, len(task.support.y))
-        weights: Parameters = dict(self.named_parameters())
-        parts = self.second_moment.split([w.numel() for w in weights.values()])
-        second: Parameters = {name: part.view_as(w) for (name, w), part in zip(weights.items(), parts, strict=True)}
 
         def loss(weights: Parameters, step: int) -> Tensor:
             rows = order[step * batch_size : (step + 1) * batch_size]
-            return self.support_loss(weights, Examples(*tree_map(lambda leaf: leaf[rows], tuple(task.support))))
+            return self.support_loss(weights, Examples(*tree_map(lambda leaf: leaf[rows], tuple(task.support))), step)
 
-        return minibatch_adam(loss, weights, second, self.inner_steps, lr=self.inner_lr, counts=counts)
+        return descend(loss, dict(self.named_parameters()), adam, counts=counts, first_order=True, losses=losses)
+
+    def adam(self) -> Adam:
+        """The inner Adam, with the second moment of the tasks so far."""
+        weights = dict(self.named_parameters())
+        parts = self.second_moment.split([w.numel() for w in weights.values()])
+        second = {name: part.view_as(w) for (name, w), part in zip(weights.items(), parts, strict=True)}
+        return Adam(second, self.inner_steps, lr=self.inner_lr)
 
     def adapt(self, task: Task, *, steps: int) -> dict[str, Any]:
         return next(self.adapt_path(task, counts=[steps]))
 
     def adapt_path(self, task: Task, *, counts: Sequence[int]) -> Iterator[dict[str, Any]]:
-        return (self.prepare(weights, task) for weights, _, _ in self.descend(task, counts, self.eval_inner_batch_size))
+        return (self.prepare(weights, task) for weights in self.descent(task, counts, self.eval_inner_batch_size, self.adam(), []))
 
     def trained(self, task: Task) -> tuple[Parameters, Parameters, Tensor]:
-        """What `descend` comes to in training."""
-        return next(self.descend(task, [self.adaptation_steps], self.inner_batch_size))
+        """What training comes to on a task: weights, the second moment behind them, and the mean loss on the way."""
+        adam, losses = self.adam(), list[Tensor]()
+        weights = next(self.descent(task, [self.adaptation_steps], self.inner_batch_size, adam, losses))
+        return weights, adam.second, torch.stack(losses).mean() if losses else self.second_moment.new_zeros(())
 
     def gradient(self, params: Parameters, tasks: TaskBatch | Examples, how: Plan) -> tuple[Parameters, Tensor, Metrics]:
         def displacement(task: Task) -> tuple[Parameters, Parameters, Tensor]:

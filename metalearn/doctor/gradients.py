@@ -74,7 +74,7 @@ def difference(problem: Problem) -> float:
     def loss_at(direction: dict[str, Tensor], scale: float) -> float:
         moved = {name: p + scale * direction[name] for name, p in start.items()}
         losses, _ = algorithm.call(moved, "losses", batch, LOOP)
-        return float(losses.sum())
+        return float(losses.detach().sum())
 
     along, expected = [], []
     for seed in range(DIRECTIONS):

@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
-from metalearn.core import Algorithm, Examples, Metrics, Parameters, TaskBatch
+from metalearn.core import Algorithm, Examples, Metrics, Parameters, TaskBatch, leaves_of, map_leaves
 from metalearn.errors import ConfigError, MetalearnError
 
 Gradient = Callable[[Parameters, TaskBatch | Examples], tuple[Parameters, Tensor, Metrics]]
@@ -39,8 +39,10 @@ class TaskPlan:
     def map(self, function: Callable[..., Any], *batches: Any) -> Any:
         if self.name == "vmap":
             return torch.vmap(function)(*batches)
-        count = tree_leaves(batches)[0].shape[0]
-        results = [function(*tree_map(lambda leaf: leaf[i], batches)) for i in range(count)]
+        count = len(next(leaves_of(batches)))
+        if count == 1:
+            return map_leaves(lambda leaf: leaf[None], function(*map_leaves(lambda leaf: leaf[0], batches)))
+        results = [function(*map_leaves(lambda leaf: leaf[i], batches)) for i in range(count)]
         return tree_map(lambda *leaves: torch.stack(leaves), *results)
 
     def chunk_of(self, num_tasks: int) -> int:
@@ -51,7 +53,7 @@ class TaskPlan:
         count = len(tasks.key)
         size = self.chunk_of(count)
         for start in range(0, count, size):
-            yield tree_map(lambda leaf: leaf[start : start + size], tasks)
+            yield map_leaves(lambda leaf: leaf[start : start + size], tasks)
 
 
 class Sums(NamedTuple):
@@ -105,21 +107,23 @@ class Executor:
         return mean
 
     def _sums(self, batch: TaskBatch | Examples) -> Sums:
-        # Detached, or autograd would record a second graph beside that of torch.func, and chain it from chunk to chunk.
+        # Detached, or a graph would be chained from chunk to chunk.
         params = {name: p.detach() for name, p in self.algorithm.named_parameters() if p.requires_grad}
-        total: tuple[Parameters, Metrics] | None = None
-        losses = []
         chunks = [batch] if isinstance(batch, Examples) else list(self.plan.chunks(batch))
+        total: Tensor | None = None
+        losses = []
         for chunk in chunks:
             grads, chunk_losses, metrics = self.gradient(params, chunk)
-            part = (grads, tree_map(lambda leaf: leaf.sum(0), metrics))
-            if total is None:
-                total = tree_map(lambda leaf: leaf.to(torch.float64, copy=True), part) if len(chunks) > 1 else part
-            else:
-                tree_map(Tensor.add_, total, part)
             losses.append(chunk_losses)
+            part = (grads, map_leaves(lambda leaf: leaf.sum(0), metrics))
+            if len(chunks) == 1:
+                return Sums(part[0], chunk_losses, part[1])
+            flat = torch.cat([leaf.reshape(-1) for leaf in leaves_of(part)])
+            total = flat.double() if total is None else total.add_(flat)
         assert total is not None, "a batch holds at least one task"
-        return Sums(total[0], torch.cat(losses), total[1])
+        pieces = iter(total.split([leaf.numel() for leaf in leaves_of(part)]))
+        grads, metrics = map_leaves(lambda leaf: next(pieces).view(leaf.shape), part)
+        return Sums(grads, torch.cat(losses), metrics)
 
     def _gradient(self, params: Parameters, chunk: TaskBatch | Examples) -> tuple[Parameters, Tensor, Metrics]:
         return self.algorithm.gradient(params, chunk, self.plan)

@@ -64,6 +64,7 @@ class Updater:
         for group, base_lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base_lr * self.schedule(step)
         self._step()
+        self.algorithm.outer_step += ~self.bad
         if statistics is not None:
             self._follow(statistics)
         return norm

@@ -42,12 +42,15 @@ class Norm(nn.Module):
         given: use these statistics; None measures those of x, where mask (n,) counts only the real rows.
         """
         mean, var = self.measure(x, mask) if given is None else given
-        scale, shift = self.affine(mean, var)
+        scale, shift = self.affine(mean, var, step)
         column = (-1, *[1] * (x.ndim - 2))
         return torch.addcmul(shift.view(column), x, scale.view(column)).to(x.dtype), (mean, var)
 
-    def affine(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and shift (C,), so that scale·x + shift is the normalised x with the learned affine."""
+    def affine(self, mean: Tensor, var: Tensor, step: int = 0) -> tuple[Tensor, Tensor]:
+        """Scale and shift (C,), so that scale·x + shift is the normalised x with the learned affine.
+
+        step: inner steps taken, for a norm whose affine differs from one to the next.
+        """
         scale = self.weight * torch.rsqrt(var + self.eps)
         return scale, self.bias - mean * scale
 

@@ -61,7 +61,7 @@ class Conv4(Model):
         for i, (conv, norm) in enumerate(zip(self.convs, self.bns, strict=True)):
             assert isinstance(conv, nn.Conv2d)
             assert isinstance(norm, Norm)
-            x, used = normalised(conv, norm, x, given[i] if given else None, mask)
+            x, used = normalised(conv, norm, x, given[i] if given else None, mask, step)
             # ReLU after pooling equals ReLU before it, on a quarter of the pixels.
             x = F.relu(max_pool(x) if self.downsample == "pool" else x)
             statistics.append(used)

@@ -150,3 +150,25 @@ def test_one_wrong_size_is_one_sentence_for_all_splits() -> None:
         "data.shot=10 + data.query_shot=15 needs 25 images per class, but split 'train' of toy has a class with 20 "
         "and split 'val' of toy has a class with 20; lower data.shot or data.query_shot"
     ]
+
+
+def test_an_algorithm_can_bring_groups_with_dials_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg, _, algorithm = built("optimizer.lr=0.5")
+    head = list(algorithm.head.parameters())
+    groups = [{"params": list(algorithm.model.parameters())}, {"params": head, "lr": 0.1}]
+    monkeypatch.setattr(algorithm, "parameter_groups", lambda: groups)
+    optimizer = build.build_optimizer(cfg, algorithm)
+    assert optimizer is not None
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.1]
+    assert optimizer.param_groups[1]["params"] == head
+
+
+@pytest.mark.parametrize("fault", ["left out", "twice", "foreign"])
+def test_parameter_groups_hold_every_parameter_once(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg, _, algorithm = built()
+    body, head = list(algorithm.model.parameters()), list(algorithm.head.parameters())
+    params = {"left out": body, "twice": [*body, *head, head[0]], "foreign": [*body, *head, torch.nn.Parameter(torch.ones(1))]}[fault]
+    monkeypatch.setattr(algorithm, "parameter_groups", lambda: [{"params": params}])
+    what = {"left out": "head.weight, head.bias", "twice": "head.weight", "foreign": "what is no parameter of it"}[fault]
+    with pytest.raises(ConfigError, match=rf"MAML.parameter_groups\(\) must hold every trainable parameter in one group.*not so {what}$"):
+        build.build_optimizer(cfg, algorithm)

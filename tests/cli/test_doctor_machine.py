@@ -17,7 +17,7 @@ from metalearn.doctor.checks import FailedError, SkippedError
 from metalearn.engine import checkpoint
 from metalearn.engine.execution import Executor, Sums, TaskPlan
 from metalearn.errors import DataError
-from metalearn.functional import gradient_descent
+from metalearn.functional import descend
 
 M_MMAP_THRESHOLD = -3  # names of glibc's malloc.h
 pytestmark = pytest.mark.usefixtures("as_it_was")
@@ -98,8 +98,8 @@ class TestGradients:
         ("first_order", "sentence"), [(True, "algo.order=2 is .* off finite"), (False, "takes second derivatives too")]
     )
     def test_a_wrong_order_is_noticed(self, monkeypatch: pytest.MonkeyPatch, first_order: bool, sentence: str) -> None:
-        wrong = lambda *args, **kwargs: gradient_descent(*args, **{**kwargs, "first_order": first_order})  # noqa: E731
-        monkeypatch.setattr("metalearn.algorithms.maml.gradient_descent", wrong)
+        wrong = lambda *args, **kwargs: descend(*args, **{**kwargs, "first_order": first_order})  # noqa: E731
+        monkeypatch.setattr("metalearn.algorithms.maml.descend", wrong)
         with pytest.raises(FailedError, match=sentence):
             gradients.second_order()
 

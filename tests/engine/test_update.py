@@ -108,3 +108,12 @@ def test_counts_of_a_checkpoint_go_on() -> None:
     push(u, 0, float("nan"))
     push(u, 1, 1.0)
     assert [u.bad_step.item(), u.row.item(), u.refused.item()] == [0, 4, 9]
+
+
+@pytest.mark.parametrize("name", ["sgd", "rmsprop"])
+def test_the_outer_step_of_an_algorithm_counts_the_updates_that_were_applied(name: str) -> None:
+    u = updater(name, limit=3)
+    for step, grad in enumerate([1.0, math.nan, 1.0, math.inf]):
+        push(u, step, grad)
+    assert u.algorithm.outer_step.item() == 2
+    assert u.algorithm.outer_step.dtype == torch.int64

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
 from metalearn.algorithms.pixel_nn import PixelNN
 from metalearn.algorithms.protonet import ProtoNet
 from metalearn.core import Examples, InputSpec, Task, TaskSpec, blank_query
-from metalearn.functional import gradient_descent, minibatch_adam, momentum_sgd
+from metalearn.functional import Adam, Loss, Momentum, Update, descend
 from metalearn.models.base import Model, Norm
 from metalearn.objectives import Classification
 
@@ -30,30 +31,74 @@ def torch_steps(make_optimizer, steps: int) -> Tensor:
     return w.detach()
 
 
-def test_minibatch_adam_equals_torch_adam_with_beta1_zero() -> None:
+def end(update: Update, start: dict[str, Tensor], steps: int, loss: Loss = bowl) -> dict[str, Tensor]:
+    return next(descend(loss, start, update, counts=[steps], first_order=True))
+
+
+def test_adam_equals_torch_adam_with_beta1_zero() -> None:
     expected = torch_steps(lambda p: torch.optim.Adam(p, lr=0.01, betas=(0.0, 0.999)), 7)
     fresh = {"w": torch.zeros_like(START)}, torch.tensor(0)
-    weights, second, _ = next(minibatch_adam(bowl, {"w": START}, *fresh, lr=0.01, counts=[7]))
-    torch.testing.assert_close(weights["w"], expected)
+    torch.testing.assert_close(end(Adam(*fresh, lr=0.01), {"w": START}, 7)["w"], expected)
     # Seven steps at once are three and then four that start from what the three left.
-    weights, second, _ = next(minibatch_adam(bowl, {"w": START}, *fresh, lr=0.01, counts=[3]))
-    weights, second, _ = next(minibatch_adam(lambda w, step: bowl(w, step + 3), weights, second, torch.tensor(3), lr=0.01, counts=[4]))
+    adam = Adam(*fresh, lr=0.01)
+    weights = end(adam, {"w": START}, 3)
+    weights = end(Adam(adam.second, torch.tensor(3), lr=0.01), weights, 4, lambda w, step: bowl(w, step + 3))
     torch.testing.assert_close(weights["w"], expected)
 
 
-def test_momentum_sgd_equals_torch_sgd() -> None:
+def test_momentum_equals_torch_sgd() -> None:
     dials = {"lr": 0.01, "momentum": 0.9, "dampening": 0.9, "weight_decay": 0.001}
-    weights = next(momentum_sgd(bowl, {"w": START}, counts=[7], **dials))
+    weights = end(Momentum(**dials), {"w": START}, 7)
     torch.testing.assert_close(weights["w"], torch_steps(lambda p: torch.optim.SGD(p, **dials), 7))
 
 
-def test_second_order_gradient_of_one_step_by_hand() -> None:
+def test_the_loss_before_each_step_is_collected() -> None:
+    losses: list[Tensor] = []
+    path = list(
+        descend(
+            bowl,
+            {"w": START},
+            Momentum(lr=0.01, momentum=0, dampening=0, weight_decay=0),
+            counts=[0, 1, 3],
+            first_order=True,
+            losses=losses,
+        )
+    )
+    assert [w["w"].requires_grad for w in path] == [False] * 3
+    torch.testing.assert_close(losses[:2], [bowl(path[0], 0), bowl(path[1], 1)])
+    assert len(losses) == 3
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["alone", "under vmap"])
+@pytest.mark.parametrize(("first_order", "expected"), [(False, 2 * 2.0 * 0.7**2), (True, 2 * 2.0 * 0.7)])
+def test_gradient_through_one_step_by_hand(first_order: bool, expected: float, mapped: bool) -> None:
     # loss(w) = a w²/2, one step: w' = w (1 - lr a); d(w'²)/dw = 2 w (1 - lr a)²; first order drops one factor.
     a, lr, w = 3.0, 0.1, torch.tensor(2.0, requires_grad=True)
-    for first_order, expected in ((False, 2 * 2.0 * 0.7**2), (True, 2 * 2.0 * 0.7)):
-        adapted = next(gradient_descent(lambda p: a * p["w"] ** 2 / 2, {"w": w}, lr=lr, counts=[1], first_order=first_order))
-        (grad,) = torch.autograd.grad(adapted["w"] ** 2, w)
-        torch.testing.assert_close(grad, torch.tensor(expected))
+
+    def after(w: Tensor) -> Tensor:
+        update = lambda weights, grads, step: {"w": weights["w"] - lr * grads["w"]}  # noqa: E731
+        adapted = next(descend(lambda p, step: a * p["w"] ** 2 / 2, {"w": w}, update, counts=[1], first_order=first_order))
+        return adapted["w"] ** 2
+
+    value = torch.vmap(after)(w[None])[0] if mapped else after(w)
+    (grad,) = torch.autograd.grad(value, w)
+    torch.testing.assert_close(grad, torch.tensor(expected))
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["alone", "under vmap"])
+def test_a_weight_that_starts_from_another_is_a_variable_of_its_own(mapped: bool) -> None:
+    """As a head that is computed from the body: the body's gradient does not go through the head."""
+    body = torch.tensor([3.0], requires_grad=True)
+
+    def first_gradient(body: Tensor) -> Tensor:
+        start = {"body": body, "head": 2 * body}
+        keep = lambda weights, grads, step: grads  # noqa: E731
+        return next(descend(lambda w, step: (w["body"] * w["head"]).sum(), start, keep, counts=[1], first_order=False))["body"]
+
+    grad = torch.vmap(first_gradient)(body[None])[0] if mapped else first_gradient(body)
+    torch.testing.assert_close(grad, torch.tensor([6.0]))  # head; through both it would be 12
+    (outer,) = torch.autograd.grad(grad.sum(), body)
+    torch.testing.assert_close(outer, torch.tensor([2.0]))  # the outer gradient does go through it
 
 
 class Identity(Model):

@@ -57,7 +57,7 @@ def directional(algorithm: Algorithm, tasks: Task, direction: dict[str, Tensor],
     def loss_at(scale: float) -> float:
         shifted = {name: p + scale * direction[name] for name, p in start.items()}
         losses, _ = algorithm.call(shifted, "losses", tasks, TaskPlan("loop"))
-        return float(losses.mean())
+        return float(losses.detach().mean())
 
     return (loss_at(step) - loss_at(-step)) / (2 * step)
 
