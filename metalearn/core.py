@@ -251,7 +251,7 @@ class Algorithm(nn.Module):
         if torch.compiler.is_compiling():
             return functional_call(self, params, (method, *args), kwargs, tie_weights=False)
         # What `functional_call` does, whose walk through all modules costs as much as a small network.
-        homes = self._homes
+        homes = self._homes_of(params)
         before = {name: homes[name][0][homes[name][1]] for name in params}
         try:
             for name, value in params.items():
@@ -268,7 +268,14 @@ class Algorithm(nn.Module):
         if torch.compiler.is_compiling():
             parameters = dict(self.named_parameters())
             return {name: parameters[name] for name in names}
-        return {name: home[key] for name in names for home, key in [self._homes[name]]}
+        names = list(names)
+        homes = self._homes_of(names)
+        return {name: home[key] for name in names for home, key in [homes[name]]}
+
+    def _homes_of(self, names: Iterable[str]) -> dict[str, tuple[dict[str, Any], str]]:
+        if not self._homes.keys() >= set(names):
+            del self._homes  # parameters were added since
+        return self._homes
 
     @cached_property
     def _homes(self) -> dict[str, tuple[dict[str, Any], str]]:

@@ -17,6 +17,13 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
 
 
+def squared_error(prediction: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over real rows and target dimensions. prediction and y: (n, D)."""
+    if mask is None:
+        return F.mse_loss(prediction, y)
+    return masked_mean(F.mse_loss(prediction, y, reduction="none").mean(-1), mask)
+
+
 class Classification:
     """Cross-entropy in nats and accuracy in 0…1. prediction: logits (n, W); y: int64 labels (n,)."""
 
@@ -37,7 +44,7 @@ class Regression:
     higher_is_better = False
 
     def loss(self, prediction: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
-        return masked_mean(F.mse_loss(prediction, y, reduction="none").mean(-1), mask)
+        return squared_error(prediction, y, mask)
 
     def metrics(self, prediction: Tensor, y: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         return {"mse": self.loss(prediction, y, mask)}
@@ -50,7 +57,7 @@ class Rating:
     higher_is_better = False
 
     def loss(self, prediction: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
-        return masked_mean(F.mse_loss(prediction, y, reduction="none").mean(-1), mask)
+        return squared_error(prediction, y, mask)
 
     def metrics(self, prediction: Tensor, y: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         return {"mae": masked_mean((prediction - y).abs().mean(-1), mask), "rmse": self.loss(prediction, y, mask).sqrt()}

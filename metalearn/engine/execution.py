@@ -52,6 +52,9 @@ class TaskPlan:
     def chunks(self, tasks: TaskBatch) -> Iterator[TaskBatch]:
         count = len(tasks.key)
         size = self.chunk_of(count)
+        if size == count:
+            yield tasks
+            return
         for start in range(0, count, size):
             yield map_leaves(lambda leaf: leaf[start : start + size], tasks)
 
@@ -97,9 +100,10 @@ class Executor:
     def write(self, sums: Sums) -> Metrics:
         """Set `.grad` to the mean gradient over the tasks; return the mean metrics."""
         count = len(sums.losses)
+        means = dict(zip(sums.grads, torch._foreach_div(list(sums.grads.values()), count), strict=True)) if sums.grads else {}
         for name, p in self.algorithm.named_parameters():
-            if name in sums.grads:
-                grad = (sums.grads[name] / count).to(p.dtype)
+            if name in means:
+                grad = means[name].to(p.dtype)
                 # The fused optimizers walk through memory: where the layouts differ they are silently wrong on the CPU.
                 p.grad = grad if grad.stride() == p.stride() else torch.empty_like(p).copy_(grad)
         dtype = sums.losses.dtype
