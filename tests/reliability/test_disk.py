@@ -219,12 +219,11 @@ def test_fault_03_in_a_run_it_is_exit_1_and_the_run_resumes(cfg: dict[str, Any],
     assert_same_end(run_dir, reference)
 
 
-def test_lines_that_a_full_disk_refuses_are_kept_and_told_once(tmp_path: Path) -> None:
-    warnings: list[str] = []
-    file = LineFile(Path("/dev/full"), warnings.append)
+def test_lines_that_a_full_disk_refuses_are_kept_and_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = LineFile(Path("/dev/full"))
     for number in range(3):
         file.write(f"{number}\n")
-    assert warnings == ["/dev/full cannot be written: No space left on device; its lines are kept in memory until it can"]
+    assert caplog.messages == ["/dev/full cannot be written: No space left on device; its lines are kept in memory until it can"]
     file.path = tmp_path / "lines"
     file.close()
     file.write("3\n")
