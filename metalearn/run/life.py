@@ -208,8 +208,9 @@ class Life:
         fault("end:after_results")
         try:
             draw_plots(cfg, parts, self.log.run_dir)
-        except OSError as error:
-            log.warning(f"the plots could not be drawn: {error.strerror or error}")
+        except Exception as error:  # noqa: BLE001 - the run has its result; whatever goes wrong with a picture must not take it away
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
+            log.warning(f"the plots could not be drawn: {' '.join(reason.split())}")
         log.info(tables.closing(self.log.run_dir))
 
     def _give_up(self, error: RankError) -> None:
