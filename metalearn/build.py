@@ -7,6 +7,7 @@ import ctypes
 import functools
 import inspect
 import json
+import logging
 import math
 import os
 import platform
@@ -22,7 +23,10 @@ from metalearn.engine.mirror import failure
 from metalearn.engine.tuning import Wish
 from metalearn.errors import ConfigError, DataError, MetalearnError, raise_all, raise_if
 from metalearn.loggers import Logger
+from metalearn.messages import unheard
 from metalearn.targets import BASES, Config, construct, resolve
+
+log = logging.getLogger(__name__)
 
 Specs = dict[Split, TaskSpec]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -50,7 +54,8 @@ def check_machine(cfg: Config, run_dir: Path, known: dict[str, Specs] | None = N
     for group, base in BASES.items():
         attempt(functools.partial(resolve, f"{group}._target_", cfg[group]["_target_"], base, cfg["trusted"]))
     specs = attempt(lambda: known_specs(cfg, device, {} if known is None else known))
-    attempt(lambda: build_logger(cfg))
+    with unheard():  # the run builds it again, and says then what became of it
+        attempt(lambda: build_logger(cfg))
     algorithm = attempt(lambda: initial_algorithm(cfg, specs)) if specs else None
     if algorithm is not None:
         attempt(lambda: build_optimizer(cfg, algorithm))
@@ -223,14 +228,14 @@ def build_schedule(cfg: Config) -> Callable[[int], float]:
     raise ConfigError(f"optimizer.schedule.name={name} is none of constant, cosine, linear, step")
 
 
-def build_logger(cfg: Config, warn: Callable[[str], None] = lambda message: None) -> Logger:
+def build_logger(cfg: Config) -> Logger:
     """The logger of a run. ConfigError where its class refuses (ValueError); whatever else it raises costs a warning and the logger."""
     try:
         logger: Logger = construct(cfg, "logger")
     except (MetalearnError, KeyboardInterrupt):
         raise
     except BaseException as error:  # noqa: BLE001 - a server that is down, a package that is broken: the run goes on without it
-        warn(failure(cfg["logger"]["_target_"], "to start", error))
+        log.warning(failure(cfg["logger"]["_target_"], "to start", error))
         return Logger()
     return logger
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import logging
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from metalearn import worker
 from metalearn.errors import ConfigError, MetalearnError
+from metalearn.messages import echo, listening
 from metalearn.schema import closest
 from metalearn.terminal import complain, complain_unexpected, patient_streams, say_error
 from metalearn.verbs import ARGUMENTS, RUNS, VERBS
@@ -72,7 +74,12 @@ def dispatch(words: list[str], args: argparse.Namespace) -> int:
     parser = Parser(prog=f"metalearn {verb}", description=inspect.getdoc(command), formatter_class=argparse.RawDescriptionHelpFormatter)
     ARGUMENTS[verb](parser)
     parser.parse_intermixed_args(words[1:], namespace=args)
-    return worker.share(lambda: command(args)) if verb in RUNS else command(args)
+    if verb in RUNS:
+        with listening(echo):
+            return worker.share(lambda: command(args))
+    # What these print is their answer, which may be read by a program.
+    with listening(say_error, level=logging.INFO if verb == "data" else logging.WARNING):
+        return command(args)
 
 
 def overview() -> str:

@@ -5,7 +5,7 @@ Nothing here imports torch, so that a mistake is answered at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -224,12 +224,17 @@ def refuse_unkept(cfg: Mapping[str, Any]) -> None:
     raise_if(rules.unkept_problems(cfg))
 
 
-def read_saved(run_dir: Path, note: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+def read_saved(run_dir: Path) -> dict[str, Any]:
     """The configuration that a run was started with. ConfigError naming everything that is damaged in it.
 
-    A run that is older than some key has that key's default of today, and `note` is told. Not so for `algo`, `data`, `model` and
+    A run that is older than some key has that key's default of today. Not so for `algo`, `data`, `model` and
     `optimizer`, from which results follow: there, only the arguments of a class may be left to the class.
     """
+    return read_saved_with_notes(run_dir)[0]
+
+
+def read_saved_with_notes(run_dir: Path) -> tuple[dict[str, Any], list[str]]:
+    """The same, and a sentence for whoever goes on with a run that is older than some keys."""
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise ConfigError(
@@ -245,7 +250,6 @@ def read_saved(run_dir: Path, note: Callable[[str], None] = lambda text: None) -
     problems = [*saved_problems(groups), *about_problems(groups), *damages(groups)]
     raise_if(f"{path} is damaged: {problem}; restore it from a backup" for problem in problems)
     newer = newer_keys(groups)
-    if newer:
-        values = ", ".join(f"{name}={schema.show(value)}" for name, value in newer.items())
-        note(f"{path} is older than {', '.join(newer)}; going on with today's defaults: {values}")
-    return with_values(groups, newer)
+    values = ", ".join(f"{name}={schema.show(value)}" for name, value in newer.items())
+    notes = [f"{path} is older than {', '.join(newer)}; going on with today's defaults: {values}"] if newer else []
+    return with_values(groups, newer), notes

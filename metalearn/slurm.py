@@ -8,6 +8,7 @@ also what `scancel` sends, and because a job that SLURM preempts is requeued by 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import signal
@@ -15,8 +16,10 @@ import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+log = logging.getLogger(__name__)
+
 PATIENCE = 60.0  # seconds for scontrol
-Requeue = Callable[[Callable[[str], None]], None]  # told where to say how it went
+Requeue = Callable[[], None]
 
 
 def job() -> str | None:
@@ -47,7 +50,7 @@ def own_folder(parent: Path, words: Sequence[str]) -> Path | None:
     return folder if job() is not None and (restarts() or not folder.exists()) else None
 
 
-def requeue(say: Callable[[str], None], what: str = "run") -> None:
+def requeue(what: str = "run") -> None:
     """Ask for this job to be run again. A refusal is said, and changes nothing else: the run, or sweep, is saved."""
     command = ["scontrol", "requeue", str(job())]
     try:
@@ -56,6 +59,6 @@ def requeue(say: Callable[[str], None], what: str = "run") -> None:
     except (OSError, subprocess.SubprocessError) as error:
         problem = str(error)
     if problem:
-        say(f"warning: {' '.join(command)} failed: {problem}; the {what} has to be continued by hand")
+        log.warning(f"{' '.join(command)} failed: {problem}; the {what} has to be continued by hand")
     else:
-        say(f"SLURM will run job {job()} again, which goes on with this {what}")
+        log.info(f"SLURM will run job {job()} again, which goes on with this {what}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,7 +23,7 @@ LIBRARIES = ("torch", "higher", "torchopt", "learn2learn")
 SCALED = "stride2_5w1s"  # the workload whose growth is measured
 
 
-def bench(workloads: Sequence[Workload], options: Options, path: Path | None, say: Callable[[str], None]) -> None:
+def bench(workloads: Sequence[Workload], options: Options, path: Path | None) -> None:
     """Measure and print; keep all that is known in the JSON file after every workload.
 
     Raises MetalearnError at the end if none of our own plans was right on some workload.
@@ -34,11 +34,11 @@ def bench(workloads: Sequence[Workload], options: Options, path: Path | None, sa
         if workload.kind == "scaling":
             [scaled] = [other for other in WORKLOADS if other.name == SCALED]
             found = results[workload.name] = scaling.curves(scaled, options)
-            say(scaling.table(found))
-            say(f"  drawn in {scaling.plot(found, path.with_suffix('.png') if path else Path('bench.png'))}\n")
+            print(scaling.table(found), flush=True)
+            print(f"  drawn in {scaling.plot(found, path.with_suffix('.png') if path else Path('bench.png'))}\n", flush=True)
         else:
             found = results[workload.name] = record.take(workload, options)
-            say(report.table(workload.name, found) + "\n")
+            print(report.table(workload.name, found) + "\n", flush=True)
             wrong += [] if found["best_plan"] else [workload.name]
         results["machine"] = machine()
         if path is not None:

@@ -93,7 +93,7 @@ class Ours:
         name, before = f"{ranks} ranks, {plan}", children()
         with one_thread():
             parts = Parts(self.source, self.algorithm, plan, self.device)
-            crew = self.stack.enter_context(open_crew(cfg, parts, say=ignore, check=lambda: None, give_up=ignore))
+            crew = self.stack.enter_context(open_crew(cfg, parts, check=lambda: None, give_up=ignore))
             batch = draw_batch(self.algorithm, self.source, self.settings, 0)
             alone = Reference.exact(batch, crew.executor.sums(batch))
         self.crews[name] = crew

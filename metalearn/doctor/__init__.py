@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from metalearn.doctor.checks import Say, examine
+from metalearn.doctor.checks import examine
 from metalearn.doctor.gradients import plans, second_order
 from metalearn.doctor.machine import allocator, device, processor, threads, versions
 from metalearn.doctor.runs import RunFolder
@@ -17,7 +17,7 @@ from metalearn.doctor.storage import audits, bit_flip
 FAILED = 1
 
 
-def examine_machine(say: Say) -> int:
+def examine_machine() -> int:
     """Whether runs on this machine can be trusted; the exit code."""
     failed = examine(
         [
@@ -30,14 +30,13 @@ def examine_machine(say: Say) -> int:
             *plans(),
             ("checkpoints", bit_flip),
             *audits(),
-        ],
-        say,
+        ]
     )
     return FAILED if failed else 0
 
 
-def examine_run(run_dir: Path, overrides: list[str], say: Say) -> int:
+def examine_run(run_dir: Path, overrides: list[str]) -> int:
     """Whether a run can be resumed and judged; the exit code, which is that of CheckpointError if none of its checkpoints is valid."""
     folder = RunFolder(run_dir, overrides)
-    failed = examine(folder.checks(), say)
+    failed = examine(folder.checks())
     return folder.exit_code(failed)

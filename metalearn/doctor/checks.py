@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 
 from metalearn.errors import MetalearnError
 
-Say = Callable[[str], None]
 Check = tuple[str, Callable[[], str]]  # its name, and what returns a detail, or raises
 WIDTH = 8
 
@@ -19,8 +18,8 @@ class SkippedError(Exception):
     """A check could not be made; the message says why."""
 
 
-def examine(checks: Iterable[Check], say: Say) -> list[str]:
-    """Make the checks in order, one line for each; the names of those that failed."""
+def examine(checks: Iterable[Check]) -> list[str]:
+    """Make the checks in order, and print one line for each; the names of those that failed."""
     failed = []
     for name, check in checks:
         try:
@@ -34,5 +33,5 @@ def examine(checks: Iterable[Check], say: Say) -> list[str]:
         except Exception as error:  # noqa: BLE001 - one check that breaks must not hide what the others find
             state, detail = "FAILED", f"{type(error).__name__}: {error}; this is a mistake of metalearn or of a package that it needs"
         failed += [name] if state == "FAILED" else []
-        say(f"{state:{WIDTH}}{name}: {' '.join(detail.split())}")
+        print(f"{state:{WIDTH}}{name}: {' '.join(detail.split())}", flush=True)
     return failed

@@ -54,8 +54,8 @@ class RunFolder:
 
     def configuration(self) -> str:
         """It passes the same gate as when the run is resumed."""
-        notes: list[str] = []
-        config.reopen(config.read_saved(self.run_dir, notes.append), self.overrides)
+        saved, notes = config.read_saved_with_notes(self.run_dir)
+        config.reopen(saved, self.overrides)
         return "; ".join(["whole, and it names nothing that may not run", *notes])
 
     def machine(self) -> str:

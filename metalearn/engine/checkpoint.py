@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from metalearn.engine.facts import checked, is_scheduled
 from metalearn.engine.faults import fault
 from metalearn.engine.manifest import MANIFEST, manifest_of, verified
 from metalearn.errors import CheckpointError, MetalearnError
+
+log = logging.getLogger(__name__)
 
 TENSORS, FACTS = "tensors.safetensors", "facts.json"
 NAME = re.compile(r"step-(\d{6,18})", re.ASCII)
@@ -55,14 +58,12 @@ class CheckpointStore:
     """The folder `checkpoints/` of a run, written by one process at a time (the run's lock sees to that).
 
     keep_last, keep_best: how many of the newest and of the best-ranked checkpoints survive pruning.
-    warn: told of each corrupt checkpoint that is passed over.
     """
 
-    def __init__(self, run_dir: Path, *, keep_last: int = 2, keep_best: int = 1, warn: Callable[[str], None] | None = None) -> None:
+    def __init__(self, run_dir: Path, *, keep_last: int = 2, keep_best: int = 1) -> None:
         self.folder = run_dir / "checkpoints"
         self.keep_last = keep_last
         self.keep_best = keep_best
-        self.warn = warn or (lambda message: None)
 
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:06d}"
@@ -112,7 +113,7 @@ class CheckpointStore:
         return True
 
     def newest(self, *, scheduled: bool = False) -> Checkpoint:
-        """The newest valid checkpoint; each newer corrupt one is named through `warn`. CheckpointError if none is valid.
+        """The newest valid checkpoint; each newer corrupt one is named in a warning. CheckpointError if none is valid.
 
         scheduled: pass over those that only a run that was stopped has.
         """
@@ -127,7 +128,7 @@ class CheckpointStore:
                 problems.append(f"{self.path(step)} was saved out of turn, as the run was stopped there")
                 continue
             for problem in problems:
-                self.warn(f"{problem}; falling back to {self.path(step).name}")
+                log.warning(f"{problem}; falling back to {self.path(step).name}")
             return checkpoint
         tried = "\n".join(f"  {problem}" for problem in problems) or f"  {self.folder} holds none"
         what = "valid scheduled checkpoint" if scheduled else "valid checkpoint"

@@ -19,6 +19,8 @@ from torch.utils._pytree import tree_map
 from metalearn.core import Algorithm, Examples, Metrics, Parameters, TaskBatch, leaves_of, map_leaves
 from metalearn.errors import ConfigError, MetalearnError
 
+log = logging.getLogger(__name__)
+
 Gradient = Callable[[Parameters, TaskBatch | Examples], tuple[Parameters, Tensor, Metrics]]
 
 MOST_BUILDS = 64  # of one line of code, which all plans and chunk sizes of a process share; beyond it the compiler gives up
@@ -73,11 +75,11 @@ class Sums(NamedTuple):
 class Executor:
     """Runs a plan over batches of tasks, chunk by chunk.
 
-    plan: the present one; a chunk that does not fit into memory is halved, which `warn` is told.
+    plan: the present one; a chunk that does not fit into memory is halved, with a warning.
     """
 
-    def __init__(self, algorithm: Algorithm, plan: TaskPlan, *, warn: Callable[[str], None] = lambda message: None) -> None:
-        self.algorithm, self.warn = algorithm, warn
+    def __init__(self, algorithm: Algorithm, plan: TaskPlan) -> None:
+        self.algorithm = algorithm
         self.plan = plan
         self.gradient = self._compiled() if plan.compile else self._gradient
 
@@ -159,7 +161,7 @@ class Executor:
         self.plan = replace(self.plan, chunk=chunk // 2)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # blocks of the old chunk's sizes are in the way of smaller ones
-        self.warn(f"out of memory with {chunk} tasks at once; going on with device.chunk={chunk // 2}, the meta-batch is the same")
+        log.warning(f"out of memory with {chunk} tasks at once; going on with device.chunk={chunk // 2}, the meta-batch is the same")
 
 
 def execute(algorithm: Algorithm, batch: TaskBatch | Examples, plan: TaskPlan) -> tuple[Tensor, Metrics]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-from collections.abc import Callable
 from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 
 class LineFile:
-    """What the disk refuses is kept in memory and written before what follows. warn: told when a row of refusals begins."""
+    """What the disk refuses is kept in memory and written before what follows; a warning is said when a row of refusals begins."""
 
-    def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
-        self.path, self.warn = path, warn
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self._descriptor: int | None = None
         self._pending = b""
         self._refused = False
@@ -26,7 +28,7 @@ class LineFile:
         except OSError as error:
             if not self._refused:
                 self._refused = True  # first, as the warning may be a line for this file
-                self.warn(f"{self.path} cannot be written: {error.strerror}; its lines are kept in memory until it can")
+                log.warning(f"{self.path} cannot be written: {error.strerror}; its lines are kept in memory until it can")
 
     def sync(self) -> int:
         """Bytes that are safely on the disk, which is everything that was written. OSError if the disk refuses."""

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from metalearn.loggers import Line, Logger
 
+log = logging.getLogger(__name__)
+
 
 class Mirror:
-    """Passes the lines of metrics.jsonl on to a logger, which is left alone for good after its first failure.
+    """Passes the lines of metrics.jsonl on to a logger, which is left alone for good, with a warning, after its first failure.
 
-    warn: told of that failure. One that never returns is ended like any step that hangs, see `metalearn.engine.signals`.
+    One that never returns is ended like any step that hangs, see `metalearn.engine.signals`.
     """
 
-    def __init__(self, logger: Logger, run_dir: Path, warn: Callable[[str], None]) -> None:
+    def __init__(self, logger: Logger, run_dir: Path) -> None:
         self.logger: Logger | None = logger
-        self.run_dir, self.warn = run_dir, warn
+        self.run_dir = run_dir
 
     def open(self) -> None:
         """Begin with the lines that stand in metrics.jsonl."""
@@ -44,7 +47,7 @@ class Mirror:
             raise
         except BaseException as error:  # noqa: BLE001 - the run goes on without it, whatever it was: asyncio's cancellation is no Exception
             kind, self.logger = type(self.logger), None
-            self.warn(failure(f"{kind.__module__}.{kind.__qualname__}", moment, error))
+            log.warning(failure(f"{kind.__module__}.{kind.__qualname__}", moment, error))
 
 
 def failure(name: str, moment: str, error: BaseException) -> str:

@@ -9,6 +9,7 @@ the batches around a loss spike for that reason).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from metalearn.engine.execution import TaskPlan, execute
 from metalearn.engine.settings import Settings, draw_batch
 from metalearn.engine.update import HEALTHY, Updater
 from metalearn.errors import MetalearnError
+
+log = logging.getLogger(__name__)
 
 MOST_IN_A_ROW = 10
 MOST_ROLLBACKS = 3
@@ -40,7 +43,7 @@ class NonFiniteError(MetalearnError):
 
 
 class Guard:
-    """The host's look at what an updater refused. last_good: finds the newest checkpoint. warn: told of what was left out."""
+    """The host's look at what an updater refused. last_good: finds the newest checkpoint."""
 
     def __init__(
         self,
@@ -49,10 +52,9 @@ class Guard:
         source: Source,
         settings: Settings,
         last_good: Callable[[], Path],
-        warn: Callable[[str], None],
     ) -> None:
         self.algorithm, self.updater, self.source, self.settings = algorithm, updater, source, settings
-        self.last_good, self.warn = last_good, warn
+        self.last_good = last_good
 
     def require(self, step: int, shift: int) -> None:
         """Name the first step since the last look whose update was refused; NonFiniteError if training cannot go on.
@@ -71,7 +73,7 @@ class Guard:
         if refused <= MOST_WARNINGS:
             last = "; further ones are only counted, in metrics.jsonl" if refused == MOST_WARNINGS else ""
             what = self.describe(first, first + shift, met=row == step - first)
-            self.warn(f"{what}; left out {refused} of {step} updates so far (trainer.on_nan=skip){last}")
+            log.warning(f"{what}; left out {refused} of {step} updates so far (trainer.on_nan=skip){last}")
 
     def describe(self, step: int, number: int, *, met: bool) -> str:
         """What happened and where.

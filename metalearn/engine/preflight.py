@@ -8,6 +8,7 @@ state and files are those from before.
 from __future__ import annotations
 
 import copy
+import logging
 import shutil
 import tempfile
 import time
@@ -28,6 +29,9 @@ from metalearn.engine.settings import Settings, draw_batch
 from metalearn.engine.state import pack, restore
 from metalearn.engine.update import Updater
 from metalearn.errors import MetalearnError
+from metalearn.messages import unheard
+
+log = logging.getLogger(__name__)
 
 TRIAL = ".preflight-"
 WARM_UP_LIMIT = 5.0  # seconds; a first step that takes longer is not repeated to get a warmer timing
@@ -96,22 +100,23 @@ def rehearse(
     folder: Path,
     *,
     ranks: int = 1,
-    warn: Callable[[str], None] = lambda message: None,
 ) -> Forecast:
     """Run each kind of work once on a copy. folder: where the trial checkpoint is written and removed.
 
     settings, plan: what each of so many ranks does; a plan that compiles is rehearsed as it is before compiling.
-    warn: told beforehand of what will not fit into memory. Raises MetalearnError when a saved checkpoint does not come back equal.
+    Says beforehand what will not fit into memory. Raises MetalearnError when a saved checkpoint does not come back equal.
     """
     for leftover in folder.glob(f"{TRIAL}*"):  # of a process that was killed here
         shutil.rmtree(leftover)
     random_state = torch.get_rng_state()
     actor, plan = copy.deepcopy(algorithm), replace(plan, compile=False)
     updater = make_updater(actor)
-    demands = [training_demand(actor, source, plan, settings)] if updater is not None else []
-    demands.append(evaluation_demand(actor, source, plan, settings, split))
-    _compare(demands, source.tasks(split, seed=settings.eval_seed, first=0, count=1).key.device, ranks, warn)
-    step = _train_seconds(actor, updater, source, plan, settings) if updater is not None else 0.0
+    with unheard():  # the run says itself what it does when memory runs out
+        demands = [training_demand(actor, source, plan, settings)] if updater is not None else []
+        demands.append(evaluation_demand(actor, source, plan, settings, split))
+    _compare(demands, source.tasks(split, seed=settings.eval_seed, first=0, count=1).key.device, ranks)
+    with unheard():
+        step = _train_seconds(actor, updater, source, plan, settings) if updater is not None else 0.0
     save = _save_seconds(actor, updater, folder)
     val_task, test_task = (_judge_seconds(actor, source, plan, settings, split, curve=curve) for curve in (False, True))
     torch.set_rng_state(random_state)
@@ -158,7 +163,7 @@ def _bytes(tree: Any) -> int:
     return sum(leaf.nbytes for leaf in tree_leaves(tree))
 
 
-def _compare(demands: list[Demand], device: torch.device, ranks: int, warn: Callable[[str], None]) -> None:
+def _compare(demands: list[Demand], device: torch.device, ranks: int) -> None:
     free = free_bytes(device)
     if free is None:
         return
@@ -166,7 +171,7 @@ def _compare(demands: list[Demand], device: torch.device, ranks: int, warn: Call
     for demand in demands:
         complaint = demand.complaint(share, OVERHEAD[device.type])
         if complaint is not None:
-            warn(complaint)
+            log.warning(complaint)
 
 
 def _train_seconds(actor: Algorithm, updater: Updater, source: Source, plan: TaskPlan, settings: Settings) -> float:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import math
 import os
 import sys
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -21,8 +23,11 @@ from metalearn.engine.checkpoint import SaveError, replace_file
 from metalearn.engine.linefile import LineFile
 from metalearn.engine.lock import refuse_links, take_lock
 from metalearn.engine.mirror import Mirror
-from metalearn.errors import CheckpointError, ConfigError, MetalearnError
+from metalearn.errors import CheckpointError, ConfigError
 from metalearn.loggers import Logger
+from metalearn.messages import echo, listening
+
+log = logging.getLogger(__name__)
 
 WRITTEN_EARLY = ("config.yaml", "overrides.yaml", "status.json", "env.json", "train.log", "metrics.jsonl")
 
@@ -38,8 +43,9 @@ class RunLog:
         self._made = False
         self._held: list[str] | None = None
         self._lock: TextIO | None = None
-        self._text = LineFile(run_dir / "train.log", self._warn)
-        self._metrics = LineFile(run_dir / "metrics.jsonl", self._warn)
+        self._text = LineFile(run_dir / "train.log")
+        self._metrics = LineFile(run_dir / "metrics.jsonl")
+        self._listening = ExitStack()
         self._mirror: Mirror | None = None
         self._bar: tqdm[Any] | None = None
 
@@ -56,9 +62,10 @@ class RunLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close_bar()
-        if self._mirror is not None:
-            self._mirror.close()
+        with self._listening:
+            self.close_bar()
+            if self._mirror is not None:
+                self._mirror.close()
         self._close()
         if self._lock is not None:
             self._lock.close()
@@ -78,7 +85,7 @@ class RunLog:
         except SaveError as error:
             if state == "finished":
                 raise
-            self._warn(error.what)
+            log.warning(error.what)
 
     @property
     def finished(self) -> bool:
@@ -142,10 +149,9 @@ class RunLog:
         for text in held:
             self.note(text)
 
-    def say(self, text: str) -> None:
-        """A line for the person watching and for train.log."""
-        self.note(text)
-        echo(text, beside=self._bar)
+    def listen(self) -> None:
+        """From now until the folder is left, all messages of this package go to the person watching and to train.log."""
+        self._listening.enter_context(listening(self._say))
 
     def note(self, text: str) -> None:
         """A line for train.log alone."""
@@ -164,7 +170,7 @@ class RunLog:
 
     def mirror(self, logger: Logger) -> None:
         """Tell a logger of the lines of metrics.jsonl, those that stand in it and all that follow."""
-        self._mirror = Mirror(logger, self.run_dir, self._warn)
+        self._mirror = Mirror(logger, self.run_dir)
         self._mirror.open()
 
     def sync_metrics(self) -> int:
@@ -200,7 +206,7 @@ class RunLog:
             if text:
                 self._bar.set_postfix_str(text, refresh=False)
         elif text:
-            self.say(f"step {step}/{total}  {text}")
+            log.info(f"step {step}/{total}  {text}")
 
     def close_bar(self) -> None:
         if self._bar is not None:
@@ -211,20 +217,9 @@ class RunLog:
         for file in (self._metrics, self._text):
             file.close()
 
-    def _warn(self, message: str) -> None:
-        self.say(f"warning: {message}")
-
-
-def echo(text: str, *, beside: Any = None) -> None:
-    """Print a line, above a progress bar if there is one. A reader who left (`| head`) or a full disk is no reason to stop."""
-    try:
-        if beside is None:
-            sys.stdout.write(f"{text}\n")
-            sys.stdout.flush()
-        else:
-            beside.write(text)
-    except (OSError, MetalearnError):  # the command line has its own word for a full disk behind standard output
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - lives as long as the process
+    def _say(self, text: str) -> None:
+        self.note(text)
+        echo(text, beside=self._bar)
 
 
 def strict(value: Any) -> Any:

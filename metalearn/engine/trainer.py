@@ -7,6 +7,7 @@ that a rollback has passed over.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ from metalearn.engine.state import pack, restore
 from metalearn.engine.update import Updater
 from metalearn.engine.window import Window
 from metalearn.errors import CheckpointError
+
+log = logging.getLogger(__name__)
 
 MOST_FAILED_SAVES = 3
 
@@ -53,7 +56,7 @@ class Trainer:
         self.store, self.log, self.settings = store, log, settings
         self.facts = facts  # written into every checkpoint as they stand
         self.check = check
-        self.guard = Guard(algorithm, updater, source, settings, self.last_good, self.warn) if updater is not None else None
+        self.guard = Guard(algorithm, updater, source, settings, self.last_good) if updater is not None else None
         self.step = 0
         self.shift = 0  # meta-batches that were passed over
         self.rollbacks = 0
@@ -95,10 +98,10 @@ class Trainer:
             bad = self.updater.bad if self.updater.limit > 1 else None
             self.window.add({"loss": losses.mean(), **metrics, "gradient_norm": norm}, bad)
         self.step += 1
-        logging = is_time(self.step, settings.log_every, self.outer_steps)
-        if logging or losses.device.type == "cpu":
+        log_due = is_time(self.step, settings.log_every, self.outer_steps)
+        if log_due or losses.device.type == "cpu":
             self.require_finite()
-        if logging:
+        if log_due:
             self._log_window()
         else:
             self.log.progress(self.step, self.outer_steps)
@@ -122,7 +125,7 @@ class Trainer:
         self.evaluated_step = self.step
         self.saved_step = min(self.saved_step, self.step - 1)  # a checkpoint of this step that lacks the result is out of date
         mean, ci95 = result.summary[primary]["mean"], result.summary[primary]["ci95"]
-        self.log.say(f"step {self.step}/{self.outer_steps}  val {primary} {mean:.4f} ± {ci95:.4f} ({result.episodes} tasks)")
+        log.info(f"step {self.step}/{self.outer_steps}  val {primary} {mean:.4f} ± {ci95:.4f} ({result.episodes} tasks)")
 
     def save(self, *, must: bool = False) -> None:
         """Write a checkpoint of the present step. A disk that refuses is endured a few times in a row, unless it must not be."""
@@ -137,7 +140,9 @@ class Trainer:
                 raise
             # What fails only behind a whole checkpoint (pointer, pruning) has not lost it.
             lost = "" if self.store.is_valid(self.step) else self._forget_validation()
-            self.warn(f"{error.what}{lost}; training goes on (failed saves in a row: {self.failed_saves}, {MOST_FAILED_SAVES} end the run)")
+            log.warning(
+                f"{error.what}{lost}; training goes on (failed saves in a row: {self.failed_saves}, {MOST_FAILED_SAVES} end the run)"
+            )
             return
         self.saved_step, self.failed_saves = self.step, 0
 
@@ -181,9 +186,6 @@ class Trainer:
 
     def last_good(self) -> Path:
         return self.store.path(max(self.store.steps(), default=0))
-
-    def warn(self, message: str) -> None:
-        self.log.say(f"warning: {message}")
 
     def take_times(self) -> dict[str, float]:
         """Seconds spent per kind of work since they were last taken, as `time_*` fields."""

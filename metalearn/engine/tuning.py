@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -16,6 +16,9 @@ from metalearn.core import Algorithm, Examples, TaskBatch
 from metalearn.engine.execution import Executor, TaskPlan
 from metalearn.engine.proof import Batch, Proof, with_ordinary_norms
 from metalearn.errors import ConfigError, MetalearnError
+from metalearn.messages import unheard
+
+log = logging.getLogger(__name__)
 
 CHUNKS = (4, 16)  # besides the configured one and the whole meta-batch
 ROUNDS, BUDGET = 5, 5.0  # timings of each candidate, and seconds after which no further round is begun
@@ -93,7 +96,7 @@ class Measured:
         return Measured(timings, {str(name): str(reason) for name, reason in values["dropped"].items()})
 
 
-def tune(algorithm: Algorithm, batch: Batch, wish: Wish, *, steps: int, say: Callable[[str], None]) -> Measured:
+def tune(algorithm: Algorithm, batch: Batch, wish: Wish, *, steps: int) -> Measured:
     """Time what the wish allows. Weights, `.grad` and running averages are left alone.
 
     batch: a meta-batch of the run. steps: outer steps of the run, by which compilation must pay for itself.
@@ -107,7 +110,7 @@ def tune(algorithm: Algorithm, batch: Batch, wish: Wish, *, steps: int, say: Cal
         return found
     fastest = found.best(steps)
     if wish.compile == "auto" and steps * fastest.seconds < WORTH_COMPILING:
-        say(f"not compiled: {steps} outer steps take {steps * fastest.seconds:.0f} s without, and compiling itself about a minute")
+        log.info(f"not compiled: {steps} outer steps take {steps * fastest.seconds:.0f} s without, and compiling itself about a minute")
         return found
     for plan in finalists(found.timings, fastest):
         start = time.perf_counter()
@@ -149,7 +152,8 @@ def _try(actor: Algorithm, plan: TaskPlan, proof: Proof, found: Measured) -> Exe
     """An executor that gave the right gradient once, warm for timing; None, and the reason in `found`, if there is none."""
     executor = Executor(actor, plan)
     try:
-        problem = proof.problem(executor)
+        with unheard():  # the table says what became of it
+            problem = proof.problem(executor)
     except (RuntimeError, MetalearnError) as error:  # vmap cannot map every operation, nor a compiler read it
         problem = str(error).strip().splitlines()[0] or type(error).__name__
     if problem is None and executor.plan != plan:

@@ -6,8 +6,10 @@ checkpoint, reads the test split once, and writes results.json. Killed at any mo
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from metalearn.engine.identity import refuse_leaks, refuse_new_science, science
 from metalearn.engine.lock import refuse_links
 from metalearn.engine.ranks import RankError
 from metalearn.engine.results import choose, load_chosen, protocol_name, result_of
-from metalearn.engine.runlog import RunLog, echo
+from metalearn.engine.runlog import RunLog
 from metalearn.engine.signals import PreemptedError, StopSignals
 from metalearn.engine.state import load_weights
 from metalearn.errors import CheckpointError, ConfigError, DataError
@@ -30,6 +32,8 @@ from metalearn.run.loaded import Loaded, load
 from metalearn.run.parts import Parts
 from metalearn.run.ranks import open_crew, pinned
 
+log = logging.getLogger(__name__)
+
 OLD_END = {
     "log_every": "metrics.jsonl keeps its line of training",
     "eval_every": "its validation stays in metrics.jsonl and may choose the best checkpoint",
@@ -38,47 +42,53 @@ OLD_END = {
 __all__ = ["Loaded", "evaluate_run", "holds_run", "load", "new_run_dir", "resume", "train"]
 
 
-def train(cfg: dict[str, Any], overrides: list[str], run_dir: Path, *, requeue: slurm.Requeue = slurm.requeue) -> int:
-    """A new run; its exit code. ConfigError if the folder already holds one. requeue: called when SLURM's warning has stopped it."""
+def train(
+    cfg: dict[str, Any], overrides: list[str], run_dir: Path, *, earlier: Sequence[str] = (), requeue: slurm.Requeue = slurm.requeue
+) -> int:
+    """A new run; its exit code. ConfigError if the folder already holds one.
+
+    earlier: what was said before there was a train.log to hold it. requeue: called when SLURM's warning has stopped the run.
+    """
     config.refuse_existing_run(dict(cfg, run_dir=run_dir))
     cfg = pinned(cfg)
-    with StopSignals(*slurm.warnings()) as signals, RunLog(run_dir) as log:
+    with StopSignals(*slurm.warnings()) as signals, RunLog(run_dir) as runlog:
         config.refuse_existing_run(dict(cfg, run_dir=run_dir))  # again: another process may have been faster to the lock
         try:
-            log.write_request(cfg, overrides)
+            runlog.write_request(cfg, overrides)
             fault("start:config")
-            code = Life(cfg, log, signals, requeue=requeue).live()
+            for text in earlier:
+                runlog.note(text)
+            code = Life(cfg, runlog, signals, requeue=requeue).live()
         except (ConfigError, DataError):
             if not CheckpointStore(run_dir).steps():
-                log.discard()  # it never began: leave the folder to the corrected command
+                runlog.discard()  # it never began: leave the folder to the corrected command
             raise
         if cfg["trainer"]["dry_run"]:
-            log.discard()
+            runlog.discard()
         return code
 
 
 def resume(run_dir: Path, overrides: list[str], *, requeue: slurm.Requeue = slurm.requeue) -> int:
     """Continue a run exactly where its newest valid checkpoint stands; its exit code. requeue: as in `train`."""
-    notes: list[str] = []
-    old = config.read_saved(run_dir, notes.append)
-    with StopSignals(*slurm.warnings()) as signals, RunLog(run_dir) as log:
+    old, notes = config.read_saved_with_notes(run_dir)
+    with StopSignals(*slurm.warnings()) as signals, RunLog(run_dir) as runlog:
         cfg = pinned(config.reopen(old, overrides))
         refuse_new_science(science(old), science(cfg))
-        if log.finished and cfg["trainer"]["outer_steps"] == old["trainer"]["outer_steps"]:
+        if runlog.finished and cfg["trainer"]["outer_steps"] == old["trainer"]["outer_steps"]:
             refuse_unused_evaluation(run_dir, old["eval"], cfg["eval"], overrides)
             why = "; a logger hears of a run only while it trains" if cfg["logger"] != old["logger"] else ""
-            echo(f"{run_dir} is finished; nothing to do{why}")
+            log.info(f"{run_dir} is finished; nothing to do{why}")
             return 0
 
         def begin(step: int) -> None:
             if cfg["trainer"]["outer_steps"] != old["trainer"]["outer_steps"]:
-                reopen_end(cfg, log, old["trainer"]["outer_steps"], step)
+                reopen_end(cfg, runlog, old["trainer"]["outer_steps"], step)
             for note in notes:
-                log.say(note)
+                log.info(note)
             if notes or cfg != old:
-                log.write_request(cfg, [*log.overrides(), *overrides])
+                runlog.write_request(cfg, [*runlog.overrides(), *overrides])
 
-        return Life(cfg, log, signals, begin=begin, requeue=requeue).live()
+        return Life(cfg, runlog, signals, begin=begin, requeue=requeue).live()
 
 
 def refuse_unused_evaluation(run_dir: Path, old: dict[str, Any], new: dict[str, Any], overrides: list[str]) -> None:
@@ -91,27 +101,28 @@ def refuse_unused_evaluation(run_dir: Path, old: dict[str, Any], new: dict[str, 
         )
 
 
-def reopen_end(cfg: dict[str, Any], log: RunLog, old_end: int, step: int) -> None:
+def reopen_end(cfg: dict[str, Any], runlog: RunLog, old_end: int, step: int) -> None:
     """The run will end elsewhere: its results so far are withdrawn, and what then differs from a run of that length is named.
 
     step: where it stands; at its old end it has already done what is due at the last step.
     """
-    for path in (log.run_dir / "results.json", *log.run_dir.glob("eval_*.csv")):
+    for path in (runlog.run_dir / "results.json", *runlog.run_dir.glob("eval_*.csv")):
         path.unlink(missing_ok=True)
     schedule = cfg["optimizer"]["schedule"]["name"]
     if schedule in ("cosine", "linear"):
-        log.say(
-            f"warning: optimizer.schedule.name={schedule} depends on trainer.outer_steps; a run of that length from the start would differ"
-        )
+        log.warning(f"optimizer.schedule.name={schedule} depends on trainer.outer_steps; a run of that length from the start would differ")
     for key, effect in OLD_END.items():
         every = cfg["trainer"][key]
         if step == old_end and old_end % every:
-            log.say(f"warning: step {step}, the former end, is no multiple of trainer.{key}={every}: {effect}, unlike a run of that length")
+            log.warning(f"step {step}, the former end, is no multiple of trainer.{key}={every}: {effect}, unlike a run of that length")
 
 
 def evaluate_run(run_dir: Path, overrides: list[str]) -> int:
     """Judge a run's checkpoint, under another protocol if overrides say so; writes only RUN_DIR/evals/<protocol>/."""
-    trained = pin_training(config.read_saved(run_dir, echo))
+    saved, notes = config.read_saved_with_notes(run_dir)
+    for note in notes:
+        log.info(note)
+    trained = pin_training(saved)
     del trained["logger"]  # an evaluation has none, so that its class need not be trusted
     refuse_links(run_dir)
     cfg = pinned(config.reopen(trained, overrides))
@@ -125,38 +136,38 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> int:
     load_weights(parts.algorithm, checkpoint.tensors)
     split = cfg["eval"]["split"]
     folder = run_dir / "evals" / protocol_name(split, overrides)
-    with StopSignals() as signals, RunLog(folder) as log:
+    with StopSignals() as signals, RunLog(folder) as runlog:
         signals.timeout = cfg["trainer"]["shutdown_timeout_s"]
 
         def give_up(error: RankError) -> None:
-            discard_evaluation(log)
+            discard_evaluation(runlog)
             sys.stderr.write(f"{error.details}error: {error}\n")
 
         try:
-            with open_crew(cfg, parts, say=echo, check=signals.check, give_up=give_up) as crew:
+            with open_crew(cfg, parts, check=signals.check, give_up=give_up) as crew:
                 result = judge_split(cfg, crew, on_batch=lambda done: signals.check())
-            log.write_csv(f"eval_{split}.csv", result.columns)
-            log.write_json("results.json", result_of(cfg, parts.source, parts.algorithm, result, step=step, checkpoint=chosen))
+            runlog.write_csv(f"eval_{split}.csv", result.columns)
+            runlog.write_json("results.json", result_of(cfg, parts.source, parts.algorithm, result, step=step, checkpoint=chosen))
         except BaseException as error:
-            discard_evaluation(log)
+            discard_evaluation(runlog)
             if isinstance(error, RankError):
                 sys.stderr.write(error.details)  # an evaluation has no log of its own
             if isinstance(error, SaveError):
                 raise ConfigError(f"{error.what}; nothing was written; free space and run the same command again") from error
             if not isinstance(error, PreemptedError):
                 raise
-            echo(f"{error}; nothing was written; run the same command again")
+            log.info(f"{error}; nothing was written; run the same command again")
             return error.exit_code
-    echo(tables.beside(run_dir, folder))
+    log.info(tables.beside(run_dir, folder))
     return 0
 
 
-def discard_evaluation(log: RunLog) -> None:
+def discard_evaluation(runlog: RunLog) -> None:
     """Remove the folder of an evaluation without a result, and `evals` if it was the only one."""
-    if not (log.run_dir / "results.json").exists():  # of an earlier evaluation under the same protocol
-        for path in log.run_dir.glob("eval_*.csv"):
+    if not (runlog.run_dir / "results.json").exists():  # of an earlier evaluation under the same protocol
+        for path in runlog.run_dir.glob("eval_*.csv"):
             path.unlink()
-    log.discard()
-    evals = log.run_dir.parent
+    runlog.discard()
+    evals = runlog.run_dir.parent
     if not any(evals.iterdir()):
         evals.rmdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 from collections.abc import Callable
@@ -35,6 +36,8 @@ from metalearn.run.parts import Parts, settings_of
 from metalearn.run.plans import chosen_plan
 from metalearn.run.ranks import open_crew
 
+log = logging.getLogger(__name__)
+
 
 class Life:
     """One process's share in a run.
@@ -58,11 +61,12 @@ class Life:
         self.restarts = {"restarts": slurm.restarts()} if slurm.job() is not None else {}
         trainer = cfg["trainer"]
         signals.timeout = trainer["shutdown_timeout_s"]
-        self.store = CheckpointStore(log.run_dir, keep_last=trainer["keep_last"], keep_best=trainer["keep_best"], warn=self._warn)
+        self.store = CheckpointStore(log.run_dir, keep_last=trainer["keep_last"], keep_best=trainer["keep_best"])
         self.trainer: Trainer | None = None
 
     def live(self) -> int:
         """Run to the end, and leave in status.json how it went."""
+        self.log.listen()
         if self.begin is None:
             self._mark_begun()
         else:
@@ -102,15 +106,15 @@ class Life:
         parts = Parts.build(cfg)
         if checkpoint is not None:
             resuming.require_same(self.cfg, parts, checkpoint, self.log)
-        logger = build.build_logger(cfg, self._warn)
+        logger = build.build_logger(cfg)
         if self.begin is not None:
             if cfg["trainer"]["dry_run"]:
-                self.log.say(f"{self.log.run_dir} can be resumed; nothing was changed (trainer.dry_run=true)")
+                log.info(f"{self.log.run_dir} can be resumed; nothing was changed (trainer.dry_run=true)")
                 return
             self._begin_again(checkpoint)
-        self.log.say(f"run folder: {self.log.run_dir}")
+        log.info(f"run folder: {self.log.run_dir}")
         if slurm.restarts():
-            self.log.say(f"restart {slurm.restarts()} of SLURM job {slurm.job()}")
+            log.info(f"restart {slurm.restarts()} of SLURM job {slurm.job()}")
         self._environment(parts)
         fault("start:built")
         self.signals.check()
@@ -121,7 +125,7 @@ class Life:
         if cfg["trainer"]["dry_run"]:
             return
         self.signals.check()
-        with open_crew(self.cfg, parts, say=self.log.say, check=self.signals.check, give_up=self._give_up) as crew:
+        with open_crew(self.cfg, parts, check=self.signals.check, give_up=self._give_up) as crew:
             trainer = self._train(parts, crew, settings, checkpoint, logger)
             chosen, step = choose(self.store, cfg["eval"]["checkpoint"], trainer.record)
             load_weights(parts.algorithm, load_chosen(self.store, step).tensors)
@@ -137,7 +141,7 @@ class Life:
         )
         if checkpoint is not None:
             resuming.go_on(trainer, checkpoint)
-            self.log.say(f"resuming at step {checkpoint.step}")
+            log.info(f"resuming at step {checkpoint.step}")
         self.log.mirror(logger)
         self.log.open_bar(trainer.outer_steps, trainer.step)
         resuming.train(trainer, self.cfg["trainer"]["on_nan"])
@@ -146,7 +150,7 @@ class Life:
 
     def _planned(self, parts: Parts, settings: Settings) -> Parts:
         """The parts with the plan to train with, which config.yaml then names, so that a resumed run takes the same."""
-        plan = chosen_plan(self.cfg, parts.algorithm, parts.source, settings, parts.device, self.log.say)
+        plan = chosen_plan(self.cfg, parts.algorithm, parts.source, settings, parts.device)
         device = {**self.cfg["device"], "plan": plan.name, "chunk": plan.chunk, "compile": plan.compile}
         if device != self.cfg["device"]:
             self.cfg = {**self.cfg, "device": device}
@@ -167,17 +171,15 @@ class Life:
         self._mark_begun()  # first: killed within the lines below, the run is one that was not finished
         self.begin(0 if checkpoint is None else checkpoint.step)
         if checkpoint is None:
-            self.log.say(f"{self.log.run_dir} was stopped before its first checkpoint; starting again at step 0")
+            log.info(f"{self.log.run_dir} was stopped before its first checkpoint; starting again at step 0")
             self.log.rewind_metrics(0)
 
     def _rehearse(self, parts: Parts, settings: Settings, ranks: int) -> None:
         """settings: the part of one rank, as the rehearsal is on rank 0 alone."""
         evaluation = self.cfg["eval"]
-        forecast = rehearse(
-            parts.algorithm, self._updater, parts.source, parts.plan, settings, "val", self.log.run_dir, ranks=ranks, warn=self._warn
-        )
+        forecast = rehearse(parts.algorithm, self._updater, parts.source, parts.plan, settings, "val", self.log.run_dir, ranks=ranks)
         steps = settings.outer_steps if parts.algorithm.trains_on is not None else 0
-        self.log.say(replace(forecast, test_task=forecast.test_task / ranks).describe(settings, steps, evaluation["episodes"]))
+        log.info(replace(forecast, test_task=forecast.test_task / ranks).describe(settings, steps, evaluation["episodes"]))
 
     def _updater(self, algorithm: Algorithm) -> Updater | None:
         optimizer = build.build_optimizer(self.cfg, algorithm)
@@ -193,7 +195,7 @@ class Life:
             self.log.write_json("env.json", now)
             return
         for line in differences(then, now):
-            self._warn(f"{line} since the run began; bits may differ from a run that was never stopped")
+            log.warning(f"{line} since the run began; bits may differ from a run that was never stopped")
 
     def _report(self, parts: Parts, result: Evaluation, chosen: str, step: int, times: dict[str, float]) -> None:
         """The result of the final split, of the weights that the rule `chosen` chose: files, plots and the closing table."""
@@ -206,9 +208,10 @@ class Life:
         fault("end:after_results")
         try:
             draw_plots(cfg, parts, self.log.run_dir)
-        except OSError as error:
-            self._warn(f"the plots could not be drawn: {error.strerror or error}")
-        self.log.say(tables.closing(self.log.run_dir))
+        except Exception as error:  # noqa: BLE001 - the run has its result; whatever goes wrong with a picture must not take it away
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
+            log.warning(f"the plots could not be drawn: {' '.join(reason.split())}")
+        log.info(tables.closing(self.log.run_dir))
 
     def _give_up(self, error: RankError) -> None:
         """Word of a lost rank, from beside a main thread that still waits for it."""
@@ -226,9 +229,9 @@ class Life:
             self._save_last(trainer)
         self.signals.last_word = say_nothing
         self.log.status("preempted", stop.exit_code, **self.restarts)
-        self.log.say(f"{stop}; continue with: {self._way_on()}")
+        log.info(f"{stop}; continue with: {self._way_on()}")
         if stop.number in slurm.warnings():
-            self.requeue(self.log.say)
+            self.requeue()
         return stop.exit_code
 
     def _way_on(self) -> str:
@@ -252,6 +255,3 @@ class Life:
         except NonFiniteError:
             if self.cfg["trainer"]["on_nan"] != "rollback":
                 raise
-
-    def _warn(self, message: str) -> None:
-        self.log.say(f"warning: {message}")

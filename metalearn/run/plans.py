@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import uuid
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from metalearn.engine.execution import TaskPlan
 from metalearn.engine.settings import Settings, draw_batch
 from metalearn.engine.tuning import Measured, tune
 
+log = logging.getLogger(__name__)
 
-def chosen_plan(
-    cfg: dict[str, Any], algorithm: Algorithm, source: Source, settings: Settings, device: torch.device, say: Callable[[str], None]
-) -> TaskPlan:
+
+def chosen_plan(cfg: dict[str, Any], algorithm: Algorithm, source: Source, settings: Settings, device: torch.device) -> TaskPlan:
     """The plan to train with. Timings are kept in the cache folder, so that an equal run on this machine takes the same plan."""
     wish = build.plan_wish(cfg)
     if wish.compile:
@@ -36,14 +36,14 @@ def chosen_plan(
     path = cache_folder(cfg["data"].get("cache_dir")) / "plans" / f"{workload(cfg, source, device)}.json"
     found = remembered(path)
     if found is None:
-        found = tune(algorithm, draw_batch(algorithm, source, settings, 0), wish, steps=settings.outer_steps, say=say)
-        say(found.table(settings.outer_steps))
+        found = tune(algorithm, draw_batch(algorithm, source, settings, 0), wish, steps=settings.outer_steps)
+        log.info(found.table(settings.outer_steps))
         try:
             remember(path, found)
         except OSError as error:
-            say(f"warning: the timings could not be kept in {path.parent} ({error.strerror}); an equal run will measure again")
+            log.warning(f"the timings could not be kept in {path.parent} ({error.strerror}); an equal run will measure again")
     else:
-        say(f"{found.table(settings.outer_steps)}\n  (measured by an earlier run; delete {path} to measure again)")
+        log.info(f"{found.table(settings.outer_steps)}\n  (measured by an earlier run; delete {path} to measure again)")
     return found.best(settings.outer_steps).plan
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 import signal
 import socket
@@ -33,8 +34,11 @@ from metalearn.engine.faults import fault
 from metalearn.engine.ranks import Link, LostError, RankedCrew, RankError, serve
 from metalearn.errors import ConfigError
 from metalearn.launcher import launched
+from metalearn.messages import listening
 from metalearn.run.parts import Parts, settings_of
 from metalearn.run.workers import LOST, Siblings, Workers
+
+log = logging.getLogger(__name__)
 
 WORK = "work"  # key of the store: what to build, or null if there is nothing to do
 FOREVER = timedelta(days=365)  # rank 0 may take hours before its next order; that it is gone is noticed in other ways
@@ -60,24 +64,23 @@ def open_crew(
     cfg: dict[str, Any],
     parts: Parts,
     *,
-    say: Callable[[str], None],
     check: Callable[[], None],
     give_up: Callable[[RankError], None],
 ) -> Iterator[Crew]:
     """The crew of a run, as long as it is needed.
 
-    say: a line for the log. check: raises to stop the start. give_up: a last word before this process ends, because a
+    check: raises to stop the start. give_up: a last word before this process ends, because a
     rank is gone and the main thread has not noticed for a while.
     """
     settings, ranks = settings_of(cfg), cfg["device"]["ranks"]
-    executor = Executor(parts.algorithm, parts.plan, warn=lambda message: say(f"warning: {message}"))
+    executor = Executor(parts.algorithm, parts.plan)
     if ranks == 1:
         yield Crew(parts.algorithm, parts.source, executor, settings)
         return
     threads = torch.get_num_threads()
-    say(f"{ranks} ranks of {threads} thread{'s' if threads > 1 else ''} each")
+    log.info(f"{ranks} ranks of {threads} thread{'s' if threads > 1 else ''} each")
     if parts.algorithm.trains_on == "examples":
-        say("a flat minibatch is never split: rank 0 trains alone, evaluation is shared")
+        log.info("a flat minibatch is never split: rank 0 trains alone, evaluation is shared")
     work = json.dumps({"cfg": {**cfg, "trusted": []}, "plan": asdict(parts.plan)})
     with started(ranks, work, cfg["trusted"], give_up) as (store, others):
         await_ready(store, ranks, others, check)
@@ -87,7 +90,7 @@ def open_crew(
             yield crew
             crew.dismiss()
         for line in others.farewell():
-            say(line)
+            log.info(line)
 
 
 @contextmanager
@@ -191,12 +194,8 @@ def follow_orders(store: dist.Store, rank: int, ranks: int, trusted: list[str]) 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
         cfg = {**work["cfg"], "trusted": trusted}
-        fault("rank:start")
-        parts = Parts.build(cfg, rank)
-        executor = Executor(parts.algorithm, TaskPlan(**work["plan"]), warn=lambda message: say_here(f"warning: {message}"))
-        store.set(ready(rank), "")
-        with connected(store, rank, ranks, parts.device):
-            serve(parts.algorithm, parts.source, executor, settings_of(cfg), Link(rank, ranks, parts.device, LostError))
+        with listening(say_here, level=logging.WARNING):  # the rest rank 0 has said
+            serve_rank(cfg, TaskPlan(**work["plan"]), store, rank, ranks)
     except LostError as error:
         say_here(f"lost the connection to another rank: {error}")
         return LOST
@@ -204,6 +203,16 @@ def follow_orders(store: dist.Store, rank: int, ranks: int, trusted: list[str]) 
         traceback.print_exc()
         return 1
     return 0
+
+
+def serve_rank(cfg: dict[str, Any], plan: TaskPlan, store: dist.Store, rank: int, ranks: int) -> None:
+    """Build what rank 0 has built, meet it, and do as it says until it lets go."""
+    fault("rank:start")
+    parts = Parts.build(cfg, rank)
+    executor = Executor(parts.algorithm, plan)
+    store.set(ready(rank), "")
+    with connected(store, rank, ranks, parts.device):
+        serve(parts.algorithm, parts.source, executor, settings_of(cfg), Link(rank, ranks, parts.device, LostError))
 
 
 def say_here(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from metalearn.analysis.runfiles import read_metrics
@@ -15,8 +16,10 @@ from metalearn.engine.trainer import Trainer
 from metalearn.errors import CheckpointError, ConfigError, DataError
 from metalearn.run.parts import Parts
 
+log = logging.getLogger(__name__)
 
-def require_same(cfg: dict[str, Any], parts: Parts, checkpoint: Checkpoint, log: RunLog) -> None:
+
+def require_same(cfg: dict[str, Any], parts: Parts, checkpoint: Checkpoint, runlog: RunLog) -> None:
     """Raise if a run cannot go on from this checkpoint. Its folder is only read."""
     refuse_new_science(checkpoint.facts["config"], science(cfg))
     sha256 = parts.source.fingerprint()
@@ -28,8 +31,8 @@ def require_same(cfg: dict[str, Any], parts: Parts, checkpoint: Checkpoint, log:
     steps = cfg["trainer"]["outer_steps"]
     if steps < checkpoint.step:
         raise ConfigError(f"trainer.outer_steps={steps} but the run is at step {checkpoint.step}; give at least that many")
-    log.require_metrics(checkpoint.facts["metrics_offset"])
-    read_metrics(log.run_dir, checkpoint.facts["metrics_offset"])  # now, since plots and tables will need them at the end
+    runlog.require_metrics(checkpoint.facts["metrics_offset"])
+    read_metrics(runlog.run_dir, checkpoint.facts["metrics_offset"])  # now, since plots and tables will need them at the end
     load_weights(parts.algorithm, checkpoint.tensors)
 
 
@@ -48,7 +51,7 @@ def verify_best(trainer: Trainer) -> None:
         try:
             trainer.store.load(best)
         except CheckpointError as error:
-            trainer.warn(f"{error}; the best of the other validations takes its place")
+            log.warning(f"{error}; the best of the other validations takes its place")
             trainer.record.forget(best)
             continue
         trainer.store.point("best", best)
@@ -67,7 +70,7 @@ def train(trainer: Trainer, on_nan: str) -> None:
             roll_back(trainer, error)
     refused = 0 if trainer.updater is None else int(trainer.updater.refused.item())
     if refused:
-        trainer.warn(f"{refused} of {trainer.step} updates were left out, as their loss or gradient was not finite")
+        log.warning(f"{refused} of {trainer.step} updates were left out, as their loss or gradient was not finite")
 
 
 def roll_back(trainer: Trainer, error: NonFiniteError) -> None:
@@ -84,7 +87,7 @@ def roll_back(trainer: Trainer, error: NonFiniteError) -> None:
     first = checkpoint.step + trainer.shift  # of the meta-batches that are passed over
     go_on(trainer, checkpoint)
     trainer.rollbacks, trainer.shift = rollbacks, number + 1 - checkpoint.step
-    trainer.warn(
+    log.warning(
         f"{error.what}; rolled back to step {checkpoint.step} ({rollbacks} of at most {MOST_ROLLBACKS} times), "
         f"meta-batches {first} to {number} (counted from 0) are passed over (trainer.on_nan=rollback)"
     )

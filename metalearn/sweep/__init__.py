@@ -7,10 +7,11 @@ folders alone, so that a sweep may be killed at any moment, or run by several pr
 
 from __future__ import annotations
 
+import logging
 import re
 import secrets
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -23,11 +24,13 @@ from metalearn.sweep.jobs import JOBS, Job, is_left, machine_check, planned
 from metalearn.sweep.launching import RunJob, launch, record, write_whole
 from metalearn.sweep.stopping import Stops
 
+log = logging.getLogger(__name__)
+
 NAMES_FOLDER = ("sweep", "run_dir", "hydra.sweep.dir")
 OURS = ("hydra.sweep.subdir", "hydra.sweeper", "hydra/sweeper")
 
 
-def multirun(overrides: list[str], config_dir: str | None, say: Callable[[str], None], *, retry_failed: bool = False) -> int:
+def multirun(overrides: list[str], config_dir: str | None, *, retry_failed: bool = False) -> int:
     """Run what is left of a sweep; 0 if all of its jobs are finished, 1 if any failed. Ends with a table and sweep.csv."""
     words, folder = take_folder(overrides, config_dir)
     jobs, doubles = planned(words, config_dir, folder)
@@ -36,16 +39,16 @@ def multirun(overrides: list[str], config_dir: str | None, say: Callable[[str], 
     machine_check(left, len(jobs))
     ask_for(folder, jobs)
     with Stops(folder) as stops:
-        record(folder, say)
-        say("\n".join(overview(folder, jobs, left, doubles)))
+        record(folder)
+        log.info("\n".join(overview(folder, jobs, left, doubles)))
         own = [word for word in words if word.startswith("hydra")]
-        codes = launch(RunJob(left, len(jobs), folder, stops.mark, say, retry_failed), own, config_dir, stops)
-        report(folder, jobs, say)
+        codes = launch(RunJob(left, len(jobs), folder, stops.mark, retry_failed), own, config_dir, stops)
+        report(folder, jobs)
         code = stops.code
         if code:
-            say("\n".join(way_on(overrides, config_dir, folder, jobs)))
+            log.info("\n".join(way_on(overrides, config_dir, folder, jobs)))
         if stops.number in slurm.warnings():
-            slurm.requeue(say, "sweep")
+            slurm.requeue("sweep")
     return code or int(any(codes) or any(is_open(job) for job in jobs))
 
 
@@ -125,13 +128,13 @@ def overview(folder: Path, jobs: Sequence[Job], left: Sequence[Job], doubles: in
         yield f"{len(others)} jobs of other commands are in {folder} too; they stay as they are"
 
 
-def report(folder: Path, jobs: Sequence[Job], say: Callable[[str], None]) -> None:
+def report(folder: Path, jobs: Sequence[Job]) -> None:
     """The closing table and sweep.csv; nothing after a rehearsal, which leaves no trace."""
     from metalearn.analysis import tables
 
     if any(folder.glob(JOBS)):
-        record(folder, say)
-        say(f"\n{tables.sweep(folder)}\n\n{folder / 'sweep.csv'}")
+        record(folder)
+        log.info(f"\n{tables.sweep(folder)}\n\n{folder / 'sweep.csv'}")
 
 
 def way_on(overrides: Sequence[str], config_dir: str | None, folder: Path, jobs: Sequence[Job]) -> Iterator[str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shlex
 import signal
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,11 @@ from metalearn import slurm
 from metalearn.analysis import runfiles, tables
 from metalearn.errors import InUseError, MetalearnError
 from metalearn.library import PRIMARY, Library, search_path_of
+from metalearn.messages import echo, listening
 from metalearn.sweep.jobs import JOBS, Job, is_left
 from metalearn.sweep.stopping import Stops, SweepStopped, heeding, leave_mark, marked
+
+log = logging.getLogger(__name__)
 
 STOPPED = (130, 143)  # SIGINT, SIGTERM: the whole sweep was meant
 
@@ -44,7 +48,6 @@ class RunJob:
     num_jobs: int
     folder: Path
     mark: Path
-    say: Callable[[str], None]
     retry_failed: bool
     threads: int | None = None
     parent: int = field(default_factory=os.getpid)
@@ -60,10 +63,10 @@ class RunJob:
                 raise SweepStopped(stopped_by)
             return 0
         prepare(self.threads if child else None)
-        say = self.say if at_home else patient_say()
-        with heeding(self.mark, self.parent if child else None) as signals:
-            code = replace(self, say=say).perform(job, silent=child)
-        record(self.folder, say)
+        with contextlib.nullcontext() if at_home else listening(echo):  # elsewhere there is no command line that listens
+            with heeding(self.mark, self.parent if child else None) as signals:
+                code = self.perform(job, silent=child)
+            record(self.folder)
         if at_home and (code in STOPPED or signals.received):
             raise SweepStopped(marked(self.mark) or (code - 128 if code in STOPPED else signals.received or 0))
         if child and os.getppid() != self.parent:
@@ -73,33 +76,33 @@ class RunJob:
     def perform(self, job: Job, *, silent: bool) -> int:
         """The job's exit code; what went wrong is printed and stands in its folder. silent: what it prints is only in its log."""
         if not is_left(job, self.retry_failed):  # another process was here since this one looked
-            self.say(f"{job.folder.name}: {job.why_skipped()}")
+            log.info(f"{job.folder.name}: {job.why_skipped()}")
             return 0
         title = f"job {job.number} of {self.num_jobs}"
-        self.say(f"\n{title}{' goes on' if job.has_begun else ''}: {shlex.join(job.own)}")
+        log.info(f"\n{title}{' goes on' if job.has_begun else ''}: {shlex.join(job.own)}")
         try:
             with silence() if silent else contextlib.nullcontext():
                 code = begin_or_go_on(job, self.requeue)
         except MetalearnError as error:
             if isinstance(error, InUseError) or job.state in ("running", "finished"):  # another process was faster
-                self.say(f"{job.folder.name}: {job.why_skipped()}")
+                log.info(f"{job.folder.name}: {job.why_skipped()}")
                 return 0
             for problem in str(error).splitlines():
-                self.say(f"error: {problem}")
-            code = note_failure(job, str(error), error.exit_code, self.say)
+                log.error(problem)
+            code = note_failure(job, str(error), error.exit_code)
         except Exception as error:  # noqa: BLE001 - whatever a job dies of, it must not take the others with it
-            self.say(f"error: {type(error).__name__}: {error} (details in {job.folder / 'train.log'})")
-            code = note_failure(job, "".join(traceback.format_exception(error)), 1, self.say)
+            log.error(f"{type(error).__name__}: {error} (details in {job.folder / 'train.log'})")
+            code = note_failure(job, "".join(traceback.format_exception(error)), 1)
         if silent:
-            self.say(f"{title} {job.state}: {shlex.join(job.own)}")
+            log.info(f"{title} {job.state}: {shlex.join(job.own)}")
         return code
 
-    def requeue(self, say: Callable[[str], None]) -> None:
+    def requeue(self) -> None:
         """What a run does that SLURM has warned: the sweep's process requeues their SLURM job, once, when all have saved."""
         if slurm.job() == self.slurm_job:
             leave_mark(self.mark, signal.SIGUSR1)
         else:  # a launcher gave this job one of its own
-            slurm.requeue(say)
+            slurm.requeue()
 
 
 def launch(run_job: RunJob, own: Sequence[str], config_dir: str | None, stops: Stops) -> list[int]:
@@ -112,7 +115,7 @@ def launch(run_job: RunJob, own: Sequence[str], config_dir: str | None, stops: S
         except SweepStopped as stop:
             stops.stop(stop.number)
         except Exception as error:  # noqa: BLE001 - of the launcher; one that loses a process gives up all of them
-            run_job.say(f"error: the launcher gave up: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+            log.error(f"the launcher gave up: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
             codes.append(1)
             untouched = [job for job in left if job.state == "not started"]
             left = untouched if len(untouched) < len(left) else []
@@ -149,9 +152,7 @@ def with_threads(run_job: RunJob) -> RunJob:
 
     threads = build.default_threads()
     if threads > 1 and any(job.cfg["device"]["threads"] is None for job in run_job.jobs):
-        run_job.say(
-            f"warning: each job computes with {threads} threads, as it would alone; jobs side by side are faster with device.threads=1"
-        )
+        log.warning(f"each job computes with {threads} threads, as it would alone; jobs side by side are faster with device.threads=1")
     return replace(run_job, threads=threads)
 
 
@@ -162,13 +163,6 @@ def prepare(threads: int | None) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
     from metalearn import run  # noqa: F401
-
-
-def patient_say() -> Callable[[str], None]:
-    """For a process whose standard output nobody has made patient: a reader who left (`| head`) is no reason to stop."""
-    from metalearn.engine.runlog import echo
-
-    return echo
 
 
 def begin_or_go_on(job: Job, requeue: slurm.Requeue) -> int:
@@ -192,37 +186,37 @@ def make_room(job: Job) -> None:
     """Remove what a start that came to nothing left in the job's folder. InUseError if somebody is starting right now."""
     from metalearn.engine.runlog import RunLog
 
-    with RunLog(job.folder) as log:
+    with RunLog(job.folder) as runlog:
         if not job.has_begun:
-            log.discard()
+            runlog.discard()
 
 
-def note_failure(job: Job, reason: str, code: int, say: Callable[[str], None]) -> int:
+def note_failure(job: Job, reason: str, code: int) -> int:
     """Leave the failure where the table and a person look for it, even if the job never became a run."""
     from metalearn.engine.runlog import RunLog
 
     try:
-        with RunLog(job.folder) as log:
+        with RunLog(job.folder) as runlog:
             if runfiles.last_words(job.folder) != reason.strip().rpartition("\n")[2].strip():
-                log.note(f"failed: {reason.strip()}")
+                runlog.note(f"failed: {reason.strip()}")
             if not (job.folder / "overrides.yaml").exists():
-                log.write("overrides.yaml", yaml.safe_dump(job.words))
-            log.status("failed", code)
+                runlog.write("overrides.yaml", yaml.safe_dump(job.words))
+            runlog.status("failed", code)
     except InUseError:
         pass  # another process is at it already, and will say how it went
     except (MetalearnError, OSError) as error:
-        say(f"error: the failure could not be noted: {error}")
+        log.error(f"the failure could not be noted: {error}")
     return code
 
 
-def record(folder: Path, say: Callable[[str], None]) -> None:
+def record(folder: Path) -> None:
     """Write sweep.csv as things stand, unless jobs only rehearse. A full disk is said, and stops nothing."""
     if not any(folder.glob(JOBS)):
         return
     try:
         write_whole(folder / "sweep.csv", tables.sweep_csv(folder))
     except OSError as error:
-        say(f"warning: {folder / 'sweep.csv'} cannot be written: {error.strerror}")
+        log.warning(f"{folder / 'sweep.csv'} cannot be written: {error.strerror}")
 
 
 def write_whole(path: Path, text: str) -> None:

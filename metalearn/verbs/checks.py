@@ -19,10 +19,7 @@ def doctor(args: argparse.Namespace) -> int:
     run_dir = None if args.run is None else listing.existing_run(args.run)
     from metalearn.doctor import examine_machine, examine_run
 
-    def say(line: str) -> None:
-        print(line, flush=True)
-
-    return examine_machine(say) if run_dir is None else examine_run(run_dir, args.overrides, say)
+    return examine_machine() if run_dir is None else examine_run(run_dir, args.overrides)
 
 
 def doctor_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +42,7 @@ def bench(args: argparse.Namespace) -> int:
     if args.json is not None:
         require_writable(args.json)
     options = Options(repeats=args.repeats, threads=args.threads, compile=not args.no_compile, ranks=not args.no_ranks)
-    bench(chosen, options, args.json, lambda text: print(text, flush=True))
+    bench(chosen, options, args.json)
     return 0
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from metalearn import listing, slurm
 from metalearn.errors import ConfigError
 from metalearn.launcher import launched
+from metalearn.messages import overhearing
 from metalearn.verbs.arguments import RUN_DIR, add_config_dir
 
 OVERRIDES = "key=value to set, group=name to choose; `metalearn ls` lists the choices, `metalearn show NAME` the keys"
@@ -30,7 +31,7 @@ def train(args: argparse.Namespace) -> int:
             raise ConfigError("the jobs of a sweep run one after the other; start it without a launcher, with device.ranks=auto")
         if args.cfg:
             raise ConfigError("--cfg prints one configuration and --multirun asks for several; leave one of them out")
-        return multirun(args.overrides, args.config_dir, print, retry_failed=args.retry_failed)
+        return multirun(args.overrides, args.config_dir, retry_failed=args.retry_failed)
     if args.retry_failed:
         raise ConfigError("--retry-failed is for sweeps; add -m, or continue one run with: metalearn resume RUN_DIR")
     cfg = config.compose(args.overrides, args.config_dir)
@@ -44,8 +45,9 @@ def train(args: argparse.Namespace) -> int:
     args.run_dir = run.new_run_dir(cfg, args.overrides)
     if slurm.restarts() and run.holds_run(args.run_dir, cfg):  # the job has run this command before
         return run.resume(args.run_dir, [word for word in args.overrides if word.startswith("trusted=")])
-    build.check_machine(cfg, args.run_dir)
-    return run.train(cfg, args.overrides, args.run_dir)
+    with overhearing() as earlier:
+        build.check_machine(cfg, args.run_dir)
+    return run.train(cfg, args.overrides, args.run_dir, earlier=earlier)
 
 
 def train_arguments(parser: argparse.ArgumentParser) -> None:

@@ -48,8 +48,8 @@ def test_a_signal_between_two_jobs_keeps_the_next_from_starting(
     made = trainings()
     usual = launching.record
 
-    def signalled(folder: Path, say: Callable[[str], None]) -> None:
-        usual(folder, say)
+    def signalled(folder: Path) -> None:
+        usual(folder)
         if made.trained == [0]:
             made.trained.append(-1)
             signal.raise_signal(signal.SIGTERM)
@@ -147,18 +147,18 @@ def test_no_more_processes_than_jobs() -> None:
 
 
 def test_a_job_elsewhere_computes_with_as_many_threads_as_alone(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
     monkeypatch.setattr("torch.set_num_threads", asked.append)
     monkeypatch.setattr("metalearn.build.default_threads", lambda: 7)
     jobs = [sweep_jobs.Job(1, [], [], config.compose([]), tmp_path)]
-    run_job = launching.with_threads(launching.RunJob(jobs, 1, tmp_path, tmp_path, print, False))
+    run_job = launching.with_threads(launching.RunJob(jobs, 1, tmp_path, tmp_path, False))
     launching.prepare(run_job.threads)
     assert asked == [7]
-    assert capsys.readouterr().out == (
-        "warning: each job computes with 7 threads, as it would alone; jobs side by side are faster with device.threads=1\n"
-    )
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "each job computes with 7 threads, as it would alone; jobs side by side are faster with device.threads=1")
+    ]
 
 
 def test_a_job_equals_the_same_run_alone_byte_for_byte(tmp_path: Path) -> None:

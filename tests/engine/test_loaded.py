@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -209,7 +210,9 @@ def test_mistakes_get_a_sentence(learner: Loaded, tmp_path: Path) -> None:
         metalearn.load(tmp_path)
 
 
-def test_evaluation_under_another_protocol_leaves_the_run_alone(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluation_under_another_protocol_leaves_the_run_alone(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="metalearn")
+
     def content() -> dict[str, bytes]:
         return {str(path): path.read_bytes() for path in run_dir.rglob("*") if path.is_file() and "evals" not in path.parts}
 
@@ -222,7 +225,7 @@ def test_evaluation_under_another_protocol_leaves_the_run_alone(run_dir: Path, c
     results = (folder / "results.json").read_text()
     assert '"way": 4' in results
     assert '"episodes": 5' in results
-    assert "4-way" in capsys.readouterr().out
+    assert "4-way" in caplog.text
 
 
 def test_same_protocol_gives_the_runs_own_numbers(run_dir: Path) -> None:

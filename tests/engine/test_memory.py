@@ -188,24 +188,24 @@ def test_what_does_not_fit_is_said_with_the_largest_number_that_does() -> None:
     assert one.complaint(free=2**20, overhead=1.0).startswith("training needs about 300 MiB for one task at a time")
 
 
-def test_preflight_names_memory_and_warns_before_it_takes_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str] = []
-
+def test_preflight_names_memory_and_warns_before_it_takes_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     class Careful(ToyAlgorithm):
         def update_running(self, statistics: Any) -> None:
-            assert told or free == 2**40, "the warnings must come before the first whole step"
+            assert caplog.messages or free == 2**40, "the warnings must come before the first whole step"
 
     def updater(actor: Algorithm) -> Updater:
         return Updater(actor, torch.optim.SGD(actor.parameters(), lr=0.1, fused=True), lambda step: 1.0, Clip())
 
     for free, ranks, warnings in ((2**40, 1, 0), (2**40, 2**39, 2), (100, 1, 2)):
-        told.clear()
+        caplog.clear()
         monkeypatch.setattr(preflight, "free_bytes", lambda device, free=free: free)
         args = (updater, ToySource(), TaskPlan("vmap", 3), settings(), "val", tmp_path)
-        found = rehearse(Careful(), *args, ranks=ranks, warn=told.append)
-        assert len(told) == warnings, told
-    assert told[0].startswith("training needs about 0.0 MiB for 3 tasks at once")
-    assert told[1].startswith("evaluation needs about 0.0 MiB for 12 tasks at once")
+        found = rehearse(Careful(), *args, ranks=ranks)
+        assert len(caplog.messages) == warnings, caplog.messages
+    assert caplog.messages[0].startswith("training needs about 0.0 MiB for 3 tasks at once")
+    assert caplog.messages[1].startswith("evaluation needs about 0.0 MiB for 12 tasks at once")
     text = found.describe(settings(), 6, 10)
     assert re.search(
         r"6 outer steps of \d+\.\d ms, 3 validations, 10 test tasks; about \d+ s; memory: training about 0.0 MiB for 3 tasks", text
@@ -250,33 +250,31 @@ MESSAGES = {
 
 
 @pytest.mark.parametrize("error", ["cuda", "cpu"])
-def test_chunk_is_halved_when_memory_runs_out_and_the_meta_batch_stays(error: str) -> None:
+def test_chunk_is_halved_when_memory_runs_out_and_the_meta_batch_stays(error: str, caplog: pytest.LogCaptureFixture) -> None:
     batch = ToySource().tasks("train", seed=0, first=0, count=12)
     batch = batch._replace(draws=draw(batch.key, ToyAlgorithm().draws(ToySource().spec("train"))))
     expected = Executor(ToyAlgorithm(), TaskPlan("vmap")).sums(batch)
-    told: list[str] = []
     algorithm = Hungry(limit=3, error=error)
-    executor = Executor(algorithm, TaskPlan("vmap", 8), warn=told.append)
+    executor = Executor(algorithm, TaskPlan("vmap", 8))
     found = executor.sums(batch)
     for a, b in zip(tree_leaves(found), tree_leaves(expected), strict=True):
         torch.testing.assert_close(a, b, check_dtype=False)  # chunks are added up in float64
-    assert [re.findall(r"with (\d+) tasks.*device.chunk=(\d+)", line) for line in told] == [[("8", "4")], [("4", "2")]]
+    assert [re.findall(r"with (\d+) tasks.*device.chunk=(\d+)", line) for line in caplog.messages] == [[("8", "4")], [("4", "2")]]
     algorithm.asked.clear()
     executor.sums(batch)
     assert algorithm.asked == [2] * 6, "what did not fit is not tried again"
 
 
-def test_real_allocator_that_refuses_is_understood() -> None:
+def test_real_allocator_that_refuses_is_understood(caplog: pytest.LogCaptureFixture) -> None:
     class Greedy(Hungry):
         def gradient(self, params: Parameters, tasks: Any, how: Plan) -> tuple[Parameters, Tensor, Metrics]:
             torch.empty(2**60 if len(tasks.key) > 4 else 1, dtype=torch.uint8)
             return super().gradient(params, tasks, how)
 
-    told: list[str] = []
     batch = ToySource().tasks("train", seed=0, first=0, count=8)
     batch = batch._replace(draws=draw(batch.key, ToyAlgorithm().draws(ToySource().spec("train"))))
-    Executor(Greedy(8, "cpu"), TaskPlan("vmap"), warn=told.append).sums(batch)
-    assert len(told) == 1
+    Executor(Greedy(8, "cpu"), TaskPlan("vmap")).sums(batch)
+    assert len(caplog.messages) == 1
 
 
 def test_one_task_that_does_not_fit_and_other_errors_end_the_run() -> None:

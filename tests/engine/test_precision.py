@@ -93,7 +93,7 @@ def test_plans_are_compared_in_float32_and_timed_in_bfloat16(folder: Path) -> No
     actor = lowered(algorithm)
     actor.adaptation_steps, actor.inner_lr = 2, 0.4
     with Types() as seen:
-        found = tune(actor, draw_tasks(actor, source, "train", seed=0, first=0, count=3), Wish("auto", 0, False), steps=10, say=print)
+        found = tune(actor, draw_tasks(actor, source, "train", seed=0, first=0, count=3), Wish("auto", 0, False), steps=10)
     assert found.dropped == {}
     assert seen.found["convolution"] == {LOW, torch.float32}
     assert actor.model.compute_dtype == LOW

@@ -44,8 +44,9 @@ def test_run_dir_that_is_a_file_or_below_one_is_refused(tmp_path: Path) -> None:
 
 def test_reader_who_leaves_does_not_stop_a_run(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom pathlib import Path\nfrom metalearn.engine.runlog import RunLog\n"
-        f"with RunLog(Path({str(tmp_path)!r})) as log:\n    for i in range(20000):\n        log.say(str(i))\n"
+        "import logging\nfrom pathlib import Path\nfrom metalearn.engine.runlog import RunLog\n"
+        f"with RunLog(Path({str(tmp_path)!r})) as log:\n    log.listen()\n"
+        "    for i in range(20000):\n        logging.getLogger('metalearn').info(i)\n"
     )
     done = subprocess.run(
         ["bash", "-c", f'"{sys.executable}" -c "$0" | head -1; exit ${{PIPESTATUS[0]}}', code], capture_output=True, text=True

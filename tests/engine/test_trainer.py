@@ -185,6 +185,7 @@ def test_rollback_goes_on_with_the_meta_batches_after_the_bad_one(tmp_path: Path
 def test_skip_on_a_device_that_is_read_seldom_names_the_first_and_counts_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As on a GPU. By then the weights are no longer those that step 1 met, so that its tasks are not run again."""
     with RunLog(tmp_path) as log:
+        log.listen()
         actor = trainer(log, ToySource(bad_tasks=(5, 13)), checkpoint_every=100, eval_every=100, log_every=100)
         assert actor.updater is not None
         actor.updater.limit = 3
@@ -210,6 +211,7 @@ def test_a_window_of_nothing_but_bad_steps_has_no_mean() -> None:
 
 def test_best_weights_that_the_disk_refused_are_not_chosen_and_three_refusals_in_a_row_end_training(tmp_path: Path) -> None:
     with RunLog(tmp_path) as log:
+        log.listen()
         actor = trainer(log, ToySource(), eval_every=1, checkpoint_every=100, outer_steps=100)
         usual, refused = actor.store.save, []
 
@@ -231,6 +233,7 @@ def test_best_weights_that_the_disk_refused_are_not_chosen_and_three_refusals_in
 def test_warnings_of_what_was_left_out_come_to_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nonfinite, "MOST_WARNINGS", 2)
     with RunLog(tmp_path) as log:
+        log.listen()
         actor = trainer(log, ToySource(bad_tasks=(0, 9, 17)), log_every=1, eval_every=100)
         assert actor.updater is not None
         actor.updater.limit = 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from pathlib import Path
 
@@ -79,7 +80,7 @@ class CannotBeCompiled(ToyAlgorithm):
     [(WrongUnderVmap, "gradient of prior differs from that of loop by 1.0e-03"), (CannotBeMapped, ".item()")],
 )
 def test_a_plan_that_is_wrong_or_raises_is_dropped_by_name(cls: type[ToyAlgorithm], reason: str) -> None:
-    found = tune(toy(cls), BATCH, Wish("auto", 0, False), steps=10, say=print)
+    found = tune(toy(cls), BATCH, Wish("auto", 0, False), steps=10)
     assert [timing.plan for timing in found.timings] == [TaskPlan("loop")]
     assert reason in found.dropped["vmap"]
     assert f"dropped: {found.dropped['vmap']}" in found.table(10)
@@ -107,8 +108,8 @@ def test_plans_are_not_judged_on_a_task_at_a_kink() -> None:
             kink = (tasks.key == BATCH.key[0]).any() & beyond
             return {name: grad * torch.where(kink, 1.01, 1.0) for name, grad in grads.items()}, losses, metrics
 
-    assert not tune(toy(Kink), BATCH, Wish("auto", 0, False), steps=10, say=print).dropped
-    assert "vmap" in tune(toy(Kink), toy_tasks(1), Wish("auto", 0, False), steps=10, say=print).dropped
+    assert not tune(toy(Kink), BATCH, Wish("auto", 0, False), steps=10).dropped
+    assert "vmap" in tune(toy(Kink), toy_tasks(1), Wish("auto", 0, False), steps=10).dropped
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 8])
@@ -120,7 +121,7 @@ def test_tasks_that_leak_into_each_other_are_seen(count: int) -> None:
                 tasks = tasks._replace(support=support._replace(y=support.y.mean(0, keepdim=True).expand_as(support.y)))
             return super().gradient(params, tasks, how)
 
-    assert "vmap" in tune(toy(Leaks), toy_tasks(count), Wish("auto", 0, False), steps=10, say=print).dropped
+    assert "vmap" in tune(toy(Leaks), toy_tasks(count), Wish("auto", 0, False), steps=10).dropped
 
 
 class Blows(ToyAlgorithm):
@@ -137,12 +138,12 @@ class Blows(ToyAlgorithm):
 @pytest.mark.parametrize("bad", [0, 1, 3])
 def test_a_task_that_is_not_finite_is_no_reason_to_drop_a_plan(bad: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Blows, "keys", BATCH.key[bad], raising=False)
-    assert not tune(toy(Blows), BATCH, Wish("auto", 0, False), steps=10, say=print).dropped
+    assert not tune(toy(Blows), BATCH, Wish("auto", 0, False), steps=10).dropped
 
 
 def test_where_nothing_is_finite_the_run_goes_on_by_loop_and_says_so_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Blows, "keys", BATCH.key, raising=False)
-    found = tune(toy(Blows), BATCH, Wish("auto", 0, False), steps=10, say=print)
+    found = tune(toy(Blows), BATCH, Wish("auto", 0, False), steps=10)
     assert [timing.plan for timing in found.timings] == [TaskPlan("loop")]
     assert found.dropped["vmap"] == "no task of the first meta-batch has a finite gradient to compare with"
 
@@ -150,20 +151,22 @@ def test_where_nothing_is_finite_the_run_goes_on_by_loop_and_says_so_itself(monk
 def test_all_plans_are_timed_and_the_algorithm_is_left_alone() -> None:
     algorithm = toy()
     before = {name: value.clone() for name, value in algorithm.state_dict().items()}
-    found = tune(algorithm, toy_tasks(20), Wish("auto", 8, False), steps=10, say=print)
+    found = tune(algorithm, toy_tasks(20), Wish("auto", 8, False), steps=10)
     assert [str(timing.plan) for timing in found.timings] == ["loop", "vmap chunk 4", "vmap chunk 8", "vmap chunk 16", "vmap"]
     assert found.best(10).plan != TaskPlan("loop")
     assert all(torch.equal(value, before[name]) for name, value in algorithm.state_dict().items())
     assert all(p.grad is None for p in algorithm.parameters())
 
 
-def test_compilation_is_tried_only_where_it_can_pay_for_itself(monkeypatch: pytest.MonkeyPatch, no_inductor: None) -> None:
-    said: list[str] = []
-    found = tune(toy(), BATCH, Wish("vmap", 0, "auto"), steps=10, say=said.append)
+def test_compilation_is_tried_only_where_it_can_pay_for_itself(
+    monkeypatch: pytest.MonkeyPatch, no_inductor: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="metalearn")
+    found = tune(toy(), BATCH, Wish("vmap", 0, "auto"), steps=10)
     assert [timing.plan.compile for timing in found.timings] == [False]
-    assert "not compiled: 10 outer steps take 0 s" in said[0]
+    assert "not compiled: 10 outer steps take 0 s" in caplog.messages[0]
     monkeypatch.setattr(tuning, "WORTH_COMPILING", 0.0)
-    found = tune(toy(), BATCH, Wish("vmap", 0, "auto"), steps=10, say=said.append)
+    found = tune(toy(), BATCH, Wish("vmap", 0, "auto"), steps=10)
     assert [timing.plan.compile for timing in found.timings] == [False, True]
     assert found.timings[1].build > 0
 
@@ -186,11 +189,11 @@ def test_the_fastest_plan_and_a_lean_one_that_is_near_are_compiled() -> None:
 
 def test_what_cannot_be_compiled_is_dropped_or_refused(monkeypatch: pytest.MonkeyPatch, no_inductor: None) -> None:
     monkeypatch.setattr(tuning, "WORTH_COMPILING", 0.0)
-    found = tune(toy(CannotBeCompiled), BATCH, Wish("vmap", 0, "auto"), steps=10, say=print)
+    found = tune(toy(CannotBeCompiled), BATCH, Wish("vmap", 0, "auto"), steps=10)
     assert [timing.plan.compile for timing in found.timings] == [False]
     assert "cannot be compiled" in found.dropped["vmap compiled"]
     with pytest.raises(ConfigError, match=r"device\.compile=true, but no compiled plan works \(vmap compiled: "):
-        tune(toy(CannotBeCompiled), BATCH, Wish("auto", 0, True), steps=10, say=print)
+        tune(toy(CannotBeCompiled), BATCH, Wish("auto", 0, True), steps=10)
 
 
 def test_no_plan_at_all_is_an_error_with_every_reason() -> None:

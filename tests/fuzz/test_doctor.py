@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import shutil
 from pathlib import Path
 
@@ -26,9 +28,9 @@ def test_damaged_run_folders_are_examined_to_the_end(data: st.DataObject, templa
     files = sorted(path for path in run_dir.rglob("*") if path.is_file() and "plots" not in path.parts)
     for path in data.draw(st.lists(st.sampled_from(files), min_size=1, max_size=3, unique=True)):
         path.write_bytes(data.draw(mutations(path.read_bytes()))) if data.draw(st.integers(0, 5)) else path.unlink()
-    lines: list[str] = []
-    with in_time():
-        code = examine_run(run_dir, [], lines.append)
+    with in_time(), contextlib.redirect_stdout(io.StringIO()) as printed:
+        code = examine_run(run_dir, [])
+    lines = printed.getvalue().splitlines()
     assert [line for line in lines if "mistake of metalearn" in line] == []
     assert lines[-1].partition(":")[0].split()[1] == "results.json"
     failed = any(line.startswith("FAILED") for line in lines)

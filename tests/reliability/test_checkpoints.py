@@ -69,18 +69,17 @@ NUMBERED = [pytest.param(damage, marks=pytest.mark.fault(5 if damage in BIT_FLIP
 
 
 @pytest.mark.parametrize("damage", NUMBERED)
-def test_damage_is_found_and_named(damage: Callable[[Path], None], stopped: Path, tmp_path: Path) -> None:
+def test_damage_is_found_and_named(damage: Callable[[Path], None], stopped: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shutil.copytree(stopped, tmp_path / "run")
-    warnings: list[str] = []
-    store = CheckpointStore(tmp_path / "run", warn=warnings.append)
+    store = CheckpointStore(tmp_path / "run")
     *_, older, newest = store.steps()
     assert store.newest().step == newest
-    assert warnings == []
+    assert caplog.messages == []
     damage(store.path(newest))
     assert store.newest().step == older
-    assert len(warnings) == 1
-    assert f"step-{newest:06d} is not valid" in warnings[0]
-    assert f"falling back to step-{older:06d}" in warnings[0]
+    assert len(caplog.messages) == 1
+    assert f"step-{newest:06d} is not valid" in caplog.messages[0]
+    assert f"falling back to step-{older:06d}" in caplog.messages[0]
 
 
 @pytest.mark.parametrize("damage", NUMBERED)

@@ -154,7 +154,13 @@ def test_fault_07_a_result_that_cannot_be_written_is_exit_1_and_resume_writes_it
 
 
 @pytest.mark.fault(7)
-def test_fault_07_status_and_plots_never_end_a_run(cfg: dict[str, Any], reference: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("problem", "reason"),
+    [(OSError(28, "No space left on device"), "No space left on device"), (ValueError("no\nbins"), "ValueError: no bins")],
+)
+def test_fault_07_status_and_plots_never_end_a_run(
+    problem: Exception, reason: str, cfg: dict[str, Any], reference: Path, tmp_path: Path
+) -> None:
     run_dir, tries = tmp_path / "run", []
 
     def refuse_once(path: Path, content: bytes) -> None:
@@ -163,7 +169,7 @@ def test_fault_07_status_and_plots_never_end_a_run(cfg: dict[str, Any], referenc
             raise OSError(28, "No space left on device")
 
     def draw_plots(*parts: Any) -> None:
-        raise OSError(28, "No space left on device")
+        raise problem
 
     def work() -> int:
         run.life.draw_plots = draw_plots
@@ -172,7 +178,7 @@ def test_fault_07_status_and_plots_never_end_a_run(cfg: dict[str, Any], referenc
     code, text = told(before_writing(work, runlog, "replace_file", refuse_once))
     assert code == 0
     assert f"warning: cannot write {run_dir}/status.json: No space left on device" in text
-    assert "warning: the plots could not be drawn: No space left on device" in text
+    assert f"warning: the plots could not be drawn: {reason}\n" in text
     assert_same_end(run_dir, reference)
 
 
@@ -219,12 +225,11 @@ def test_fault_03_in_a_run_it_is_exit_1_and_the_run_resumes(cfg: dict[str, Any],
     assert_same_end(run_dir, reference)
 
 
-def test_lines_that_a_full_disk_refuses_are_kept_and_told_once(tmp_path: Path) -> None:
-    warnings: list[str] = []
-    file = LineFile(Path("/dev/full"), warnings.append)
+def test_lines_that_a_full_disk_refuses_are_kept_and_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = LineFile(Path("/dev/full"))
     for number in range(3):
         file.write(f"{number}\n")
-    assert warnings == ["/dev/full cannot be written: No space left on device; its lines are kept in memory until it can"]
+    assert caplog.messages == ["/dev/full cannot be written: No space left on device; its lines are kept in memory until it can"]
     file.path = tmp_path / "lines"
     file.close()
     file.write("3\n")

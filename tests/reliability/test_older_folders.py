@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -57,11 +58,12 @@ def test_a_run_older_than_a_key_goes_on_with_its_default_and_says_so_once(killed
     assert (killed / "train.log").read_text().count(f"config.yaml {NOTE}\n") == 1
 
 
-def test_an_older_run_is_judged_with_the_defaults_and_says_so(reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_older_run_is_judged_with_the_defaults_and_says_so(reference: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="metalearn")
     older = forget(Path(shutil.copytree(reference, tmp_path / "run")), "device.deterministic", "trainer.keep_best")
     before = (older / "config.yaml").read_bytes()
     assert run.evaluate_run(older, []) == 0
-    assert f"config.yaml {NOTE}\n" in capsys.readouterr().out
+    assert [text.endswith(f"config.yaml {NOTE}") for text in caplog.messages].count(True) == 1
     assert (older / "config.yaml").read_bytes() == before
 
 

@@ -325,13 +325,12 @@ def test_what_scontrol_says_against_it_is_passed_on(cfg: dict[str, Any], tmp_pat
     assert f"warning: {sentence}" in log(run_dir)
 
 
-def test_a_machine_without_scontrol_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_machine_without_scontrol_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    told: list[str] = []
-    slurm.requeue(told.append)
-    assert told == [
-        "warning: scontrol requeue 77 failed: [Errno 2] No such file or directory: 'scontrol'; the run has to be continued by hand"
+    slurm.requeue()
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "scontrol requeue 77 failed: [Errno 2] No such file or directory: 'scontrol'; the run has to be continued by hand")
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -31,12 +32,13 @@ def stopped_evaluation(*parts: Any, on_batch: Callable[[int], None]) -> None:
 
 
 def test_stopped_evaluation_says_so_and_leaves_nothing(
-    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    copied: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, logger="metalearn")
     before = contents(copied)
     monkeypatch.setattr(run, "judge_split", stopped_evaluation)
     assert run.evaluate_run(copied, ["data.way=2"]) == 143
-    assert "stopped by SIGTERM; nothing was written" in capsys.readouterr().out
+    assert "stopped by SIGTERM; nothing was written" in caplog.text
     assert contents(copied) == before
     assert not (copied / "evals").exists()
 
