@@ -84,7 +84,8 @@ class Reptile(NetworkAlgorithm):
 
     def trained(self, task: Task) -> tuple[Parameters, Parameters, Tensor]:
         """What training comes to on a task: weights, the second moment behind them, and the mean loss on the way."""
-        adam, losses = self.adam(), list[Tensor]()
+        adam = self.adam()
+        losses: list[Tensor] = []
         weights = next(self.descent(task, [self.adaptation_steps], self.inner_batch_size, adam, losses))
         return weights, adam.second, torch.stack(losses).mean() if losses else self.second_moment.new_zeros(())
 
