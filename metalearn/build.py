@@ -163,7 +163,12 @@ def build_source(cfg: Config, device: torch.device) -> Source:
 
 def build_algorithm(cfg: Config, source: Source, device: torch.device) -> Algorithm:
     """The algorithm with its initial weights, a function of cfg["seed"] alone, checked against the tasks of every split."""
-    algorithm = initial_algorithm(cfg, specs_of(source)).to(device)
+    return placed_algorithm(cfg, specs_of(source), device)
+
+
+def placed_algorithm(cfg: Config, specs: Specs, device: torch.device) -> Algorithm:
+    """The same on this device, from specifications alone, that of train among them."""
+    algorithm = initial_algorithm(cfg, specs).to(device)
     # The weights alone: the images follow at the first convolution, and vmap knows no memory formats.
     return algorithm.to(memory_format=torch.channels_last) if cfg["device"].get("channels_last", False) else algorithm
 

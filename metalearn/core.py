@@ -93,13 +93,30 @@ class TaskSpec:
     ragged: bool = False  # True: the masks are not all True
 
 
+class Location(NamedTuple):
+    """A key of a source's YAML that says where something lies, not what it is.
+
+    key: its value is a path, or null. words: values of it that are no path.
+    made: what is not there is made anew, as a cache is.
+    """
+
+    key: str
+    words: tuple[str, ...] = ()
+    made: bool = False
+
+    def holds(self, value: Any) -> bool:
+        """Whether this value of the key is a path, or null."""
+        return value is None or (isinstance(value, str) and value not in self.words)
+
+
 class Source(ABC):
     """Where tasks come from. Holds its data as tensors on one device and draws without any state.
 
-    name: as in `data=NAME`.
+    name: as in `data=NAME`. locations: a run goes on from other places as long as `fingerprint` is equal.
     """
 
     name: str
+    locations: tuple[Location, ...] = ()
 
     def prepare(self) -> None:  # noqa: B027 - a source that computes its tasks has nothing to fetch
         """Fetch, verify and cache the data now rather than on first use."""
@@ -131,7 +148,14 @@ class Source(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """sha256 over the data that tasks are drawn from."""
+        """sha256 over the data that tasks are drawn from, and over what lies at its `locations`."""
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What was done to inputs, to be done to a person's own: JSON values. Empty: they come as the model takes them.
+
+        Of images: resize (nearest, area or lanczos) and invert (bool). Size and channels are those of the specification.
+        """
+        return {}
 
 
 class Plan(Protocol):

@@ -20,9 +20,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from metalearn.core import Location
 from metalearn.errors import ConfigError
 
 log = logging.getLogger(__name__)
+
+CACHE = Location("cache_dir", made=True)  # for the `locations` of a source with such a key
 
 
 class Prepared(NamedTuple):

@@ -36,12 +36,14 @@ class ClassFolder(NamedTuple):
 
 def find_root(root: str | None) -> Path:
     """The folder of images. Raises DataError, with the way out, if it is not there."""
-    chosen = root if root is not None else os.environ.get("METALEARN_DATA")
-    if not chosen:
-        raise DataError(f"data.root is not set and image_folder has no data of its own; set data.root=ROOT, {LAYOUT}")
-    path = Path(chosen).expanduser()
+    if not root:
+        shared = os.environ.get("METALEARN_DATA")
+        within = f" (METALEARN_DATA={shared} is the folder of all data sets; name the one in it)" if shared else ""
+        what = "data.root is not set and image_folder has no data of its own"
+        raise DataError(f"{what}; set data.root=ROOT{within}, {LAYOUT}")
+    path = Path(root).expanduser()
     if not path.is_dir():
-        raise DataError(f"data.root={chosen} {'is a file' if path.exists() else 'does not exist'}; {LAYOUT}")
+        raise DataError(f"data.root={root} {'is a file' if path.exists() else 'does not exist'}; {LAYOUT}")
     return path
 
 

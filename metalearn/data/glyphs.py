@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from metalearn.core import Split
-from metalearn.data.cache import cache_folder, cached, key_of
+from metalearn.data.cache import CACHE, cache_folder, cached, key_of
 from metalearn.data.image_classes import ImageClasses, ImageSet, count_problems
 from metalearn.data.partition import random_partition, split_sizes
 from metalearn.errors import ConfigError
@@ -30,6 +30,7 @@ class Glyphs(ImageClasses):
     """num_classes characters of num_drawings drawings, black ink on white before `invert`."""
 
     name = "glyphs"
+    locations = (CACHE,)
 
     def __init__(
         self,

@@ -56,8 +56,11 @@ class ImageClasses(Source):
     train: sizes of the training episodes where they differ; None means as in val and test.
     rotations: the splits whose classes are multiplied by four, each turned copy being a class of its own.
     invert: 1 - x, so that ink drawn black on white becomes 1 on 0.
+    resize: what brings a picture to image_size; `area` also stands for images that are made at that size.
     The constructor touches no file; the first use does, and so does `prepare`.
     """
+
+    resize = "area"
 
     def __init__(
         self,
@@ -152,6 +155,9 @@ class ImageClasses(Source):
             "invert": self.invert,
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def preprocessing(self) -> dict[str, Any]:
+        return {"resize": self.resize, "invert": self.invert}
 
     @cached_property
     def _set(self) -> ImageSet:

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from metalearn.core import Split
-from metalearn.data.cache import cache_folder, cached, key_of
+from metalearn.core import Location, Split
+from metalearn.data.cache import CACHE, cache_folder, cached, key_of
 from metalearn.data.folder_files import ClassFolder, class_folders, find_root, read_images
 from metalearn.data.image_classes import ImageClasses, ImageSet, count_problems
 from metalearn.data.partition import file_partition, random_partition, split_sizes
@@ -29,6 +29,7 @@ class ImageFolder(ImageClasses):
     """
 
     name = "image_folder"
+    locations = (Location("root"), Location("partition", words=("random",)), CACHE)
 
     def __init__(
         self,

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from metalearn.core import Split
-from metalearn.data.cache import cache_folder, cached, key_of
+from metalearn.core import Location, Split
+from metalearn.data.cache import CACHE, cache_folder, cached, key_of
 from metalearn.data.image_classes import ImageClasses, ImageSet, count_problems
 from metalearn.data.omniglot_files import CONTENT, DRAWINGS, NUM_CHARACTERS, Character, locate, read_drawings
 from metalearn.data.partition import random_partition
@@ -36,6 +36,7 @@ class Omniglot(ImageClasses):
     """root: a folder that holds the archives or their extracted folders; read only, None means $METALEARN_DATA, else cache_dir."""
 
     name = "omniglot"
+    locations = (Location("root"), CACHE)
 
     def __init__(
         self,

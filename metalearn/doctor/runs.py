@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,6 +18,7 @@ from metalearn.engine.environment import differences, environment
 from metalearn.engine.identity import refuse_new_science, science
 from metalearn.engine.runlog import RunLog
 from metalearn.errors import CheckpointError, ConfigError
+from metalearn.run.places import places_of
 
 POINTERS = ("last", "best")
 CHOSEN = ("threads", "device", "ranks")  # facts about the machine that the configuration decides
@@ -128,7 +130,8 @@ class RunFolder:
         """The configuration is the one that the newest valid checkpoint was trained with."""
         if self.newest is None:
             raise SkippedError("no valid checkpoint says what the run was trained with")
-        refuse_new_science(self.newest.facts["config"], science(self._configuration()))
+        cfg = self._configuration()
+        refuse_new_science(self.newest.facts["config"], science(cfg), places_of(cfg))
         return f"config.yaml says what {self.store.path(self.newest.step).name} was trained with"
 
     def metrics(self) -> str:
@@ -149,7 +152,7 @@ class RunFolder:
         value = results["metrics"][results["primary"]]
         return f"{results['split']} {results['primary']} {runfiles.shown(results['primary'], value['mean'], value['ci95'])}"
 
-    def _configuration(self) -> dict[str, object]:
+    def _configuration(self) -> dict[str, Any]:
         with contextlib.suppress(ConfigError):
             return config.reopen(config.read_saved(self.run_dir), self.overrides)
         raise SkippedError("config.yaml cannot be read")

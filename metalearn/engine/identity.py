@@ -1,17 +1,20 @@
 """Which keys make a run the run that it is, and which may change when it is resumed.
 
-Free to change: `device.*` (bits may then differ), the logger, how long to train, and what is only looked at: logging, saving,
-what to keep, what a non-finite loss does, and the final evaluation. Everything else is science: weights or recorded
-numbers follow from it.
+Free to change: `device.*` (bits may then differ), the logger, how long to train, where the data lie (their sha256 guards
+what they are), and what is only looked at: logging, saving, what to keep, what a non-finite loss does, and the final
+evaluation. Everything else is science: weights or recorded numbers follow from it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from metalearn.core import Location
 from metalearn.errors import ConfigError, DataError
 
+Places = Mapping[str, Location]  # by dotted key, see `metalearn.run.places`
+NOWHERE: Places = {}
 FREE = (
     "run_dir",
     "trusted",
@@ -33,22 +36,34 @@ DIVISION = ("partition", "partition_seed", "fractions", "min_images", "num_class
 SIZES = ("root", "cache_dir", "way", "shot", "query_shot", "train")
 
 
-def science(cfg: dict[str, Any]) -> dict[str, Any]:
+def science(cfg: dict[str, Any], places: Places = NOWHERE) -> dict[str, Any]:
     """{dotted key: value} of everything that a resumed run must share with its beginning."""
-    return {key: value for key, value in _leaves(cfg) if not _is_free(key)}
+    moving = {key for key, value in _leaves(cfg) if key in places and places[key].holds(value)}
+    return {key: value for key, value in _leaves(cfg) if key not in moving and not _is_free(key)}
 
 
-def refuse_new_science(old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Raise ConfigError with a diff if two results of `science` differ. A key of the trainer that is newer than `old` says nothing."""
+def refuse_new_science(old: dict[str, Any], new: dict[str, Any], places: Places = NOWHERE) -> None:
+    """Raise ConfigError with a diff if two results of `science` differ, but for a key of the trainer newer than `old`.
+
+    Older runs hold the places of their data to be science, so that these are passed over here as well.
+    """
     newer = {key for key in new if key not in old and key.partition(".")[0] not in METHOD}
-    changed = [key for key in sorted({*old, *new} - newer) if old.get(key) != new.get(key)]
+    moved = {key for key, place in places.items() if place.holds(old.get(key)) and place.holds(new.get(key))}
+    changed = [key for key in sorted({*old, *new} - newer - moved) if old.get(key) != new.get(key)]
     if not changed:
         return
     diff = "\n".join(f"  {key}: {old.get(key)} -> {new.get(key)}" for key in changed)
-    allowed = ", ".join([*(f"{name}.*" if name == "device" else name for name in FREE[2:-1]), *FREE_EVAL])
+    allowed = ", ".join([*(f"{name}.*" if name == "device" else name for name in FREE[2:-1]), *FREE_EVAL, *places])
     raise ConfigError(
         f"a resumed run must keep its method and data, but:\n{diff}\nStart a new run with metalearn train. These may change: {allowed}"
     )
+
+
+def refuse_other_data(trained_on: str, found: str) -> None:
+    """Raise DataError if two sha256 of a run's data differ, as they were when it began and as they are now."""
+    if trained_on != found:
+        then_and_now = f"sha256 {found[:12]}…, was {trained_on[:12]}…"
+        raise DataError(f"the data is not what this run was trained on ({then_and_now}); restore it, or start a new run")
 
 
 def refuse_leaks(old: dict[str, Any], new: dict[str, Any], trained_on: str, found: str) -> None:

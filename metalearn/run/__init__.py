@@ -30,6 +30,7 @@ from metalearn.run.judging import judge_split
 from metalearn.run.life import Life
 from metalearn.run.loaded import Loaded, load
 from metalearn.run.parts import Parts
+from metalearn.run.places import moved_places, places_of, settled, without_places, without_words
 from metalearn.run.ranks import open_crew, pinned
 
 log = logging.getLogger(__name__)
@@ -73,10 +74,11 @@ def resume(run_dir: Path, overrides: list[str], *, requeue: slurm.Requeue = slur
     old, notes = config.read_saved_with_notes(run_dir)
     with StopSignals(*slurm.warnings()) as signals, RunLog(run_dir) as runlog:
         cfg = pinned(config.reopen(old, overrides))
-        refuse_new_science(science(old), science(cfg))
+        refuse_new_science(science(old), science(cfg), places_of(cfg))
         if runlog.finished and cfg["trainer"]["outer_steps"] == old["trainer"]["outer_steps"]:
             refuse_unused_evaluation(run_dir, old["eval"], cfg["eval"], overrides)
             why = "; a logger hears of a run only while it trains" if cfg["logger"] != old["logger"] else ""
+            why += "; its data is read again only by an evaluation" if cfg["data"] != old["data"] else ""
             log.info(f"{run_dir} is finished; nothing to do{why}")
             return 0
 
@@ -88,7 +90,8 @@ def resume(run_dir: Path, overrides: list[str], *, requeue: slurm.Requeue = slur
             if notes or cfg != old:
                 runlog.write_request(cfg, [*runlog.overrides(), *overrides])
 
-        return Life(cfg, runlog, signals, begin=begin, requeue=requeue).live()
+        place = settled(cfg, old, run_dir)["data"]
+        return Life(cfg, runlog, signals, begin=begin, requeue=requeue, data=place).live()
 
 
 def refuse_unused_evaluation(run_dir: Path, old: dict[str, Any], new: dict[str, Any], overrides: list[str]) -> None:
@@ -129,13 +132,16 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> int:
     store = CheckpointStore(run_dir)
     if not store.steps():
         raise CheckpointError(f"{run_dir} has no checkpoint yet; train it first with: metalearn resume {run_dir}")
+    moved = moved_places(trained, cfg)
+    cfg = settled(cfg, trained, run_dir)
     parts = Parts.build(cfg)
     chosen, step = choose(store, cfg["eval"]["checkpoint"])
     checkpoint = load_chosen(store, step)
-    refuse_leaks(trained["data"], cfg["data"], checkpoint.facts["data_sha256"], parts.source.fingerprint())
+    then, now = without_places(trained["data"], moved), without_places(cfg["data"], moved)
+    refuse_leaks(then, now, checkpoint.facts["data_sha256"], parts.source.fingerprint())
     load_weights(parts.algorithm, checkpoint.tensors)
     split = cfg["eval"]["split"]
-    folder = run_dir / "evals" / protocol_name(split, overrides)
+    folder = run_dir / "evals" / protocol_name(split, without_words(overrides, moved))
     with StopSignals() as signals, RunLog(folder) as runlog:
         signals.timeout = cfg["trainer"]["shutdown_timeout_s"]
 

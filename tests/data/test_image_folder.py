@@ -179,6 +179,14 @@ def test_a_root_without_images_a_file_and_no_root_are_named(tmp_path: Path, monk
         ImageFolder(device=torch.device("cpu"))
 
 
+def test_the_folder_of_data_sets_is_not_taken_for_one_of_them(make_folder: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_folder(SIZES)
+    monkeypatch.setenv("METALEARN_DATA", str(folder))
+    told = rf"data.root is not set .* set data.root=ROOT \(METALEARN_DATA={folder} is the folder of all data sets; name the one in it\)"
+    with pytest.raises(DataError, match=told):
+        ImageFolder(device=torch.device("cpu"), way=2, query_shot=2)
+
+
 def test_a_changed_folder_is_read_again_and_the_root_is_never_written(make_folder: Make) -> None:
     root = make_folder(SIZES)
     before, listing = source(root).fingerprint(), sorted(root.rglob("*"))
