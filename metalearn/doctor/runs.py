@@ -18,6 +18,7 @@ from metalearn.engine.environment import differences, environment
 from metalearn.engine.identity import refuse_new_science, science
 from metalearn.engine.runlog import RunLog
 from metalearn.errors import CheckpointError, ConfigError
+from metalearn.run import specification
 from metalearn.run.places import places_of
 
 POINTERS = ("last", "best")
@@ -38,6 +39,7 @@ class RunFolder:
         """In an order in which later ones may use what earlier ones found."""
         yield "config.yaml", self.configuration
         yield "env.json", self.machine
+        yield "spec.json", self.specification
         steps = self.store.steps()
         for step in reversed(steps):
             yield self.store.path(step).name, partial(self.checkpoint, step)
@@ -69,6 +71,12 @@ class RunFolder:
         if changed:
             return f"bits may differ when it is resumed here: {'; '.join(changed)}"
         return "the run is of this machine and these versions"
+
+    def specification(self) -> str:
+        """metalearn.load can build the learner from it."""
+        if specification.read(self.run_dir, self._configuration()["trusted"]) is None:
+            raise SkippedError("absent, as the run is older than it; metalearn.load reads the run's data instead")
+        return "whole; metalearn.load needs no data"
 
     def checkpoint(self, step: int) -> str:
         """Sizes and sha256 of all its files, and the facts in them."""

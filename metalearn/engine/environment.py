@@ -18,7 +18,13 @@ NOWHERE: Mapping[str, str] = {}
 EXACTNESS = ("versions", "hardware")  # facts on which equal bits depend
 
 
-def environment(data_sha256: str, device: torch.device, ranks: int, *, locations: Mapping[str, str] = NOWHERE) -> dict[str, Any]:
+def environment(
+    data_sha256: str,
+    device: torch.device,
+    ranks: int,
+    *,
+    locations: Mapping[str, str] = NOWHERE,
+) -> dict[str, Any]:
     """JSON values: versions, hardware, git sha (None outside a clone), data_sha256, working folder, argv.
 
     locations: absolute paths of what the configuration names by paths.
