@@ -114,7 +114,7 @@ def test_a_file_that_is_no_partition_is_named(make_folder: Make, tmp_path: Path,
 def test_small_classes_stop_the_run_and_are_named_with_both_ways_out(make_folder: Make) -> None:
     root = make_folder({f"class{number}": 3 if number < 7 else 30 for number in range(12)})
     with pytest.raises(ConfigError) as caught:
-        source(root, query_shot=15)
+        source(root, query_shot=15).check(SPLITS)
     text = str(caught.value)
     assert "7 of 12 classes have fewer images than the 16 of shot + query_shot: " in text
     assert text.count("(3)") == 5
@@ -129,7 +129,7 @@ def test_min_images_leaves_small_classes_out(make_folder: Make) -> None:
 
 def test_too_many_ways_and_too_small_classes_come_in_one_list(make_folder: Make) -> None:
     with pytest.raises(ConfigError) as caught:
-        source(make_folder(SIZES), way=7, shot=3)
+        source(make_folder(SIZES), way=7, shot=3).check(SPLITS)
     assert "split 'val' of image_folder has 3 classes and split 'test' of image_folder has 3 classes; lower data.way" in str(caught.value)
     assert "class0 (4)" in str(caught.value)
 
@@ -199,7 +199,7 @@ def test_a_changed_folder_is_read_again_and_the_root_is_never_written(make_folde
 def test_transparency_is_white_and_sixteen_bits_are_scaled(tmp_path: Path) -> None:
     Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     Image.fromarray(np.full((4, 4), 65535, np.uint16)).save(tmp_path / "deep.png")
-    read = folder_files.read_images([tmp_path / "clear.png", tmp_path / "deep.png"], size=4, channels=1, resize="area")
+    read, _ = folder_files.read_images([tmp_path / "clear.png", tmp_path / "deep.png"], size=4, channels=1, resize="area")
     assert (read == 255).all()
 
 
