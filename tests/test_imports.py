@@ -64,7 +64,7 @@ ALLOWED: dict[str, set[str]] = {
     "completion": {"config", "library", "rules", "schema", "bench", "errors"},
     "sweep": {"run", "build", "config", "saved", "schema", "library", "engine", "analysis", "messages", "slurm", "errors"},
     "bench": {"run", "build", "config", "schema", "engine", "algorithms", "models", "analysis", "core", "errors"},
-    "doctor": {"run", "build", "config", "library", "engine", "analysis", "data", "core", "messages", "errors"},
+    "doctor": {"run", "build", "config", "library", "engine", "analysis", "data", "core", "documents", "messages", "errors"},
     "verbs": {
         "run",
         "launcher",

@@ -97,7 +97,8 @@ def _read(path: Path) -> Prepared:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     facts = json.loads(metadata["facts"])
-    if digest(tensors, without_origin(facts)) != metadata["sha256"] or key_of(origin=facts.get(ORIGIN)) != metadata.get("origin", NO_ORIGIN):
+    found = digest(tensors, without_origin(facts)), key_of(origin=facts.get(ORIGIN))
+    if found != (metadata["sha256"], metadata.get("origin", NO_ORIGIN)):
         raise ValueError("its sha256 does not match its content")
     return Prepared(tensors, facts, metadata["sha256"])
 

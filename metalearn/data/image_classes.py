@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from abc import abstractmethod
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -141,7 +141,8 @@ class ImageFolder(ImageClasses):
         if len(splits) > 1 or self.layout != "random" or len(self.split_classes[splits[0]]) == len(self.folders):
             return problem
         everything = ",".join("1" if split in splits else "0" for split in SPLITS)
-        return f"{problem}; a run that was trained on other data can be judged on all {len(self.folders)} with data.fractions=[{everything}]"
+        all_classes = f"all {len(self.folders)} classes with data.fractions=[{everything}]"
+        return f"{problem}; a run that was trained on other data can be judged on {all_classes}"
 
     def _facts(self) -> dict[str, Any]:
         seed = {"partition_seed": self.partition_seed, "fractions": list(self.fractions)} if self.layout == "random" else {}

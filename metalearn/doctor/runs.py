@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from metalearn import config
+from metalearn import config, documents
 from metalearn.analysis import runfiles
 from metalearn.doctor.checks import Check, FailedError, SkippedError
-from metalearn.engine.checkpoint import Checkpoint, CheckpointStore
+from metalearn.engine.checkpoint import DAMAGES, Checkpoint, CheckpointStore
 from metalearn.engine.environment import differences, environment
 from metalearn.engine.identity import refuse_new_science, science
+from metalearn.engine.membership import FILE, Splits, digest
 from metalearn.engine.runlog import RunLog
 from metalearn.errors import CheckpointError, ConfigError
 from metalearn.run import specification
@@ -47,6 +48,7 @@ class RunFolder:
             yield "checkpoints", self.no_checkpoint
         for name in POINTERS:
             yield f"checkpoints/{name}", partial(self.pointer, name)
+        yield FILE, self.splits
         yield "method", self.method
         yield "metrics.jsonl", self.metrics
         yield "results.json", self.results
@@ -141,6 +143,24 @@ class RunFolder:
         cfg = self._configuration()
         refuse_new_science(self.newest.facts["config"], science(cfg), places_of(cfg))
         return f"config.yaml says what {self.store.path(self.newest.step).name} was trained with"
+
+    def splits(self) -> str:
+        """It says who was train, val and test when the newest valid checkpoint was trained."""
+        expected = None if self.newest is None else self.newest.facts.get("splits_sha256")
+        if expected is None:
+            raise SkippedError("no valid checkpoint says who should stand in it")
+        advice = "restore it from a backup; without it, the run's own data must tell who was trained on when other data is judged"
+        try:
+            tree = documents.read_json(self.run_dir / FILE)
+            found = Splits.from_json(tree)
+        except FileNotFoundError as error:
+            raise FailedError(f"it is gone; {advice}") from error
+        except (OSError, *DAMAGES) as error:
+            raise FailedError(f"it cannot be read ({error}); {advice}") from error
+        if digest(tree) != expected:
+            assert self.newest is not None
+            raise FailedError(f"it is not what {self.store.path(self.newest.step).name} was trained with; {advice}")
+        return found.describe()
 
     def metrics(self) -> str:
         lines = runfiles.read_metrics(self.run_dir)

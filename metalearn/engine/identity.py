@@ -30,10 +30,6 @@ FREE = (
 FREE_EVAL = ("eval.episodes", "eval.split", "eval.checkpoint", "eval.batch_size")
 PROSE = ("about",)
 METHOD = ("algo", "data", "model", "optimizer")  # what a run lacks here is never filled in
-# Keys of `data` that say who is in which split: with others, a run would be judged on what it was trained on.
-DIVISION = ("partition", "partition_seed", "fractions", "min_images", "num_classes", "num_users")
-# Keys of `data` that leave the data and its division as they are.
-SIZES = ("root", "cache_dir", "way", "shot", "query_shot", "train")
 
 
 def science(cfg: dict[str, Any], places: Places = NOWHERE) -> dict[str, Any]:
@@ -64,24 +60,6 @@ def refuse_other_data(trained_on: str, found: str) -> None:
     if trained_on != found:
         then_and_now = f"sha256 {found[:12]}…, was {trained_on[:12]}…"
         raise DataError(f"the data is not what this run was trained on ({then_and_now}); restore it, or start a new run")
-
-
-def refuse_leaks(old: dict[str, Any], new: dict[str, Any], trained_on: str, found: str) -> None:
-    """Raise if an evaluation could meet, in its split, classes or users that the run was trained on.
-
-    old, new: the `data` nodes of the run and of the evaluation. trained_on, found: sha256 of the data then and now.
-    """
-    changed = [key for key in new if new[key] != old.get(key)]
-    moved = [f"data.{key}={new[key]} (was {old.get(key)})" for key in changed if key in DIVISION]
-    if moved:
-        raise ConfigError(
-            f"{', '.join(moved)}: the split would hold what this run was trained on; leave it as it was, or train a run with it"
-        )
-    if trained_on != found and set(changed) <= set(SIZES):
-        raise DataError(
-            f"the data is not what this run was trained on (sha256 {found[:12]}…, was {trained_on[:12]}…), so that its split may "
-            "hold what was trained on; restore the data, or train a new run"
-        )
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -18,6 +18,7 @@ from metalearn.engine.environment import differences, environment
 from metalearn.engine.evaluate import Evaluation
 from metalearn.engine.faults import fault
 from metalearn.engine.identity import science
+from metalearn.engine.membership import seen_in
 from metalearn.engine.nonfinite import LIMITS, NonFiniteError
 from metalearn.engine.preflight import rehearse
 from metalearn.engine.ranks import RankError
@@ -37,6 +38,7 @@ from metalearn.run.places import absolute_paths, places_of
 from metalearn.run.plans import chosen_plan
 from metalearn.run.ranks import open_crew
 from metalearn.run.specification import NAME_OF_FILE, describe
+from metalearn.run.splits import keep_splits
 
 log = logging.getLogger(__name__)
 
@@ -143,8 +145,8 @@ class Life:
 
     def _train(self, parts: Parts, crew: Crew, settings: Settings, checkpoint: Checkpoint | None, logger: Logger) -> Trainer:
         updater = self._updater(parts.algorithm)
-        kept = science(self.cfg, places_of(self.cfg))
-        facts = {"config": kept, "data_sha256": parts.source.fingerprint(), "plan_asked": asdict(parts.plan)}
+        data = {"data_sha256": parts.source.fingerprint(), "splits_sha256": keep_splits(self.log, parts.source)}
+        facts = {"config": science(self.cfg, places_of(self.cfg)), **data, "plan_asked": asdict(parts.plan)}
         self.trainer = trainer = Trainer(
             parts.algorithm, updater, parts.source, crew, self.store, self.log, settings, facts=facts, check=self.signals.check
         )
@@ -228,7 +230,9 @@ class Life:
         self.log.sync_metrics()
         self.log.write_csv(f"eval_{split}.csv", result.columns)
         fault("end:before_results")
-        self.log.write_json("results.json", result_of(cfg, parts.source, parts.algorithm, result, step=step, checkpoint=chosen))
+        novelty = {"seen_in": seen_in(split)}
+        results = result_of(cfg, parts.source, parts.algorithm, result, step=step, checkpoint=chosen, novelty=novelty)
+        self.log.write_json("results.json", results)
         fault("end:after_results")
         try:
             draw_plots(cfg, parts, self.log.run_dir)

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from metalearn import build
-from metalearn.core import Algorithm, Source
+from metalearn.core import Algorithm, Source, TaskSpec
 from metalearn.data.cache import cache_folder
 from metalearn.engine.execution import TaskPlan
+from metalearn.engine.membership import refuse_other_kind
 from metalearn.engine.settings import Settings
+from metalearn.errors import DataError
 
 
 def keep_compiled() -> None:
@@ -32,21 +34,41 @@ keep_compiled()  # before any optimizer is made, which loads the compiler, which
 
 @dataclass(frozen=True)
 class Parts:
-    """plan: vmap as long as a measurement is to choose it."""
+    """plan: vmap as long as a measurement is to choose it. trained: `data` and `trusted` of a run that is judged, else None."""
 
     source: Source
     algorithm: Algorithm
     plan: TaskPlan
     device: torch.device
+    trained: dict[str, Any] | None = None
 
     @staticmethod
-    def build(cfg: dict[str, Any], rank: int = 0) -> Parts:
+    def build(cfg: dict[str, Any], rank: int = 0, trained: dict[str, Any] | None = None) -> Parts:
+        """trained: given for an evaluation, which asks of its data only the split that is judged."""
         build.prepare_host(cfg)
         device = build.build_device(cfg, rank)
         source = build.build_source(cfg, device)
         wish = build.plan_wish(cfg)
         plan = wish.plan() if wish.settled else TaskPlan("vmap")
-        return Parts(source, build.build_algorithm(cfg, source, device), plan, device)
+        splits = build.SPLITS if trained is None else (cfg["eval"]["split"],)
+        if trained is None or trained["data"] == cfg["data"]:
+            spec = source.spec("train")
+        else:
+            spec = trained_spec(trained, source)
+            refuse_other_kind(spec, source.spec(cfg["eval"]["split"]), source.name)
+        source.check(splits)
+        algorithm = build.build_algorithm(cfg, source, device, splits=splits, trained=spec)
+        return Parts(source, algorithm, plan, device, trained)
+
+
+def trained_spec(trained: dict[str, Any], judged: Source | None = None) -> TaskSpec:
+    """What the tasks are like that a run is trained on. judged: stands in for its data where that has moved."""
+    try:
+        return build.build_source(trained, torch.device("cpu")).spec("train")
+    except DataError:
+        if judged is None:
+            raise
+        return judged.spec("train")
 
 
 def settings_of(cfg: dict[str, Any]) -> Settings:
