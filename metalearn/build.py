@@ -13,6 +13,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,8 @@ def build_algorithm(
     trained: what it is trained on, if not the source's own train split.
     """
     trained = source.spec("train") if trained is None else trained
-    return placed_algorithm(cfg, specs_of(source, splits), device, trained)
+    judged = {split: replace(spec, num_train_classes=trained.num_train_classes) for split, spec in specs_of(source, splits).items()}
+    return placed_algorithm(cfg, judged, device, trained)
 
 
 def placed_algorithm(cfg: Config, specs: Specs, device: torch.device, trained: TaskSpec | None = None) -> Algorithm:

@@ -12,7 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from metalearn import cli
+from metalearn import cli, config
+from metalearn.run.parts import Parts
+from metalearn.run.splits import reopen_to_judge
 
 SMALL = [
     *("device=cpu", "device.threads=1", "algo=protonet", "model.norm_statistics=running", "model.channels=4", "data.image_size=14"),
@@ -215,3 +217,15 @@ class TestSplitsFile:
         assert (copied / "splits.json").read_bytes() == before
         assert cli.main(["doctor", str(copied)]) == 0
         assert "ok      splits.json: image_folder: train 4, val 3, test 3" in capsys.readouterr().out
+
+
+def test_a_head_over_training_classes_keeps_their_number_and_every_rank_builds_it(place: Path, tmp_path: Path) -> None:
+    root = draw(tmp_path / "all", {name: number for number, name in enumerate("abcd", 20)})
+    trained = config.compose(
+        [*SMALL, "algo=baseline", "data=glyphs", "data.num_classes=48", "data.num_drawings=6", "data.rotations=[train]"]
+    )
+    words = ["data=image_folder", f"data.root={root}", "data.fractions=[0,0,1]", f"data.cache_dir={tmp_path / 'cache'}"]
+    cfg = reopen_to_judge(trained, words, None)
+    parts = Parts.build(cfg, 1, {"data": trained["data"], "trusted": []})
+    assert parts.algorithm.spec.num_train_classes == 128
+    assert parts.source.spec("test").max_way == 2
