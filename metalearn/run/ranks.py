@@ -206,9 +206,7 @@ def follow_orders(store: dist.Store, rank: int, ranks: int, trusted: list[str]) 
     return 0
 
 
-def serve_rank(
-    cfg: dict[str, Any], trained: dict[str, Any] | None, plan: TaskPlan, store: dist.Store, rank: int, ranks: int
-) -> None:
+def serve_rank(cfg: dict[str, Any], trained: dict[str, Any] | None, plan: TaskPlan, store: dist.Store, rank: int, ranks: int) -> None:
     """Build what rank 0 has built, meet it, and do as it says until it lets go. trained: as in `Parts.build`."""
     fault("rank:start")
     parts = Parts.build(cfg, rank, trained)
