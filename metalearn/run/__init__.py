@@ -129,7 +129,7 @@ def evaluate_run(run_dir: Path, overrides: list[str], config_dir: str | None = N
     trained = pin_training(saved)
     del trained["logger"]  # an evaluation has none, so that its class need not be trusted
     refuse_links(run_dir)
-    cfg = pinned(reopen_to_judge(trained, overrides, config_dir))
+    cfg = pinned(reopen_to_judge(run_dir, trained, overrides, config_dir))
     store = CheckpointStore(run_dir)
     if not store.steps():
         raise CheckpointError(f"{run_dir} has no checkpoint yet; train it first with: metalearn resume {run_dir}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from metalearn.engine.execution import TaskPlan
 from metalearn.engine.membership import refuse_other_kind
 from metalearn.engine.settings import Settings
 from metalearn.errors import DataError
+from metalearn.run import specification
+from metalearn.run.places import settled
 
 
 def keep_compiled() -> None:
@@ -34,7 +37,7 @@ keep_compiled()  # before any optimizer is made, which loads the compiler, which
 
 @dataclass(frozen=True)
 class Parts:
-    """plan: vmap as long as a measurement is to choose it. trained: `data` and `trusted` of a run that is judged, else None."""
+    """plan: vmap as long as a measurement is to choose it. trained: the run that is judged, else None."""
 
     source: Source
     algorithm: Algorithm
@@ -44,7 +47,7 @@ class Parts:
 
     @staticmethod
     def build(cfg: dict[str, Any], rank: int = 0, trained: dict[str, Any] | None = None) -> Parts:
-        """trained: given for an evaluation, which asks of its data only the split that is judged."""
+        """trained: for an evaluation, which asks of its data only the split that is judged: `data`, `trusted` and `run_dir` of the run."""
         build.prepare_host(cfg)
         device = build.build_device(cfg, rank)
         source = build.build_source(cfg, device)
@@ -62,13 +65,21 @@ class Parts:
 
 
 def trained_spec(trained: dict[str, Any], judged: Source | None = None) -> TaskSpec:
-    """What the tasks are like that a run is trained on. judged: stands in for its data where that has moved."""
+    """What the tasks are like that a run is trained on. judged: stands in for the data of an older run where that has moved."""
+    kept = specification.read(Path(trained["run_dir"]), trained["trusted"])
+    if kept is not None:
+        return kept[0]
     try:
-        return build.build_source(trained, torch.device("cpu")).spec("train")
+        return own_source(trained).spec("train")
     except DataError:
         if judged is None:
             raise
         return judged.spec("train")
+
+
+def own_source(trained: dict[str, Any]) -> Source:
+    """The data that a run is trained on, from where it lies now. DataError if it is gone."""
+    return build.build_source(settled(trained, trained, Path(trained["run_dir"])), torch.device("cpu"))
 
 
 def settings_of(cfg: dict[str, Any]) -> Settings:

@@ -61,12 +61,6 @@ def moved_places(old: Mapping[str, Any], new: Mapping[str, Any]) -> set[str]:
     return {key for key, place in places_of(new).items() if all(place.holds(node.get(key)) for node in values)}
 
 
-def without_places(data: Mapping[str, Any], places: Collection[str]) -> dict[str, Any]:
-    """A `data` node without these keys, to compare what the data are wherever they lie."""
-    names = {key.removeprefix("data.") for key in places}
-    return {key: value for key, value in data.items() if key not in names}
-
-
 def without_words(overrides: list[str], places: Collection[str]) -> list[str]:
     """The words of a command line that do more than to say where the data lie."""
     return [word for word in overrides if word.partition("=")[0] not in places]

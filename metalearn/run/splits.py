@@ -7,16 +7,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from metalearn import build, config
+from metalearn import config
 from metalearn.core import InputSpec, Source, Split, TaskSpec
 from metalearn.documents import read_json
 from metalearn.engine.checkpoint import Checkpoint
 from metalearn.engine.membership import FILE, Splits, digest, refuse_seen, seen_in
 from metalearn.engine.runlog import RunLog
 from metalearn.errors import ConfigError, DataError
-from metalearn.run.parts import Parts, trained_spec
+from metalearn.run.parts import Parts, own_source, trained_spec
 
 log = logging.getLogger(__name__)
 
@@ -32,20 +30,21 @@ def keep_splits(runlog: RunLog, source: Source) -> str:
     return digest(tree)
 
 
-def novelty(run_dir: Path, parts: Parts, checkpoint: Checkpoint, split: Split) -> dict[str, Any]:
+def novelty(parts: Parts, checkpoint: Checkpoint, split: Split) -> dict[str, Any]:
     """Facts for the protocol: whether the run has met, in training, who is judged in `split`. ConfigError if it has and must not."""
     if parts.source.fingerprint() == checkpoint.facts["data_sha256"]:
         return {"seen_in": seen_in(split)}
     assert parts.trained is not None
-    known = splits_of_run(run_dir, parts.trained, checkpoint)
+    known = splits_of_run(parts.trained, checkpoint)
     return refuse_seen(known, split, parts.source.members(split), parts.source.name)
 
 
-def splits_of_run(run_dir: Path, trained: dict[str, Any], checkpoint: Checkpoint) -> Splits:
+def splits_of_run(trained: dict[str, Any], checkpoint: Checkpoint) -> Splits:
     """From splits.json if it is what the checkpoint knows, else from the run's data if that is still what it was.
 
-    trained: `data` and `trusted` of the run.
+    trained: as in `Parts.build`.
     """
+    run_dir = Path(trained["run_dir"])
     expected = checkpoint.facts.get("splits_sha256")
     try:
         tree = read_json(run_dir / FILE)
@@ -57,7 +56,7 @@ def splits_of_run(run_dir: Path, trained: dict[str, Any], checkpoint: Checkpoint
     except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         reason = f"{FILE} cannot be read ({error})"
     try:
-        source = build.build_source(trained, torch.device("cpu"))
+        source = own_source(trained)
         sha256 = source.fingerprint()
         if sha256 != checkpoint.facts["data_sha256"]:
             raise DataError(f"it has sha256 {sha256[:12]}…, was {checkpoint.facts['data_sha256'][:12]}…")
@@ -70,17 +69,17 @@ def splits_of_run(run_dir: Path, trained: dict[str, Any], checkpoint: Checkpoint
     return Splits.of(source)
 
 
-def reopen_to_judge(trained: dict[str, Any], overrides: list[str], config_dir: str | None) -> dict[str, Any]:
+def reopen_to_judge(run_dir: Path, saved: dict[str, Any], overrides: list[str], config_dir: str | None) -> dict[str, Any]:
     """The configuration of an evaluation; other data takes the sizes of its tasks over from the run.
 
-    trained: configuration of the run, the sizes of its training tasks written out.
+    saved: configuration of the run, the sizes of its training tasks written out.
     """
-    sizes = trained["data"]
+    sizes = saved["data"]
     if any(word.startswith("data=") for word in overrides):
         # Of the command line alone, as what the folder trusts counts nowhere.
-        trusted = config.reopen(trained, overrides, config_dir, sizes=sizes)["trusted"]
-        sizes = {**sizes, **image_sizes(trained_spec({"data": trained["data"], "trusted": trusted}))}
-    return config.reopen(trained, overrides, config_dir, sizes=sizes)
+        trusted = config.reopen(saved, overrides, config_dir, sizes=sizes)["trusted"]
+        sizes = {**sizes, **image_sizes(trained_spec({"data": saved["data"], "trusted": trusted, "run_dir": str(run_dir)}))}
+    return config.reopen(saved, overrides, config_dir, sizes=sizes)
 
 
 def image_sizes(spec: TaskSpec) -> dict[str, int]:

@@ -225,7 +225,7 @@ def test_a_head_over_training_classes_keeps_their_number_and_every_rank_builds_i
         [*SMALL, "algo=baseline", "data=glyphs", "data.num_classes=48", "data.num_drawings=6", "data.rotations=[train]"]
     )
     words = ["data=image_folder", f"data.root={root}", "data.fractions=[0,0,1]", f"data.cache_dir={tmp_path / 'cache'}"]
-    cfg = reopen_to_judge(trained, words, None)
-    parts = Parts.build(cfg, 1, {"data": trained["data"], "trusted": []})
+    cfg = reopen_to_judge(tmp_path, trained, words, None)
+    parts = Parts.build(cfg, 1, {"data": trained["data"], "trusted": [], "run_dir": str(tmp_path)})
     assert parts.algorithm.spec.num_train_classes == 128
     assert parts.source.spec("test").max_way == 2
