@@ -18,6 +18,12 @@ from metalearn.run.parts import Parts, own_source, trained_spec
 
 log = logging.getLogger(__name__)
 
+MET = {
+    "none": "nobody who is judged was met in training",
+    "val": "some of those who are judged chose the checkpoint",
+    "train": "all who are judged were trained on",
+}
+
 
 def keep_splits(runlog: RunLog, source: Source) -> str:
     """Write who is in which split, unless that is what stands there; its digest."""
@@ -25,18 +31,21 @@ def keep_splits(runlog: RunLog, source: Source) -> str:
     there = runlog.read_json(FILE)
     if there != tree:
         if there is not None:
-            log.warning("%s did not say who is in the splits of this run's data; written anew", runlog.run_dir / FILE)
+            log.warning(f"{runlog.run_dir / FILE} did not say who is in the splits of this run's data; written anew")
         runlog.write(FILE, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
     return digest(tree)
 
 
 def novelty(parts: Parts, checkpoint: Checkpoint, split: Split) -> dict[str, Any]:
     """Facts for the protocol: whether the run has met, in training, who is judged in `split`. ConfigError if it has and must not."""
-    if parts.source.fingerprint() == checkpoint.facts["data_sha256"]:
+    then, now = checkpoint.facts["data_sha256"], parts.source.fingerprint()
+    if now == then:
         return {"seen_in": seen_in(split)}
     assert parts.trained is not None
     known = splits_of_run(parts.trained, checkpoint)
-    return refuse_seen(known, split, parts.source.members(split), parts.source.name)
+    facts = refuse_seen(known, split, parts.source.members(split), parts.source.name)
+    log.info(f"the data is not as this run was trained on it (sha256 {now[:12]}…, was {then[:12]}…); {MET[facts['seen_in']]}")
+    return facts
 
 
 def splits_of_run(trained: dict[str, Any], checkpoint: Checkpoint) -> Splits:
@@ -65,7 +74,7 @@ def splits_of_run(trained: dict[str, Any], checkpoint: Checkpoint) -> Splits:
             f"{run_dir}: {reason}, and the data that the run was trained on is not here to tell who was in it ({error}), so that nobody "
             f"knows whether it has met who is judged; restore one of them, or judge the run on its own data"
         ) from error
-    log.warning("%s: %s; its splits were taken from its data, which has the sha256 that the checkpoint knows", run_dir, reason)
+    log.warning(f"{run_dir}: {reason}; its splits were taken from its data, which has the sha256 that the checkpoint knows")
     return Splits.of(source)
 
 

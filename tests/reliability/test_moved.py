@@ -141,10 +141,14 @@ def test_other_content_is_refused_and_nothing_is_changed(place: Path, capsys: py
     splits["train"], splits["test"] = splits["test"], splits["train"]
     (place / "divided.json").write_text(json.dumps(splits))
     before = contents(place / "run")
-    for word in (f"data.root={place / 'others'}", f"data.partition={place / 'divided.json'}"):
-        for verb in (["resume", str(place / "run"), LONGER], ["eval", str(place / "run")]):
-            assert_answer(capsys, 3, "the data is not what this run was trained on (sha256 ", *verb, word)
-            assert contents(place / "run") == before
+    others, divided = f"data.root={place / 'others'}", f"data.partition={place / 'divided.json'}"
+    for word in (others, divided):
+        assert_answer(capsys, 3, "the data is not what this run was trained on (sha256 ", "resume", str(place / "run"), LONGER, word)
+    assert_answer(capsys, 2, "that this run was trained on, by content or by name: ", "eval", str(place / "run"), divided)
+    assert contents(place / "run") == before
+    assert cli.main(["eval", str(place / "run"), others]) == 0
+    assert "the data is not as this run was trained on it (sha256 " in capsys.readouterr().out
+    assert not (place / "run" / "evals" / "test").exists()  # the name of the folder says which data was judged
 
 
 def test_a_division_that_is_no_file_is_the_run_s_science(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
