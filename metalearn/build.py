@@ -12,7 +12,8 @@ import math
 import os
 import platform
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def check_machine(cfg: Config, run_dir: Path, known: dict[str, Specs] | None = N
     specs = attempt(lambda: known_specs(cfg, device, {} if known is None else known))
     with unheard():  # the run builds it again, and says then what became of it
         attempt(lambda: build_logger(cfg))
-    algorithm = attempt(lambda: initial_algorithm(cfg, specs)) if specs else None
+    algorithm = attempt(lambda: initial_algorithm(cfg, specs, specs["train"])) if specs else None
     if algorithm is not None:
         attempt(lambda: build_optimizer(cfg, algorithm))
     raise_all(errors)
@@ -65,12 +66,15 @@ def check_machine(cfg: Config, run_dir: Path, known: dict[str, Specs] | None = N
 def known_specs(cfg: Config, device: torch.device, known: dict[str, Specs]) -> Specs:
     key = json.dumps([cfg["data"], str(device)])
     if key not in known:
-        known[key] = specs_of(build_source(cfg, device))
+        source = build_source(cfg, device)
+        source.check(SPLITS)
+        source.prepare()
+        known[key] = specs_of(source)
     return known[key]
 
 
-def specs_of(source: Source) -> Specs:
-    return {split: source.spec(split) for split in SPLITS}
+def specs_of(source: Source, splits: Sequence[Split] = SPLITS) -> Specs:
+    return {split: source.spec(split) for split in splits}
 
 
 def folder_problems(run_dir: Path) -> list[str]:
@@ -161,22 +165,34 @@ def build_source(cfg: Config, device: torch.device) -> Source:
     return source
 
 
-def build_algorithm(cfg: Config, source: Source, device: torch.device) -> Algorithm:
-    """The algorithm with its initial weights, a function of cfg["seed"] alone, checked against the tasks of every split."""
-    algorithm = initial_algorithm(cfg, specs_of(source)).to(device)
+def build_algorithm(
+    cfg: Config, source: Source, device: torch.device, *, splits: Sequence[Split] = SPLITS, trained: TaskSpec | None = None
+) -> Algorithm:
+    """The algorithm with its initial weights, a function of cfg["seed"] alone, checked against the tasks of these splits.
+
+    trained: what it is trained on, if not the source's own train split.
+    """
+    trained = source.spec("train") if trained is None else trained
+    judged = {split: replace(spec, num_train_classes=trained.num_train_classes) for split, spec in specs_of(source, splits).items()}
+    return placed_algorithm(cfg, judged, device, trained)
+
+
+def placed_algorithm(cfg: Config, specs: Specs, device: torch.device, trained: TaskSpec | None = None) -> Algorithm:
+    """The same on this device, from specifications alone. trained: as above, that of train by default."""
+    algorithm = initial_algorithm(cfg, specs, specs["train"] if trained is None else trained).to(device)
     # The weights alone: the images follow at the first convolution, and vmap knows no memory formats.
     return algorithm.to(memory_format=torch.channels_last) if cfg["device"].get("channels_last", False) else algorithm
 
 
-def initial_algorithm(cfg: Config, specs: Specs) -> Algorithm:
+def initial_algorithm(cfg: Config, specs: Specs, trained: TaskSpec) -> Algorithm:
     torch.manual_seed(cfg["seed"])
     # Built on the CPU even for CUDA: the same seed gives the same initial weights on both.
-    model = construct(cfg, "model", input_spec=specs["train"].input_spec)
+    model = construct(cfg, "model", input_spec=trained.input_spec)
     if cfg["device"]["precision"] == "bfloat16":
         if not hasattr(model, "lower"):
             raise ConfigError(f"device.precision=bfloat16 needs a model derived from metalearn.models.Model, not {type(model).__name__}")
         model.lower(torch.bfloat16)
-    algorithm: Algorithm = construct(cfg, "algo", model=model, spec=specs["train"])
+    algorithm: Algorithm = construct(cfg, "algo", model=model, spec=trained)
     problems = []
     for spec in specs.values():
         try:

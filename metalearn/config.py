@@ -24,6 +24,7 @@ from metalearn.saved import damages, newer_keys, with_values
 from metalearn.schema import hint
 
 CHOSEN_ANEW = ("device", "logger")  # groups of a run that is resumed
+SIZES = ("way", "shot", "query_shot", "image_size", "channels")  # keys that other `data` takes over from the run that is judged
 # What an empty run folder may hold: the words of a run that was asked for, whole or half written. Hidden files count nowhere.
 ASKED_FOR = ("overrides.yaml", "overrides.yaml.tmp", "config.yaml.tmp", "status.json.tmp")
 
@@ -58,11 +59,14 @@ def sweep_problems(in_yaml: Any, given: Any) -> list[str]:
     return [] if given is None else [f"sweep={schema.show(given)} names a sweep of several runs; add -m to start one"]
 
 
-def reopen(saved: dict[str, Any], overrides: list[str], config_dir: str | None = None) -> dict[str, Any]:
+def reopen(
+    saved: dict[str, Any], overrides: list[str], config_dir: str | None = None, *, sizes: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The configuration of a run folder with values changed from the command line, under the same checks.
 
     The saved configuration is its own schema. Of the groups only `device` and `logger` may be chosen anew. `trusted` is never
     taken from the folder: a run with classes of one's own needs the word again.
+    sizes: given for an evaluation, which may also choose other `data`: what this takes over from the run, as a `data` node.
     """
     library = Library(config_dir)
     request = read_overrides(overrides, library)
@@ -74,6 +78,8 @@ def reopen(saved: dict[str, Any], overrides: list[str], config_dir: str | None =
             config[group] = OmegaConf.create(library.read(group, option))
         elif group in CHOSEN_ANEW:
             problems.append(f"{choice}: an evaluation has no {group}; leave it out")
+        elif group == "data" and sizes is not None:
+            config[group] = OmegaConf.create(with_sizes(library.load([choice])["data"], sizes))
         else:
             problems.append(f"{choice}: {group} was fixed when the run began; start a new run with metalearn train to change it")
     allowed = plain(config)
@@ -85,6 +91,13 @@ def reopen(saved: dict[str, Any], overrides: list[str], config_dir: str | None =
     problems += target_problems(cfg, cfg["trusted"] if isinstance(cfg["trusted"], list) else [])
     raise_if(problems)
     return cfg
+
+
+def with_sizes(data: dict[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """A `data` node with the sizes of a run in place of its own, where it has keys for them."""
+    train = {name: size for name, size in (sizes.get("train") or {}).items() if name in (data.get("train") or {})}
+    kept = {name: sizes[name] for name in SIZES if name in data and name in sizes}
+    return {**data, **kept, **({"train": {**data["train"], **train}} if train else {})}
 
 
 def check_values(cfg: Mapping[str, Any]) -> None:

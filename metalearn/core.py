@@ -20,6 +20,7 @@ Inputs = Tensor | dict[str, Tensor]
 Metrics = dict[str, Any]  # per-task scalars, averaged over tasks; "statistics" may hold batch-norm statistics
 Parameters = dict[str, Tensor]
 Split = Literal["train", "val", "test"]
+DRAWN_WITHOUT_END: Literal["drawn without end"] = "drawn without end"
 
 
 class Examples(NamedTuple):
@@ -58,6 +59,21 @@ class InputSpec(NamedTuple):
     num_categories: int | None = None
 
 
+class Member(NamedTuple):
+    """A class, user or group that tasks are made from.
+
+    source: the data that it is of, as in `data=NAME`. name: within that, whatever is done to its inputs.
+    sha256: over what it is made of, before anything is done to it; None where nothing lies on a disk.
+    """
+
+    source: str
+    name: str
+    sha256: str | None = None
+
+
+Members = Sequence[Member] | Literal["drawn without end"] | None
+
+
 class Draw(NamedTuple):
     """Random numbers wanted per task. A permutation permutes the last dimension of `shape`."""
 
@@ -93,20 +109,40 @@ class TaskSpec:
     ragged: bool = False  # True: the masks are not all True
 
 
+class Location(NamedTuple):
+    """A key of a source's YAML that says where something lies, not what it is.
+
+    key: its value is a path, or null. words: values of it that are no path.
+    made: what is not there is made anew, as a cache is.
+    """
+
+    key: str
+    words: tuple[str, ...] = ()
+    made: bool = False
+
+    def holds(self, value: Any) -> bool:
+        """Whether this value of the key is a path, or null."""
+        return value is None or (isinstance(value, str) and value not in self.words)
+
+
 class Source(ABC):
     """Where tasks come from. Holds its data as tensors on one device and draws without any state.
 
-    name: as in `data=NAME`.
+    name: as in `data=NAME`. locations: a run goes on from other places as long as `fingerprint` is equal.
     """
 
     name: str
+    locations: tuple[Location, ...] = ()
 
     def prepare(self) -> None:  # noqa: B027 - a source that computes its tasks has nothing to fetch
         """Fetch, verify and cache the data now rather than on first use."""
 
+    def check(self, splits: Sequence[Split]) -> None:  # noqa: B027 - a source that draws without end has enough of everything
+        """Raise ConfigError if the data cannot give the tasks of these splits: all of them before training, one before it is judged."""
+
     @abstractmethod
     def spec(self, split: Split) -> TaskSpec:
-        """What the tasks of this split look like."""
+        """What the tasks of this split look like. No `check` of any split: judging one must not fail for want of another."""
 
     @abstractmethod
     def tasks(self, split: Split, *, seed: int, first: int, count: int) -> TaskBatch:
@@ -125,13 +161,28 @@ class Source(ABC):
         """How many different tasks the split holds (users, say); None when they are drawn without end."""
         return None
 
+    def members(self, split: Split) -> Members:
+        """Who is in the split, so that nobody is judged on what was trained on, whatever other data an evaluation takes.
+
+        DRAWN_WITHOUT_END where no two tasks share anything. None: the source does not say, and a run on it can only be judged
+        on data of the same fingerprint.
+        """
+        return None
+
     @abstractmethod
     def protocol(self, split: Split) -> dict[str, Any]:
         """Facts that a result must state: way, shot, query_shot, partition, augmentation, … JSON values."""
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """sha256 over the data that tasks are drawn from."""
+        """sha256 over the data that tasks are drawn from, and over what lies at its `locations`."""
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What was done to inputs, to be done to a person's own: JSON values. Empty: they come as the model takes them.
+
+        Of images: resize (nearest, area or lanczos) and invert (bool). Size and channels are those of the specification.
+        """
+        return {}
 
 
 class Plan(Protocol):
@@ -316,7 +367,7 @@ def blank_query(task: Task) -> Task:
     return task._replace(query=task.query._replace(y=torch.zeros_like(task.query.y)))
 
 
-def members(task: Task, spec: TaskSpec) -> Tensor:
+def class_rows(task: Task, spec: TaskSpec) -> Tensor:
     """Which support row belongs to which class: bool (S, W), False on padding.
 
     W is max(S, spec.max_way), an upper bound on the way that is known without looking at the labels, so that a

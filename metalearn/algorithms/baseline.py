@@ -14,7 +14,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metalearn.core import Algorithm, Draw, Examples, Inputs, Metrics, Parameters, Plan, Task, TaskBatch, TaskSpec, map_leaves, members
+from metalearn.core import Algorithm, Draw, Examples, Inputs, Metrics, Parameters, Plan, Task, TaskBatch, TaskSpec, class_rows, map_leaves
 from metalearn.functional import Momentum, descend
 
 
@@ -75,7 +75,7 @@ class Baseline(Algorithm):
         features_SD, _ = self.model(task.support.x, given=self.model.running())
         num_rows, size = len(task.support.y), self.inner_batch_size
         per_epoch = ceil(num_rows / size)
-        present = members(task, self.spec).any(0)
+        present = class_rows(task, self.spec).any(0)
         logits_of_absent = features_SD.new_zeros(()).fill_(-1e9)
 
         def loss(head: Parameters, step: int) -> Tensor:

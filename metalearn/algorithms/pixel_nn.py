@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metalearn.core import Algorithm, Inputs, Task, TaskSpec, members
+from metalearn.core import Algorithm, Inputs, Task, TaskSpec, class_rows
 
 
 class PixelNN(Algorithm):
@@ -35,13 +35,13 @@ class PixelNN(Algorithm):
         return {"distance": self.distance}
 
     def adapt(self, task: Task, *, steps: int) -> dict[str, Any]:
-        return {"rows": self.vectors(task.support.x), "members": members(task, self.spec)}
+        return {"rows": self.vectors(task.support.x), "class_rows": class_rows(task, self.spec)}
 
     def predict(self, adapted: dict[str, Any], x: Inputs, mask: Tensor) -> Tensor:
         queries, rows = self.vectors(x), adapted["rows"]
         similarity = queries @ rows.T if self.distance == "cosine" else -torch.cdist(queries, rows)
         lowest = torch.finfo(similarity.dtype).min
-        return torch.where(adapted["members"], similarity[:, :, None], lowest).amax(1)
+        return torch.where(adapted["class_rows"], similarity[:, :, None], lowest).amax(1)
 
     def vectors(self, x: Inputs) -> Tensor:
         assert isinstance(x, Tensor)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from metalearn.core import Algorithm, Inputs, Metrics, Task, TaskSpec, members
+from metalearn.core import Algorithm, Inputs, Metrics, Task, TaskSpec, class_rows
 
 # S support rows, Q query rows, W ways, D features
 
@@ -70,7 +70,7 @@ class ProtoNet(Algorithm):
 
     def prototypes(self, z_SD: Tensor, task: Task) -> dict[str, Tensor]:
         """Class means of the support embeddings (W, D), eq. 1, and which classes are present (W,)."""
-        member_SW = members(task, self.spec).to(z_SD.dtype)
+        member_SW = class_rows(task, self.spec).to(z_SD.dtype)
         count_W = member_SW.sum(0)
         return {"prototypes": member_SW.T @ z_SD / count_W.clamp(min=1)[:, None], "present": count_W > 0}
 

@@ -52,7 +52,8 @@ def closing(run_dir: Path) -> str:
 def protocol_line(results: dict[str, Any]) -> str:
     """One line that says what was measured, so that no number travels without its protocol."""
     protocol = results["protocol"]
-    facts = [f"{results['split']} tasks"]
+    other = f" of {protocol['data']}, trained on {protocol['trained_on']}" if protocol.get("cross_domain") else ""
+    facts = [f"{results['split']} tasks{other}"]
     if protocol.get("way"):
         queries = "1 query" if protocol.get("query_shot") == 1 else f"{protocol.get('query_shot')} queries"
         facts.append(f"{protocol['way']}-way {protocol.get('shot')}-shot, {queries} per class")

@@ -20,19 +20,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from metalearn.core import Location
 from metalearn.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+CACHE = Location("cache_dir", made=True)  # for the `locations` of a source with such a key
+
 
 class Prepared(NamedTuple):
-    """tensors: by name. facts: JSON values. sha256: over both."""
+    """tensors: by name. facts: JSON values. sha256: over both, facts[ORIGIN] aside."""
 
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
     sha256: str
 
 
+# A fact about what a build was made from, which its sha256 leaves out: fingerprints stay those of builds that did not note it.
+ORIGIN = "origin"
 Build = Callable[[], tuple[dict[str, Tensor], dict[str, Any]]]
 
 
@@ -60,7 +65,7 @@ def cached(folder: Path, name: str, build: Build) -> Prepared:
     log.info("preparing %s", path)
     tensors, facts = build()
     tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
-    prepared = Prepared(tensors, json.loads(json.dumps(facts)), digest(tensors, facts))
+    prepared = Prepared(tensors, json.loads(json.dumps(facts)), digest(tensors, without_origin(facts)))
     _write(path, prepared)
     return prepared
 
@@ -75,9 +80,16 @@ def digest(tensors: dict[str, Tensor], facts: dict[str, Any]) -> str:
     return state.hexdigest()
 
 
+def without_origin(facts: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in facts.items() if name != ORIGIN}
+
+
 def key_of(**parts: Any) -> str:
     """Twelve hex digits of a sha256 over JSON values: the part of a cache name that stands for the dials."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+NO_ORIGIN = key_of(origin=None)  # also of what was built before origins were noted
 
 
 def _read(path: Path) -> Prepared:
@@ -85,14 +97,16 @@ def _read(path: Path) -> Prepared:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     facts = json.loads(metadata["facts"])
-    if digest(tensors, facts) != metadata["sha256"]:
+    found = digest(tensors, without_origin(facts)), key_of(origin=facts.get(ORIGIN))
+    if found != (metadata["sha256"], metadata.get("origin", NO_ORIGIN)):
         raise ValueError("its sha256 does not match its content")
     return Prepared(tensors, facts, metadata["sha256"])
 
 
 def _write(path: Path, prepared: Prepared) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    metadata = {"facts": json.dumps(prepared.facts), "sha256": prepared.sha256}
+    origin = key_of(origin=prepared.facts.get(ORIGIN))
+    metadata = {"facts": json.dumps(prepared.facts), "sha256": prepared.sha256, "origin": origin}
     try:
         save_file(prepared.tensors, temporary, metadata=metadata)
         with open(temporary, "rb") as file:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from metalearn.core import Split
-from metalearn.data.image_file import decode, read_file
+from metalearn.data.image_file import decode, pixels_sha256, read_file
 from metalearn.data.resize import FILTERS
 from metalearn.data.sampling import SPLITS
 from metalearn.errors import DataError
@@ -36,12 +36,14 @@ class ClassFolder(NamedTuple):
 
 def find_root(root: str | None) -> Path:
     """The folder of images. Raises DataError, with the way out, if it is not there."""
-    chosen = root if root is not None else os.environ.get("METALEARN_DATA")
-    if not chosen:
-        raise DataError(f"data.root is not set and image_folder has no data of its own; set data.root=ROOT, {LAYOUT}")
-    path = Path(chosen).expanduser()
+    if not root:
+        shared = os.environ.get("METALEARN_DATA")
+        within = f" (METALEARN_DATA={shared} is the folder of all data sets; name the one in it)" if shared else ""
+        what = "data.root is not set and image_folder has no data of its own"
+        raise DataError(f"{what}; set data.root=ROOT{within}, {LAYOUT}")
+    path = Path(root).expanduser()
     if not path.is_dir():
-        raise DataError(f"data.root={chosen} {'is a file' if path.exists() else 'does not exist'}; {LAYOUT}")
+        raise DataError(f"data.root={root} {'is a file' if path.exists() else 'does not exist'}; {LAYOUT}")
     return path
 
 
@@ -64,24 +66,29 @@ def class_folders(root: Path) -> list[ClassFolder]:
     return found
 
 
-def read_images(files: Sequence[Path], *, size: int, channels: int, resize: str) -> Tensor:
-    """uint8 (N, C, H, H). Raises DataError that names the first files, at most NAMED of them, that cannot be read."""
+def read_images(files: Sequence[Path], *, size: int, channels: int, resize: str) -> tuple[Tensor, list[str]]:
+    """uint8 (N, C, H, H), and the sha256 of each picture as its file holds it.
+
+    Raises DataError that names the first files, at most NAMED of them, that cannot be read.
+    """
     images = torch.empty(len(files), channels, size, size, dtype=torch.uint8)
-    problems: list[str] = []
+    contents, problems = [], []
     for number, file in enumerate(files):
         try:
-            pixels = torch.from_numpy(_pixels(file, size, channels, resize))
+            picture = _opened(file)
         except DataError as error:
             problems.append(str(error))
             if len(problems) == NAMED:
                 break
             continue
-        images[number] = pixels.reshape(size, size, channels).permute(2, 0, 1)
+        contents.append(pixels_sha256(np.asarray(picture if picture.mode in ("L", "RGB") else picture.convert("RGB"))))
+        resized = picture.convert("L" if channels == 1 else "RGB").resize((size, size), FILTERS[resize])
+        images[number] = torch.from_numpy(np.array(resized)).reshape(size, size, channels).permute(2, 0, 1)
         if number % 10_000 == 9_999:
             log.info("read %d of %d images", number + 1, len(files))
     if problems:
         raise DataError(_together(problems))
-    return images
+    return images, contents
 
 
 def _together(problems: Sequence[str]) -> str:
@@ -100,19 +107,15 @@ def _images(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file())
 
 
-def _pixels(file: Path, size: int, channels: int, resize: str) -> np.ndarray:
+def _opened(file: Path) -> Image.Image:
+    """Eight bits per channel, without transparency, which is laid on white as a viewer would show it."""
     try:
         image = decode(read_file(file), ("PNG", "JPEG"))
     except DataError as error:
         raise DataError(f"{file} {error}; repair or remove it") from error
-    return np.array(_plain(image, channels).resize((size, size), FILTERS[resize]))
-
-
-def _plain(image: Image.Image, channels: int) -> Image.Image:
-    """Eight bits per channel, without transparency, which is laid on white as a viewer would show it."""
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("L" if channels == 1 else "RGB")
+    return image

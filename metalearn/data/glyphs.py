@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from metalearn.core import Split
-from metalearn.data.cache import cache_folder, cached, key_of
-from metalearn.data.image_classes import ImageClasses, ImageSet, count_problems
+from metalearn.data.cache import CACHE, cache_folder, cached, key_of
+from metalearn.data.image_classes import ImageClasses, ImageSet
 from metalearn.data.partition import random_partition, split_sizes
+from metalearn.data.sampling import SPLITS
 from metalearn.errors import ConfigError
 from metalearn.hashing import fold, normal, uniform
 
@@ -30,6 +31,7 @@ class Glyphs(ImageClasses):
     """num_classes characters of num_drawings drawings, black ink on white before `invert`."""
 
     name = "glyphs"
+    locations = (CACHE,)
 
     def __init__(
         self,
@@ -55,19 +57,19 @@ class Glyphs(ImageClasses):
         self.folder = cache_folder(cache_dir)
         self.num_classes, self.num_drawings = num_classes, num_drawings
         self.seed, self.partition, self.partition_seed = seed, partition, partition_seed
-        self._check()
+        self._check_dials()
 
-    def _check(self) -> None:
+    def _check_dials(self) -> None:
         problems = (
             []
             if self.partition == "random"
             else [f"data.partition={self.partition}; glyphs only has 'random', as all characters are alike"]
         )
-        sizes = split_sizes(self.num_classes, FRACTIONS)
-        have = {split: (sizes[split] * self._turns(split), self.num_drawings) for split in self.shapes}
-        problems += count_problems(self.name, self.shapes, have)
         if problems:
-            raise ConfigError(problems)
+            raise ConfigError(problems + self._size_problems(SPLITS))
+
+    def _counts(self) -> dict[Split, tuple[int, int]]:
+        return {split: (size, self.num_drawings) for split, size in split_sizes(self.num_classes, FRACTIONS).items()}
 
     def _load(self) -> ImageSet:
         image_size = self.input_spec.shape[-1]
@@ -76,7 +78,8 @@ class Glyphs(ImageClasses):
             self.folder, name, lambda: ({"images": draw_glyphs(self.num_classes, self.num_drawings, self.seed, image_size)}, {})
         )
         partition = random_partition(self.num_classes, split_sizes(self.num_classes, FRACTIONS), self.partition_seed)
-        return ImageSet(prepared.tensors["images"], [self.num_drawings] * self.num_classes, partition, prepared.sha256)
+        names = [f"seed={self.seed}/character={number}" for number in range(self.num_classes)]
+        return ImageSet(prepared.tensors["images"], [self.num_drawings] * self.num_classes, partition, prepared.sha256, names)
 
     def _facts(self) -> dict[str, Any]:
         return {"partition": self.partition, "partition_seed": self.partition_seed, "data_seed": self.seed}

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,10 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.core import Examples, InputSpec, Source, Split, Task, TaskBatch, TaskSpec
+from metalearn.core import Examples, InputSpec, Member, Members, Source, Split, Task, TaskBatch, TaskSpec
 from metalearn.data.sampling import SPLITS, ClassStore, draw_episodes, shuffled, task_keys
-from metalearn.errors import ConfigError
+from metalearn.errors import ConfigError, raise_if
 from metalearn.objectives import Classification
+
+TURNS = 4  # by which rotations multiply classes
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,15 @@ class ImageSet:
     """All images of a source, sorted by class. images: uint8 (N, C, H, H); sizes: images per class, in order.
 
     partition: class numbers of each split. sha256: over the images and classes.
+    names: of the classes; None: they have none. contents: sha256 of each class before anything was done to its images; None: no files.
     """
 
     images: Tensor
     sizes: Sequence[int]
     partition: Mapping[Split, Sequence[int]]
     sha256: str
+    names: Sequence[str] | None = None
+    contents: Sequence[str] | None = None
 
 
 class ImageClasses(Source):
@@ -56,8 +62,11 @@ class ImageClasses(Source):
     train: sizes of the training episodes where they differ; None means as in val and test.
     rotations: the splits whose classes are multiplied by four, each turned copy being a class of its own.
     invert: 1 - x, so that ink drawn black on white becomes 1 on 0.
+    resize: what brings a picture to image_size; `area` also stands for images that are made at that size.
     The constructor touches no file; the first use does, and so does `prepare`.
     """
+
+    resize = "area"
 
     def __init__(
         self,
@@ -95,9 +104,23 @@ class ImageClasses(Source):
     def _facts(self) -> dict[str, Any]:
         """What a result must state beyond the sizes of its episodes: partition, resize, …"""
 
+    def _counts(self) -> Mapping[Split, tuple[int, int]]:
+        """Classes of each split, rotated copies aside, and images of the smallest. Override where these are known without an image."""
+        sizes = {split: [self._set.sizes[number] for number in self._set.partition[split]] for split in SPLITS}
+        return {split: (len(size), min(size, default=0)) for split, size in sizes.items()}
+
+    def _size_problems(self, splits: Sequence[Split]) -> list[str]:
+        """Sentences about sizes of episodes that the data cannot give in these splits."""
+        counts = self._counts()
+        have = {split: (counts[split][0] * self._turns(split), counts[split][1]) for split in splits}
+        return count_problems(self.name, {split: self.shapes[split] for split in splits}, have)
+
+    def check(self, splits: Sequence[Split]) -> None:
+        raise_if(self._size_problems(splits))
+
     def prepare(self) -> None:
         """Fetch, verify and cache the data now rather than on first use."""
-        _ = self._stores
+        _ = self._set
 
     def spec(self, split: Split) -> TaskSpec:
         shape = self.shapes[split]
@@ -109,7 +132,7 @@ class ImageClasses(Source):
             support_size=shape.way * shape.shot,
             query_size=shape.way * shape.query_shot,
             max_way=shape.way,
-            num_train_classes=self._stores["train"].num_classes,
+            num_train_classes=self._num_classes("train"),
         )
 
     def tasks(self, split: Split, *, seed: int, first: int, count: int) -> TaskBatch:
@@ -136,13 +159,26 @@ class ImageClasses(Source):
             "way": shape.way,
             "shot": shape.shot,
             "query_shot": shape.query_shot,
-            "num_classes": self._stores[split].num_classes,
+            "num_classes": self._num_classes(split),
             "augmentation": "rotations" if self.rotations else "none",
             "rotations": list(self.rotations),
+            **self._rotation_facts(split),
             "invert": self.invert,
             "image_size": self.input_spec.shape[-1],
             **self._facts(),
         }
+
+    def _rotation_facts(self, split: Split) -> dict[str, Any]:
+        if split not in self.rotations:
+            return {}
+        share = share_with_twins(self._num_classes(split) // TURNS, self.shapes[split].way)
+        return {"rotated_copies_are": "classes of their own", "share_of_tasks_with_rotated_twins": round(share, 4)}
+
+    def members(self, split: Split) -> Members:
+        names, contents = self._set.names, self._set.contents
+        if names is None:
+            return None
+        return [Member(self.name, names[n], None if contents is None else contents[n]) for n in self._set.partition[split]]
 
     def fingerprint(self) -> str:
         facts = {
@@ -153,21 +189,19 @@ class ImageClasses(Source):
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
+    def preprocessing(self) -> dict[str, Any]:
+        return {"resize": self.resize, "invert": self.invert}
+
     @cached_property
     def _set(self) -> ImageSet:
         return self._load()
 
     @cached_property
-    def _stores(self) -> dict[Split, ClassStore]:
-        sizes = {split: [self._set.sizes[number] for number in self._set.partition[split]] for split in SPLITS}
-        problems = count_problems(
-            self.name, self.shapes, {split: (len(s) * self._turns(split), min(s, default=0)) for split, s in sizes.items()}
-        )
-        if problems:
-            raise ConfigError(problems)
-        return {split: self._store(split) for split in SPLITS}
+    def _stores(self) -> Stores:
+        return Stores(self._store)
 
     def _store(self, split: Split) -> ClassStore:
+        self.check((split,))
         size = torch.tensor(self._set.sizes)
         first = size.cumsum(0) - size
         rows = torch.cat([torch.arange(int(first[c]), int(first[c] + size[c])) for c in self._set.partition[split]])
@@ -178,7 +212,10 @@ class ImageClasses(Source):
         return ClassStore(turned.contiguous().to(self.device), sizes.to(self.device))
 
     def _turns(self, split: Split) -> int:
-        return 4 if split in self.rotations else 1
+        return TURNS if split in self.rotations else 1
+
+    def _num_classes(self, split: Split) -> int:
+        return self._counts()[split][0] * self._turns(split)
 
     def _images(self, split: Split, rows: Tensor) -> Tensor:
         """(*rows.shape, C, H, H) in [0, 1], in the default precision."""
@@ -188,6 +225,24 @@ class ImageClasses(Source):
     @staticmethod
     def _real(rows: Tensor) -> Tensor:
         return torch.ones_like(rows, dtype=torch.bool)
+
+
+class Stores(dict[Split, ClassStore]):
+    """The examples of each split, gathered when they are first asked for: an evaluation needs one split of three."""
+
+    def __init__(self, make: Callable[[Split], ClassStore]) -> None:
+        super().__init__()
+        self.make = make
+
+    def __missing__(self, split: Split) -> ClassStore:
+        self[split] = self.make(split)
+        return self[split]
+
+
+def share_with_twins(num_drawn: int, way: int) -> float:
+    """Probability that `way` of 4·num_drawn classes, all equally likely, hold two turns of one of the num_drawn."""
+    factors = ((TURNS * (num_drawn - k)) / (TURNS * num_drawn - k) for k in range(way))
+    return 1.0 if way > num_drawn else 1.0 - math.prod(factors)
 
 
 def episode_shapes(way: int, shot: int, query_shot: int, train: Mapping[str, int | None] | None) -> dict[Split, EpisodeShape]:

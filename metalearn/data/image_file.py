@@ -1,11 +1,14 @@
-"""Opening a file that may be a picture, a bomb, or no picture at all."""
+"""Opening a file that may be a picture, a bomb, or no picture at all, and what tells one picture from another."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from metalearn.errors import DataError
@@ -47,3 +50,15 @@ def decode(content: bytes, formats: tuple[str, ...]) -> Image.Image:
         raise DataError(f"has far more than the {MAX_PIXELS} pixels that are read") from error
     except Exception as error:  # Pillow raises whatever its parsers stumble over: struct.error, KeyError, zlib.error …
         raise DataError(f"is not a readable image ({error or type(error).__name__})") from error
+
+
+def pixels_sha256(pixels: np.ndarray) -> str:
+    """Of uint8 (h, w) or (h, w, 3) as a file holds them, however it packs them: three equal channels count as one."""
+    if pixels.ndim == 3 and (pixels[..., :1] == pixels).all():
+        pixels = pixels[..., 0]
+    return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
+
+
+def class_sha256(pictures: Iterable[str]) -> str:
+    """Of a class, from the sha256 of its pictures in any order: what their files are called says nothing."""
+    return hashlib.sha256("".join(sorted(pictures)).encode()).hexdigest()

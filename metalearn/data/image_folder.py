@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from metalearn.core import Split
-from metalearn.data.cache import cache_folder, cached, key_of
+from metalearn.core import Location, Split
+from metalearn.data.cache import CACHE, ORIGIN, cache_folder, cached, key_of
 from metalearn.data.folder_files import ClassFolder, class_folders, find_root, read_images
-from metalearn.data.image_classes import ImageClasses, ImageSet, count_problems
+from metalearn.data.image_classes import ImageClasses, ImageSet
+from metalearn.data.image_file import class_sha256
 from metalearn.data.partition import file_partition, random_partition, split_sizes
 from metalearn.data.resize import METHODS
 from metalearn.data.sampling import SPLITS
 from metalearn.errors import ConfigError, DataError
 
-VERSION = 1  # of the preparation; part of the cache's name
+VERSION = 2  # of the preparation; part of the cache's name
 NAMED = 5  # classes that a message names before it counts
 
 
@@ -25,10 +28,11 @@ class ImageFolder(ImageClasses):
     """root: `root/<class>/*.png|jpg|jpeg`, or `root/{train,val,test}/<class>/…`, whose splits then hold.
 
     partition: `random`, or a file that maps classes to splits. min_images: leave out classes with fewer images.
-    The constructor lists the folders, since their counts decide whether the sizes can be had; it opens no image.
+    The constructor lists the folders, so that `check` knows whether the sizes can be had; it opens no image.
     """
 
     name = "image_folder"
+    locations = (Location("root"), Location("partition", words=("random",)), CACHE)
 
     def __init__(
         self,
@@ -64,10 +68,10 @@ class ImageFolder(ImageClasses):
         self.cache = cache_folder(cache_dir)
         self.partition, self.partition_seed, self.fractions = partition, partition_seed, tuple(fractions)
         self.min_images, self.resize, self.channels = min_images, resize, channels
-        self._check()
+        self._check_dials()
         self.root, self.folders, self.layout, self.split_classes = self._survey(root)
 
-    def _check(self) -> None:
+    def _check_dials(self) -> None:
         problems = []
         if self.channels not in (1, 3):
             problems.append(f"data.channels={self.channels}; expected 1 (grey) or 3 (colour)")
@@ -81,7 +85,7 @@ class ImageFolder(ImageClasses):
             raise ConfigError(problems)
 
     def _survey(self, root: str | None) -> tuple[Path, list[ClassFolder], str, dict[Split, list[int]]]:
-        """Root, classes, how they are divided, and their numbers per split. Raises ConfigError for sizes that they cannot give."""
+        """Root, classes, how they are divided, and their numbers per split."""
         path = find_root(root)
         folders = [folder for folder in class_folders(path) if len(folder.files) >= self.min_images]
         if not folders:
@@ -94,40 +98,51 @@ class ImageFolder(ImageClasses):
             partition = {split: [number for number, folder in enumerate(folders) if folder.split == split] for split in SPLITS}
         else:
             layout, partition = "random", random_partition(len(names), split_sizes(len(names), self.fractions), self.partition_seed)
-        problems = self._size_problems(folders, partition) + self._way_problems(partition)
-        if problems:
-            raise ConfigError(problems)
         return path, folders, layout, partition
 
     def _load(self) -> ImageSet:
         files = [file for folder in self.folders for file in folder.files]
         names = [folder.name for folder in self.folders]
-        size, channels, resize = self.input_spec.shape[-1], self.channels, self.resize
-        key = key_of(version=VERSION, files=_listing(self.root, files), size=size, channels=channels, resize=resize)
-        prepared = cached(
-            self.cache,
-            f"image_folder-{key}",
-            lambda: ({"images": read_images(files, size=size, channels=channels, resize=resize)}, {"classes": names}),
-        )
-        return ImageSet(prepared.tensors["images"], [len(folder.files) for folder in self.folders], self.split_classes, prepared.sha256)
+        dials = {"size": self.input_spec.shape[-1], "channels": self.channels, "resize": self.resize}
+        prepared = cached(self.cache, f"image_folder-{key_of(version=VERSION, files=_listing(self.root, files), **dials)}", self._build)
+        sizes = [len(folder.files) for folder in self.folders]
+        return ImageSet(prepared.tensors["images"], sizes, self.split_classes, prepared.sha256, names, prepared.facts[ORIGIN])
 
-    def _size_problems(self, folders: Sequence[ClassFolder], partition: Mapping[Split, Sequence[int]]) -> list[str]:
+    def _build(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The pixels of all classes, and who they are of."""
+        files = [file for folder in self.folders for file in folder.files]
+        images, pictures = read_images(files, size=self.input_spec.shape[-1], channels=self.channels, resize=self.resize)
+        rest = iter(pictures)
+        contents = [class_sha256(islice(rest, len(folder.files))) for folder in self.folders]
+        return {"images": images}, {"classes": [folder.name for folder in self.folders], ORIGIN: contents}
+
+    def _counts(self) -> dict[Split, tuple[int, int]]:
+        """Enough images in every class: `_size_problems` names those that have fewer than an episode asks for."""
+        return {split: (len(self.split_classes[split]), shape.per_class) for split, shape in self.shapes.items()}
+
+    def _size_problems(self, splits: Sequence[Split]) -> list[str]:
+        return self._short_classes(splits) + [self._with_way_out(problem, splits) for problem in super()._size_problems(splits)]
+
+    def _short_classes(self, splits: Sequence[Split]) -> list[str]:
         """Names of classes of which an episode could ask for more images than there are."""
-        short, needed = [], 0
-        for split, shape in self.shapes.items():
-            needed = max(needed, shape.per_class)
-            short += [f"{folders[n].name} ({len(folders[n].files)})" for n in partition[split] if len(folders[n].files) < shape.per_class]
+        needed = max(self.shapes[split].per_class for split in splits)
+        asked = [(self.folders[n], self.shapes[split].per_class) for split in splits for n in self.split_classes[split]]
+        short = [f"{folder.name} ({len(folder.files)})" for folder, per_class in asked if len(folder.files) < per_class]
         if not short:
             return []
         named = ", ".join(short[:NAMED]) + (f" and {len(short) - NAMED} more" if len(short) > NAMED else "")
         return [
-            f"{len(short)} of {len(folders)} classes have fewer images than the {needed} of shot + query_shot: {named}. "
+            f"{len(short)} of {len(asked)} classes have fewer images than the {needed} of shot + query_shot: {named}. "
             f"Lower data.shot or data.query_shot, or leave these classes out with data.min_images={needed}"
         ]
 
-    def _way_problems(self, partition: Mapping[Split, Sequence[int]]) -> list[str]:
-        have = {split: (len(partition[split]) * self._turns(split), shape.per_class) for split, shape in self.shapes.items()}
-        return count_problems(self.name, self.shapes, have)
+    def _with_way_out(self, problem: str, splits: Sequence[Split]) -> str:
+        """What a split that is judged alone may do about too few classes, if none of the others was trained on."""
+        if len(splits) > 1 or self.layout != "random" or len(self.split_classes[splits[0]]) == len(self.folders):
+            return problem
+        everything = ",".join("1" if split in splits else "0" for split in SPLITS)
+        all_classes = f"all {len(self.folders)} classes with data.fractions=[{everything}]"
+        return f"{problem}; a run that was trained on other data can be judged on {all_classes}"
 
     def _facts(self) -> dict[str, Any]:
         seed = {"partition_seed": self.partition_seed, "fractions": list(self.fractions)} if self.layout == "random" else {}

@@ -10,17 +10,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from metalearn.core import Split
-from metalearn.data.cache import cache_folder, cached, key_of
-from metalearn.data.image_classes import ImageClasses, ImageSet, count_problems
+from metalearn.core import Location, Split
+from metalearn.data.cache import CACHE, ORIGIN, cache_folder, cached, key_of
+from metalearn.data.image_classes import ImageClasses, ImageSet
+from metalearn.data.image_file import class_sha256, pixels_sha256
 from metalearn.data.omniglot_files import CONTENT, DRAWINGS, NUM_CHARACTERS, Character, locate, read_drawings
 from metalearn.data.partition import random_partition
 from metalearn.data.resize import METHODS, resize_ink
+from metalearn.data.sampling import SPLITS
 from metalearn.errors import ConfigError
 
-VERSION = 1  # of the preparation; part of the cache's name
+VERSION = 2  # of the preparation; part of the cache's name
 RANDOM_SIZES: dict[Split, int] = {"train": 1100, "val": 100, "test": 423}
 VINYALS_SIZES: dict[Split, int] = {"train": 1028, "val": 172, "test": 423}
 VAL_ALPHABETS = {"Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)"}
@@ -36,6 +39,7 @@ class Omniglot(ImageClasses):
     """root: a folder that holds the archives or their extracted folders; read only, None means $METALEARN_DATA, else cache_dir."""
 
     name = "omniglot"
+    locations = (Location("root"), CACHE)
 
     def __init__(
         self,
@@ -59,19 +63,21 @@ class Omniglot(ImageClasses):
         )
         self.root, self.folder = root, cache_folder(cache_dir)
         self.partition, self.partition_seed, self.resize = partition, partition_seed, resize
-        self._check()
+        self._check_dials()
 
-    def _check(self) -> None:
+    def _check_dials(self) -> None:
         """All that the dials alone can tell, so that nothing is downloaded for a run that cannot be."""
         problems = []
         if self.partition not in ("vinyals", "random"):
             problems.append(f"data.partition={self.partition}; expected vinyals or random")
         if self.resize not in METHODS:
             problems.append(f"data.resize={self.resize}; expected one of {', '.join(METHODS)}")
-        sizes = VINYALS_SIZES if self.partition == "vinyals" else RANDOM_SIZES
-        problems += count_problems(self.name, self.shapes, {split: (size * self._turns(split), DRAWINGS) for split, size in sizes.items()})
         if problems:
-            raise ConfigError(problems)
+            raise ConfigError(problems + self._size_problems(SPLITS))
+
+    def _counts(self) -> dict[Split, tuple[int, int]]:
+        sizes = VINYALS_SIZES if self.partition == "vinyals" else RANDOM_SIZES
+        return {split: (size, DRAWINGS) for split, size in sizes.items()}
 
     def _load(self) -> ImageSet:
         places = locate(self.root, self.folder)
@@ -82,11 +88,15 @@ class Omniglot(ImageClasses):
         partition = vinyals_partition(characters)
         if self.partition == "random":
             partition = random_partition(NUM_CHARACTERS, RANDOM_SIZES, self.partition_seed)
-        return ImageSet(prepared.tensors["images"], [DRAWINGS] * NUM_CHARACTERS, partition, prepared.sha256)
+        names = [f"{character.alphabet}/character{character.number:02}" for character in characters]
+        contents = prepared.facts[ORIGIN]
+        return ImageSet(prepared.tensors["images"], [DRAWINGS] * NUM_CHARACTERS, partition, prepared.sha256, names, contents)
 
     def _build(self, places: Sequence[Path], image_size: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         ink, characters = read_drawings(places, self.folder)
-        return {"images": resize_ink(ink, image_size, self.resize)}, {"characters": [list(c) for c in characters]}
+        drawings = [pixels_sha256(np.where(drawing, 0, 255).astype(np.uint8)) for drawing in ink]
+        contents = [class_sha256(drawings[first : first + DRAWINGS]) for first in range(0, len(drawings), DRAWINGS)]
+        return {"images": resize_ink(ink, image_size, self.resize)}, {"characters": [list(c) for c in characters], ORIGIN: contents}
 
     def _facts(self) -> dict[str, Any]:
         seed = {"partition_seed": self.partition_seed} if self.partition == "random" else {}

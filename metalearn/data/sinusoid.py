@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.core import Examples, InputSpec, Source, Split, Task, TaskBatch, TaskSpec
+from metalearn.core import DRAWN_WITHOUT_END, Examples, InputSpec, Members, Source, Split, Task, TaskBatch, TaskSpec
 from metalearn.data.image_classes import EpisodeShape, episode_shapes, shape_problems
 from metalearn.data.sampling import task_keys
 from metalearn.errors import ConfigError
@@ -66,6 +66,9 @@ class Sinusoid(Source):
         x = self._scaled(uniform(fold(key, POINT_DRAW), (shape.per_class,)), "interval")
         y = amplitude * torch.sin(x - phase)
         return Task(support=_rows(x[:, : shape.shot], y[:, : shape.shot]), query=_rows(x[:, shape.shot :], y[:, shape.shot :]), key=key)
+
+    def members(self, split: Split) -> Members:
+        return DRAWN_WITHOUT_END
 
     def protocol(self, split: Split) -> dict[str, Any]:
         shape = self.shapes[split]

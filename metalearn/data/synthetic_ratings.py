@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metalearn.core import Examples, InputSpec, Source, Split, Task, TaskBatch, TaskSpec
+from metalearn.core import Examples, InputSpec, Member, Members, Source, Split, Task, TaskBatch, TaskSpec
 from metalearn.data.cache import digest
 from metalearn.data.partition import split_sizes
 from metalearn.data.sampling import SPLITS, shuffled, task_keys
@@ -120,6 +120,11 @@ class SyntheticRatings(Source):
 
     def num_tasks(self, split: Split) -> int:
         return split_sizes(self.num_users, FRACTIONS)[split]
+
+    def members(self, split: Split) -> Members:
+        """Users by seed and number alone, from which attributes and taste follow, whatever was rated and with how much noise."""
+        first = self._first_user(split)
+        return [Member(self.name, f"seed={self.seed}/user={number}") for number in range(first, first + self.num_tasks(split))]
 
     def protocol(self, split: Split) -> dict[str, Any]:
         sizes = {"way": None, "shot": None, "query_shot": self.query_shot}

@@ -6,17 +6,21 @@ import contextlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from metalearn import config
+from metalearn import config, documents
 from metalearn.analysis import runfiles
 from metalearn.doctor.checks import Check, FailedError, SkippedError
-from metalearn.engine.checkpoint import Checkpoint, CheckpointStore
+from metalearn.engine.checkpoint import DAMAGES, Checkpoint, CheckpointStore
 from metalearn.engine.environment import differences, environment
 from metalearn.engine.identity import refuse_new_science, science
+from metalearn.engine.membership import FILE, Splits, digest
 from metalearn.engine.runlog import RunLog
 from metalearn.errors import CheckpointError, ConfigError
+from metalearn.run import specification
+from metalearn.run.places import places_of
 
 POINTERS = ("last", "best")
 CHOSEN = ("threads", "device", "ranks")  # facts about the machine that the configuration decides
@@ -36,6 +40,7 @@ class RunFolder:
         """In an order in which later ones may use what earlier ones found."""
         yield "config.yaml", self.configuration
         yield "env.json", self.machine
+        yield "spec.json", self.specification
         steps = self.store.steps()
         for step in reversed(steps):
             yield self.store.path(step).name, partial(self.checkpoint, step)
@@ -43,6 +48,7 @@ class RunFolder:
             yield "checkpoints", self.no_checkpoint
         for name in POINTERS:
             yield f"checkpoints/{name}", partial(self.pointer, name)
+        yield FILE, self.splits
         yield "method", self.method
         yield "metrics.jsonl", self.metrics
         yield "results.json", self.results
@@ -67,6 +73,12 @@ class RunFolder:
         if changed:
             return f"bits may differ when it is resumed here: {'; '.join(changed)}"
         return "the run is of this machine and these versions"
+
+    def specification(self) -> str:
+        """metalearn.load can build the learner from it."""
+        if specification.read(self.run_dir, self._configuration()["trusted"]) is None:
+            raise SkippedError("absent, as the run is older than it; metalearn.load reads the run's data instead")
+        return "whole; metalearn.load needs no data"
 
     def checkpoint(self, step: int) -> str:
         """Sizes and sha256 of all its files, and the facts in them."""
@@ -128,8 +140,27 @@ class RunFolder:
         """The configuration is the one that the newest valid checkpoint was trained with."""
         if self.newest is None:
             raise SkippedError("no valid checkpoint says what the run was trained with")
-        refuse_new_science(self.newest.facts["config"], science(self._configuration()))
+        cfg = self._configuration()
+        refuse_new_science(self.newest.facts["config"], science(cfg), places_of(cfg))
         return f"config.yaml says what {self.store.path(self.newest.step).name} was trained with"
+
+    def splits(self) -> str:
+        """It says who was train, val and test when the newest valid checkpoint was trained."""
+        expected = None if self.newest is None else self.newest.facts.get("splits_sha256")
+        if expected is None:
+            raise SkippedError("no valid checkpoint says who should stand in it")
+        advice = "restore it from a backup; without it, the run's own data must tell who was trained on when other data is judged"
+        try:
+            tree = documents.read_json(self.run_dir / FILE)
+            found = Splits.from_json(tree)
+        except FileNotFoundError as error:
+            raise FailedError(f"it is gone; {advice}") from error
+        except (OSError, *DAMAGES) as error:
+            raise FailedError(f"it cannot be read ({error}); {advice}") from error
+        if digest(tree) != expected:
+            assert self.newest is not None
+            raise FailedError(f"it is not what {self.store.path(self.newest.step).name} was trained with; {advice}")
+        return found.describe()
 
     def metrics(self) -> str:
         lines = runfiles.read_metrics(self.run_dir)
@@ -149,7 +180,7 @@ class RunFolder:
         value = results["metrics"][results["primary"]]
         return f"{results['split']} {results['primary']} {runfiles.shown(results['primary'], value['mean'], value['ci95'])}"
 
-    def _configuration(self) -> dict[str, object]:
+    def _configuration(self) -> dict[str, Any]:
         with contextlib.suppress(ConfigError):
             return config.reopen(config.read_saved(self.run_dir), self.overrides)
         raise SkippedError("config.yaml cannot be read")

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,29 @@ from typing import Any
 import torch
 
 PACKAGES = ("metalearn-runner", "torch", "torchvision", "numpy", "hydra-core", "omegaconf", "safetensors")
+NOWHERE: Mapping[str, str] = {}
 EXACTNESS = ("versions", "hardware")  # facts on which equal bits depend
 
 
-def environment(data_sha256: str, device: torch.device, ranks: int) -> dict[str, Any]:
-    """JSON values: versions, hardware, git sha (None outside a clone), data_sha256, argv."""
+def environment(
+    data_sha256: str,
+    device: torch.device,
+    ranks: int,
+    *,
+    locations: Mapping[str, str] = NOWHERE,
+) -> dict[str, Any]:
+    """JSON values: versions, hardware, git sha (None outside a clone), data_sha256, working folder, argv.
+
+    locations: absolute paths of what the configuration names by paths.
+    """
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "hardware": {**hardware(device), "ranks": ranks},
         "git_sha": _git("rev-parse", "HEAD"),
         "git_dirty": None if (status := _git("status", "--porcelain")) is None else bool(status),
         "data_sha256": data_sha256,
+        "locations": dict(locations),
+        "working_folder": _working_folder(),
         "argv": sys.argv,
     }
 
@@ -48,6 +61,13 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
             before = {}  # a file that somebody else wrote
         lines += [f"{name} was {before.get(name)}, is {after[name]}" for name in after if before.get(name) != after[name]]
     return lines
+
+
+def _working_folder() -> str | None:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # it was removed
+        return None
 
 
 def _version(name: str) -> str | None:

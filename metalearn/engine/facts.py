@@ -15,7 +15,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(COUNTS, (int,)),
     **dict.fromkeys(("record", "optimizer", "chunks"), (list,)),
     **dict.fromkeys(("config", "plan"), (dict,)),
-    "data_sha256": (str,),
+    **dict.fromkeys(("data_sha256", "splits_sha256"), (str,)),
     "best": (int, type(None)),
 }
 PLAN = {"name": "loop", "chunk": 0, "compile": False}

@@ -24,15 +24,24 @@ REQUIRED = (
     "adaptation_steps",
     "augmentation",
     "checkpoint",
+    "seen_in",
 )
 
 
 def result_of(
-    cfg: dict[str, Any], source: Source, algorithm: Algorithm, evaluation: Evaluation, *, step: int, checkpoint: str
+    cfg: dict[str, Any],
+    source: Source,
+    algorithm: Algorithm,
+    evaluation: Evaluation,
+    *,
+    step: int,
+    checkpoint: str,
+    novelty: dict[str, Any],
 ) -> dict[str, Any]:
     """The content of results.json: no time and no path, so that equal runs give equal bytes.
 
     step: outer step of the weights that were judged. checkpoint: the rule that chose them.
+    novelty: whether the run has met, in training, who was judged; see `metalearn.engine.membership`.
     """
     split = cfg["eval"]["split"]
     train = source.protocol("train")
@@ -47,6 +56,7 @@ def result_of(
         "train_adaptation_steps": algorithm.adaptation_steps,
         "checkpoint": checkpoint,
         "eval_seed": cfg["eval"]["seed"],
+        **novelty,
     }
     return {
         "split": split,

@@ -29,7 +29,10 @@ from metalearn.messages import echo, listening
 
 log = logging.getLogger(__name__)
 
-WRITTEN_EARLY = ("config.yaml", "overrides.yaml", "status.json", "env.json", "train.log", "metrics.jsonl")
+WRITTEN_EARLY = (
+    *("config.yaml", "overrides.yaml", "status.json", "env.json", "spec.json", "splits.json"),
+    *("train.log", "metrics.jsonl"),
+)
 
 
 class RunLog:

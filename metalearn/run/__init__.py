@@ -17,7 +17,7 @@ from metalearn import config, slurm
 from metalearn.analysis import tables
 from metalearn.engine.checkpoint import CheckpointStore, SaveError
 from metalearn.engine.faults import fault
-from metalearn.engine.identity import refuse_leaks, refuse_new_science, science
+from metalearn.engine.identity import refuse_new_science, science
 from metalearn.engine.lock import refuse_links
 from metalearn.engine.ranks import RankError
 from metalearn.engine.results import choose, load_chosen, protocol_name, result_of
@@ -30,7 +30,9 @@ from metalearn.run.judging import judge_split
 from metalearn.run.life import Life
 from metalearn.run.loaded import Loaded, load
 from metalearn.run.parts import Parts
+from metalearn.run.places import moved_places, places_of, settled, without_words
 from metalearn.run.ranks import open_crew, pinned
+from metalearn.run.splits import novelty, reopen_to_judge
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +75,11 @@ def resume(run_dir: Path, overrides: list[str], *, requeue: slurm.Requeue = slur
     old, notes = config.read_saved_with_notes(run_dir)
     with StopSignals(*slurm.warnings()) as signals, RunLog(run_dir) as runlog:
         cfg = pinned(config.reopen(old, overrides))
-        refuse_new_science(science(old), science(cfg))
+        refuse_new_science(science(old), science(cfg), places_of(cfg))
         if runlog.finished and cfg["trainer"]["outer_steps"] == old["trainer"]["outer_steps"]:
             refuse_unused_evaluation(run_dir, old["eval"], cfg["eval"], overrides)
             why = "; a logger hears of a run only while it trains" if cfg["logger"] != old["logger"] else ""
+            why += "; its data is read again only by an evaluation" if cfg["data"] != old["data"] else ""
             log.info(f"{run_dir} is finished; nothing to do{why}")
             return 0
 
@@ -88,7 +91,8 @@ def resume(run_dir: Path, overrides: list[str], *, requeue: slurm.Requeue = slur
             if notes or cfg != old:
                 runlog.write_request(cfg, [*runlog.overrides(), *overrides])
 
-        return Life(cfg, runlog, signals, begin=begin, requeue=requeue).live()
+        place = settled(cfg, old, run_dir)["data"]
+        return Life(cfg, runlog, signals, begin=begin, requeue=requeue, data=place).live()
 
 
 def refuse_unused_evaluation(run_dir: Path, old: dict[str, Any], new: dict[str, Any], overrides: list[str]) -> None:
@@ -117,25 +121,27 @@ def reopen_end(cfg: dict[str, Any], runlog: RunLog, old_end: int, step: int) -> 
             log.warning(f"step {step}, the former end, is no multiple of trainer.{key}={every}: {effect}, unlike a run of that length")
 
 
-def evaluate_run(run_dir: Path, overrides: list[str]) -> int:
-    """Judge a run's checkpoint, under another protocol if overrides say so; writes only RUN_DIR/evals/<protocol>/."""
+def evaluate_run(run_dir: Path, overrides: list[str], config_dir: str | None = None) -> int:
+    """Judge a run's checkpoint, under another protocol or on other data if overrides say so; writes only RUN_DIR/evals/<protocol>/."""
     saved, notes = config.read_saved_with_notes(run_dir)
     for note in notes:
         log.info(note)
     trained = pin_training(saved)
     del trained["logger"]  # an evaluation has none, so that its class need not be trusted
     refuse_links(run_dir)
-    cfg = pinned(config.reopen(trained, overrides))
+    cfg = pinned(reopen_to_judge(run_dir, trained, overrides, config_dir))
     store = CheckpointStore(run_dir)
     if not store.steps():
         raise CheckpointError(f"{run_dir} has no checkpoint yet; train it first with: metalearn resume {run_dir}")
-    parts = Parts.build(cfg)
+    moved = moved_places(trained, cfg)
+    cfg, split = settled(cfg, trained, run_dir), cfg["eval"]["split"]
+    parts = Parts.build(cfg, trained={"data": trained["data"], "trusted": cfg["trusted"], "run_dir": str(run_dir)})
     chosen, step = choose(store, cfg["eval"]["checkpoint"])
     checkpoint = load_chosen(store, step)
-    refuse_leaks(trained["data"], cfg["data"], checkpoint.facts["data_sha256"], parts.source.fingerprint())
+    facts = novelty(parts, checkpoint, split)
     load_weights(parts.algorithm, checkpoint.tensors)
-    split = cfg["eval"]["split"]
-    folder = run_dir / "evals" / protocol_name(split, overrides)
+    same_data = parts.source.fingerprint() == checkpoint.facts["data_sha256"]
+    folder = run_dir / "evals" / protocol_name(split, without_words(overrides, moved) if same_data else overrides)
     with StopSignals() as signals, RunLog(folder) as runlog:
         signals.timeout = cfg["trainer"]["shutdown_timeout_s"]
 
@@ -147,7 +153,8 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> int:
             with open_crew(cfg, parts, check=signals.check, give_up=give_up) as crew:
                 result = judge_split(cfg, crew, on_batch=lambda done: signals.check())
             runlog.write_csv(f"eval_{split}.csv", result.columns)
-            runlog.write_json("results.json", result_of(cfg, parts.source, parts.algorithm, result, step=step, checkpoint=chosen))
+            results = result_of(cfg, parts.source, parts.algorithm, result, step=step, checkpoint=chosen, novelty=facts)
+            runlog.write_json("results.json", results)
         except BaseException as error:
             discard_evaluation(runlog)
             if isinstance(error, RankError):

@@ -12,6 +12,7 @@ from typing import Any
 from metalearn import config, slurm
 from metalearn.engine.identity import refuse_new_science, science
 from metalearn.errors import ConfigError
+from metalearn.run.places import places_of
 
 
 def new_run_dir(cfg: dict[str, Any], overrides: Sequence[str] = ()) -> Path:
@@ -32,7 +33,7 @@ def holds_run(run_dir: Path, cfg: dict[str, Any]) -> bool:
     if not (run_dir / "config.yaml").exists():
         return False
     try:
-        refuse_new_science(science(config.read_saved(run_dir)), science(cfg))
+        refuse_new_science(science(config.read_saved(run_dir)), science(cfg), places_of(cfg))
     except ConfigError as error:
         where = f"{run_dir} holds another run, which restart {slurm.restarts()} of SLURM job {slurm.job()} may not go on with"
         raise ConfigError(f"{where}; choose another run_dir: {error}") from error

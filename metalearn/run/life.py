@@ -18,6 +18,7 @@ from metalearn.engine.environment import differences, environment
 from metalearn.engine.evaluate import Evaluation
 from metalearn.engine.faults import fault
 from metalearn.engine.identity import science
+from metalearn.engine.membership import seen_in
 from metalearn.engine.nonfinite import LIMITS, NonFiniteError
 from metalearn.engine.preflight import rehearse
 from metalearn.engine.ranks import RankError
@@ -33,8 +34,11 @@ from metalearn.loggers import Logger
 from metalearn.run import resuming
 from metalearn.run.judging import draw_plots, judge_split
 from metalearn.run.parts import Parts, settings_of
+from metalearn.run.places import absolute_paths, places_of
 from metalearn.run.plans import chosen_plan
 from metalearn.run.ranks import open_crew
+from metalearn.run.specification import NAME_OF_FILE, describe
+from metalearn.run.splits import keep_splits
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +49,7 @@ class Life:
     begin: for a run that is resumed, writes down what was asked anew; it is called with the step to continue at once
     everything that can be refused was checked, and until then nothing in the folder changes. None for a new run.
     requeue: called when it was stopped by SLURM's warning, and has saved.
+    data: the configuration's own with places as they are now, to build from; what is written down is what was typed.
     """
 
     def __init__(
@@ -55,8 +60,10 @@ class Life:
         *,
         begin: Callable[[int], None] | None = None,
         requeue: slurm.Requeue = slurm.requeue,
+        data: dict[str, Any] | None = None,
     ) -> None:
         self.cfg, self.log, self.signals, self.begin, self.requeue = cfg, log, signals, begin, requeue
+        self.data = cfg["data"] if data is None else data
         self.begun = False
         self.restarts = {"restarts": slurm.restarts()} if slurm.job() is not None else {}
         trainer = cfg["trainer"]
@@ -103,9 +110,11 @@ class Life:
     def _run(self) -> None:
         cfg = self.cfg
         checkpoint = self._checkpoint()
-        parts = Parts.build(cfg)
+        parts = Parts.build(self._settled())
         if checkpoint is not None:
             resuming.require_same(self.cfg, parts, checkpoint, self.log)
+        elif self.begin is not None:
+            resuming.require_same_start(parts, self.log)
         logger = build.build_logger(cfg)
         if self.begin is not None:
             if cfg["trainer"]["dry_run"]:
@@ -125,7 +134,8 @@ class Life:
         if cfg["trainer"]["dry_run"]:
             return
         self.signals.check()
-        with open_crew(self.cfg, parts, check=self.signals.check, give_up=self._give_up) as crew:
+        self._specify(parts)
+        with open_crew(self._settled(), parts, check=self.signals.check, give_up=self._give_up) as crew:
             trainer = self._train(parts, crew, settings, checkpoint, logger)
             chosen, step = choose(self.store, cfg["eval"]["checkpoint"], trainer.record)
             load_weights(parts.algorithm, load_chosen(self.store, step).tensors)
@@ -135,7 +145,8 @@ class Life:
 
     def _train(self, parts: Parts, crew: Crew, settings: Settings, checkpoint: Checkpoint | None, logger: Logger) -> Trainer:
         updater = self._updater(parts.algorithm)
-        facts = {"config": science(self.cfg), "data_sha256": parts.source.fingerprint(), "plan_asked": asdict(parts.plan)}
+        data = {"data_sha256": parts.source.fingerprint(), "splits_sha256": keep_splits(self.log, parts.source)}
+        facts = {"config": science(self.cfg, places_of(self.cfg)), **data, "plan_asked": asdict(parts.plan)}
         self.trainer = trainer = Trainer(
             parts.algorithm, updater, parts.source, crew, self.store, self.log, settings, facts=facts, check=self.signals.check
         )
@@ -150,7 +161,7 @@ class Life:
 
     def _planned(self, parts: Parts, settings: Settings) -> Parts:
         """The parts with the plan to train with, which config.yaml then names, so that a resumed run takes the same."""
-        plan = chosen_plan(self.cfg, parts.algorithm, parts.source, settings, parts.device)
+        plan = chosen_plan(self._settled(), parts.algorithm, parts.source, settings, parts.device)
         device = {**self.cfg["device"], "plan": plan.name, "chunk": plan.chunk, "compile": plan.compile}
         if device != self.cfg["device"]:
             self.cfg = {**self.cfg, "device": device}
@@ -189,13 +200,28 @@ class Life:
         return Updater(algorithm, optimizer, build.build_schedule(self.cfg), clip, limit=limit)
 
     def _environment(self, parts: Parts) -> None:
-        now = environment(parts.source.fingerprint(), parts.device, self.cfg["device"]["ranks"])
+        places = absolute_paths(self._settled())
+        now = environment(parts.source.fingerprint(), parts.device, self.cfg["device"]["ranks"], locations=places)
         then = self.log.read_json("env.json")
         if then is None:
             self.log.write_json("env.json", now)
             return
+        if then.get("locations") != places:
+            self.log.write_json("env.json", {**then, "locations": places})
         for line in differences(then, now):
             log.warning(f"{line} since the run began; bits may differ from a run that was never stopped")
+
+    def _settled(self) -> dict[str, Any]:
+        """The configuration with the places of its data as they are now."""
+        return {**self.cfg, "data": self.data}
+
+    def _specify(self, parts: Parts) -> None:
+        """spec.json, before the first checkpoint that is loaded with it."""
+        try:
+            self.log.write_json(NAME_OF_FILE, describe(parts.source))
+        except ValueError as error:
+            (self.log.run_dir / NAME_OF_FILE).unlink(missing_ok=True)
+            log.warning(f"{error}; metalearn.load will need the data of this run")
 
     def _report(self, parts: Parts, result: Evaluation, chosen: str, step: int, times: dict[str, float]) -> None:
         """The result of the final split, of the weights that the rule `chosen` chose: files, plots and the closing table."""
@@ -204,7 +230,9 @@ class Life:
         self.log.sync_metrics()
         self.log.write_csv(f"eval_{split}.csv", result.columns)
         fault("end:before_results")
-        self.log.write_json("results.json", result_of(cfg, parts.source, parts.algorithm, result, step=step, checkpoint=chosen))
+        novelty = {"seen_in": seen_in(split)}
+        results = result_of(cfg, parts.source, parts.algorithm, result, step=step, checkpoint=chosen, novelty=novelty)
+        self.log.write_json("results.json", results)
         fault("end:after_results")
         try:
             draw_plots(cfg, parts, self.log.run_dir)

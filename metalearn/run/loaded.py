@@ -24,35 +24,57 @@ from metalearn import build, config
 from metalearn.core import Algorithm, Examples, Inputs, Task, TaskSpec, blank_query
 from metalearn.engine.checkpoint import CheckpointStore
 from metalearn.engine.evaluate import frozen
+from metalearn.engine.identity import refuse_other_data
 from metalearn.engine.results import choose
 from metalearn.engine.state import load_weights
-from metalearn.errors import CheckpointError, ConfigError
+from metalearn.errors import CheckpointError, ConfigError, DataError
 from metalearn.hashing import draw, fold
+from metalearn.run import specification
+from metalearn.run.places import settled
 from metalearn.run.preprocessing import Preprocessing
 
 
 def load(run_dir: str | Path, *, checkpoint: str = "best", trusted: Sequence[str] = ()) -> Loaded:
     """The algorithm of a run with the weights that validation chose (checkpoint: best, last or step-NUMBER).
 
-    trusted: packages of one's own whose classes the run names. Raises ConfigError for a folder that is no run,
-    CheckpointError for weights that are not as saved, DataError when the run's data is not on this machine.
+    trusted: packages of one's own whose classes the run's method and model name. Nothing but the folder is needed, except
+    by a run that is older than spec.json: it needs its data, too.
+    Raises ConfigError for a folder that is no run, CheckpointError for files that are not as they were saved, and
+    DataError for the data of an older run that is not here, or not what it was trained on.
     """
     if not re.fullmatch(r"best|last|step-\d+", str(checkpoint)):
         raise ConfigError(f"checkpoint={checkpoint}; expected best, last or step-NUMBER")
     run_dir = Path(run_dir)
     words = [f"trusted=[{','.join(trusted)}]"] if trusted else []
     saved = config.read_saved(run_dir)
-    del saved["logger"]  # of training alone, so that its class need not be trusted
+    kept = specification.read(run_dir, trusted)
+    for group in ("logger", "optimizer", *(["data"] if kept else [])):
+        del saved[group]  # it is not built, so that its class need not be here or trusted
     cfg = config.reopen(saved, words)
     cfg["device"]["ranks"] = 1  # however many trained it, one process uses it
     device = build.build_device(cfg)
     store = CheckpointStore(run_dir)
-    algorithm = build.build_algorithm(cfg, build.build_source(cfg, device), device)
     if not store.steps():
         raise CheckpointError(f"{store.folder} holds no checkpoint; run metalearn resume {run_dir}")
     _, step = choose(store, checkpoint)
-    load_weights(algorithm, store.load(step).tensors)
-    return Loaded(algorithm.eval(), Preprocessing.of(cfg, algorithm), device)
+    chosen = store.load(step)
+    spec, prepare = kept or from_data(cfg, run_dir, device, chosen.facts["data_sha256"])
+    algorithm = build.placed_algorithm(cfg, {"train": spec}, device)
+    load_weights(algorithm, chosen.tensors)
+    return Loaded(algorithm.eval(), prepare, device)
+
+
+def from_data(cfg: dict[str, Any], run_dir: Path, device: torch.device, trained_on: str) -> specification.Described:
+    """What spec.json would say, of a run that has none."""
+    try:
+        source = build.build_source(settled(cfg, cfg, run_dir, advice="put it back there"), device)
+        refuse_other_data(trained_on, source.fingerprint())
+    except DataError as error:
+        raise DataError(f"{run_dir} has no spec.json, so that its data is read instead, but {error}") from error
+    try:
+        return source.spec("train"), Preprocessing.of(source.spec("train").input_spec, source.preprocessing())
+    except ValueError as error:
+        raise ConfigError(f"data={source.name}: {error}") from error
 
 
 class Loaded:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from metalearn import build
-from metalearn.core import Algorithm, Source
+from metalearn.core import Algorithm, Source, TaskSpec
 from metalearn.data.cache import cache_folder
 from metalearn.engine.execution import TaskPlan
+from metalearn.engine.membership import refuse_other_kind
 from metalearn.engine.settings import Settings
+from metalearn.errors import DataError
+from metalearn.run import specification
+from metalearn.run.places import settled
 
 
 def keep_compiled() -> None:
@@ -32,21 +37,49 @@ keep_compiled()  # before any optimizer is made, which loads the compiler, which
 
 @dataclass(frozen=True)
 class Parts:
-    """plan: vmap as long as a measurement is to choose it."""
+    """plan: vmap as long as a measurement is to choose it. trained: the run that is judged, else None."""
 
     source: Source
     algorithm: Algorithm
     plan: TaskPlan
     device: torch.device
+    trained: dict[str, Any] | None = None
 
     @staticmethod
-    def build(cfg: dict[str, Any], rank: int = 0) -> Parts:
+    def build(cfg: dict[str, Any], rank: int = 0, trained: dict[str, Any] | None = None) -> Parts:
+        """trained: for an evaluation, which asks of its data only the split that is judged: `data`, `trusted` and `run_dir` of the run."""
         build.prepare_host(cfg)
         device = build.build_device(cfg, rank)
         source = build.build_source(cfg, device)
         wish = build.plan_wish(cfg)
         plan = wish.plan() if wish.settled else TaskPlan("vmap")
-        return Parts(source, build.build_algorithm(cfg, source, device), plan, device)
+        splits = build.SPLITS if trained is None else (cfg["eval"]["split"],)
+        if trained is None or trained["data"] == cfg["data"]:
+            spec = source.spec("train")
+        else:
+            spec = trained_spec(trained, source)
+            refuse_other_kind(spec, source.spec(cfg["eval"]["split"]), source.name)
+        source.check(splits)
+        algorithm = build.build_algorithm(cfg, source, device, splits=splits, trained=spec)
+        return Parts(source, algorithm, plan, device, trained)
+
+
+def trained_spec(trained: dict[str, Any], judged: Source | None = None) -> TaskSpec:
+    """What the tasks are like that a run is trained on. judged: stands in for the data of an older run where that has moved."""
+    kept = specification.read(Path(trained["run_dir"]), trained["trusted"])
+    if kept is not None:
+        return kept[0]
+    try:
+        return own_source(trained).spec("train")
+    except DataError:
+        if judged is None:
+            raise
+        return judged.spec("train")
+
+
+def own_source(trained: dict[str, Any]) -> Source:
+    """The data that a run is trained on, from where it lies now. DataError if it is gone."""
+    return build.build_source(settled(trained, trained, Path(trained["run_dir"])), torch.device("cpu"))
 
 
 def settings_of(cfg: dict[str, Any]) -> Settings:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from metalearn.core import Algorithm, Inputs, InputSpec
+from metalearn.core import Inputs, InputSpec
 from metalearn.data.image_file import decode, read_file
 from metalearn.errors import ConfigError, DataError
 
@@ -27,16 +27,28 @@ BANDS = (1, 3, 4)  # grey, colour, colour with transparency
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What the run's data did to its inputs. spec: what its model takes. resize, invert: of images."""
+    """What the run's data did to its inputs. spec: what its model takes. resize, invert: of images.
+
+    resize is None where the source does not say what it did; inputs are then given as the model takes them.
+    """
 
     spec: InputSpec | dict[str, InputSpec]
-    resize: str
-    invert: bool
+    resize: str | None = None
+    invert: bool = False
 
     @staticmethod
-    def of(cfg: dict[str, Any], algorithm: Algorithm) -> Preprocessing:
-        data = cfg["data"]
-        return Preprocessing(algorithm.spec.input_spec, data.get("resize", "area"), bool(data.get("invert", False)))
+    def of(spec: InputSpec | dict[str, InputSpec], said: Mapping[str, Any]) -> Preprocessing:
+        """said: by `Source.preprocessing`. ValueError for what is not known here, as inputs would come out wrong."""
+        if not said:
+            return Preprocessing(spec)
+        if said.keys() != {"resize", "invert"}:
+            names = ", ".join(sorted(map(str, said)))
+            raise ValueError(f"preprocessing names {names}; expected resize and invert, or nothing")
+        if not isinstance(said["resize"], str) or said["resize"] not in FILTERS:
+            raise ValueError(f"preprocessing.resize is {said['resize']!r}; expected one of {', '.join(FILTERS)}")
+        if type(said["invert"]) is not bool:
+            raise ValueError(f"preprocessing.invert is {said['invert']!r}; expected true or false")
+        return Preprocessing(spec, **said)
 
     def __call__(self, inputs: Any) -> Inputs:
         """Model inputs (n, …), n ≥ 1, from a batch as a person has it; ConfigError names what does not fit.
@@ -62,10 +74,13 @@ class Preprocessing:
         """One image of bytes as float (C, H, W) in [0, 1]."""
         assert isinstance(self.spec, InputSpec)
         channels, height, width = self.spec.shape
+        if self.resize is None:
+            unsaid = "the run's data do not say how they prepare pictures (Source.preprocessing)"
+            raise ConfigError(f"{unsaid}; give floats of shape (n, {channels}, {height}, {width})")
         plain = _opened(picture).convert("L" if channels == 1 else "RGB")
         pixels = np.asarray(plain.resize((width, height), FILTERS[self.resize])).reshape(height, width, channels)
-        x = torch.from_numpy(pixels.copy()).permute(2, 0, 1) / 255.0
-        return 1 - x if self.invert else x
+        # Inverted as bytes, as sources do: 1 - x would differ from their pixels in the last bit.
+        return torch.from_numpy(255 - pixels if self.invert else pixels.copy()).permute(2, 0, 1) / 255.0
 
     def _floats(self, images: Any) -> Tensor:
         """Images that are model inputs already, (n, C, H, W): never resized or inverted, so their range must fit too."""

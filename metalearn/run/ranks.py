@@ -81,7 +81,8 @@ def open_crew(
     log.info(f"{ranks} ranks of {threads} thread{'s' if threads > 1 else ''} each")
     if parts.algorithm.trains_on == "examples":
         log.info("a flat minibatch is never split: rank 0 trains alone, evaluation is shared")
-    work = json.dumps({"cfg": {**cfg, "trusted": []}, "plan": asdict(parts.plan)})
+    trained = parts.trained and {**parts.trained, "trusted": []}
+    work = json.dumps({"cfg": {**cfg, "trusted": []}, "plan": asdict(parts.plan), "trained": trained})
     with started(ranks, work, cfg["trusted"], give_up) as (store, others):
         await_ready(store, ranks, others, check)
         with connected(store, 0, ranks, parts.device):
@@ -193,9 +194,9 @@ def follow_orders(store: dist.Store, rank: int, ranks: int, trusted: list[str]) 
             return 0
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
-        cfg = {**work["cfg"], "trusted": trusted}
+        cfg, trained = {**work["cfg"], "trusted": trusted}, work["trained"]
         with listening(say_here, level=logging.WARNING):  # the rest rank 0 has said
-            serve_rank(cfg, TaskPlan(**work["plan"]), store, rank, ranks)
+            serve_rank(cfg, trained and {**trained, "trusted": trusted}, TaskPlan(**work["plan"]), store, rank, ranks)
     except LostError as error:
         say_here(f"lost the connection to another rank: {error}")
         return LOST
@@ -205,10 +206,10 @@ def follow_orders(store: dist.Store, rank: int, ranks: int, trusted: list[str]) 
     return 0
 
 
-def serve_rank(cfg: dict[str, Any], plan: TaskPlan, store: dist.Store, rank: int, ranks: int) -> None:
-    """Build what rank 0 has built, meet it, and do as it says until it lets go."""
+def serve_rank(cfg: dict[str, Any], trained: dict[str, Any] | None, plan: TaskPlan, store: dist.Store, rank: int, ranks: int) -> None:
+    """Build what rank 0 has built, meet it, and do as it says until it lets go. trained: as in `Parts.build`."""
     fault("rank:start")
-    parts = Parts.build(cfg, rank)
+    parts = Parts.build(cfg, rank, trained)
     executor = Executor(parts.algorithm, plan)
     store.set(ready(rank), "")
     with connected(store, rank, ranks, parts.device):

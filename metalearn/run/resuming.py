@@ -8,32 +8,35 @@ from typing import Any
 from metalearn.analysis.runfiles import read_metrics
 from metalearn.engine.checkpoint import Checkpoint, CheckpointStore
 from metalearn.engine.faults import fault
-from metalearn.engine.identity import refuse_new_science, science
+from metalearn.engine.identity import refuse_new_science, refuse_other_data, science
 from metalearn.engine.nonfinite import MOST_ROLLBACKS, WAY_ON, NonFiniteError
 from metalearn.engine.runlog import RunLog
 from metalearn.engine.state import load_weights
 from metalearn.engine.trainer import Trainer
-from metalearn.errors import CheckpointError, ConfigError, DataError
+from metalearn.errors import CheckpointError, ConfigError
 from metalearn.run.parts import Parts
+from metalearn.run.places import places_of
 
 log = logging.getLogger(__name__)
 
 
 def require_same(cfg: dict[str, Any], parts: Parts, checkpoint: Checkpoint, runlog: RunLog) -> None:
     """Raise if a run cannot go on from this checkpoint. Its folder is only read."""
-    refuse_new_science(checkpoint.facts["config"], science(cfg))
-    sha256 = parts.source.fingerprint()
-    if checkpoint.facts["data_sha256"] != sha256:
-        raise DataError(
-            f"the data is not what this run was trained on (sha256 {sha256[:12]}…, "
-            f"was {checkpoint.facts['data_sha256'][:12]}…); restore it, or start a new run"
-        )
+    refuse_new_science(checkpoint.facts["config"], science(cfg), places_of(cfg))
+    refuse_other_data(checkpoint.facts["data_sha256"], parts.source.fingerprint())
     steps = cfg["trainer"]["outer_steps"]
     if steps < checkpoint.step:
         raise ConfigError(f"trainer.outer_steps={steps} but the run is at step {checkpoint.step}; give at least that many")
     runlog.require_metrics(checkpoint.facts["metrics_offset"])
     read_metrics(runlog.run_dir, checkpoint.facts["metrics_offset"])  # now, since plots and tables will need them at the end
     load_weights(parts.algorithm, checkpoint.tensors)
+
+
+def require_same_start(parts: Parts, log: RunLog) -> None:
+    """The same for a run that was stopped before its first checkpoint, as far as env.json says what it began with."""
+    began_with = (log.read_json("env.json") or {}).get("data_sha256")
+    if isinstance(began_with, str):
+        refuse_other_data(began_with, parts.source.fingerprint())
 
 
 def go_on(trainer: Trainer, checkpoint: Checkpoint) -> None:

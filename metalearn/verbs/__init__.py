@@ -25,7 +25,7 @@ RUNS = ("train", "resume", "eval")  # what several ranks can do together
 ARGUMENTS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "train": runs.train_arguments,
     "resume": runs.run_arguments,
-    "eval": runs.run_arguments,
+    "eval": runs.eval_arguments,
     "ls": catalogue.ls_arguments,
     "show": catalogue.show_arguments,
     "doctor": checks.doctor_arguments,

@@ -25,6 +25,7 @@ def data(args: argparse.Namespace) -> int:
     build.prepare_host(cfg)
     source = build.build_source(cfg, build.build_device({"device": {"name": "cpu"}}))
     if args.action == "prepare":
+        source.check(("train", "val", "test"))
         fingerprint = source.fingerprint()
         for split in ("train", "val", "test"):
             print(f"{split}: " + ", ".join(f"{key} {value}" for key, value in source.protocol(split).items()))

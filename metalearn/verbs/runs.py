@@ -78,16 +78,23 @@ def evaluate(args: argparse.Namespace) -> int:
 
     metalearn eval RUN_DIR eval.episodes=2000
     metalearn eval RUN_DIR data.way=20 eval.split=val eval.checkpoint=last
+    metalearn eval RUN_DIR data=image_folder data.root=PATH data.fractions=[0,0,1]        all classes of other data
     """
     from metalearn import config
 
     run_dir = listing.existing_run(args.run)  # not args.run_dir: a failure of an evaluation does not belong into the run's own log
-    config.reopen(config.read_saved(run_dir), args.overrides)
+    saved = config.read_saved(run_dir)
+    config.reopen(saved, args.overrides, args.config_dir, sizes=saved["data"])
     from metalearn import run
 
-    return run.evaluate_run(run_dir, args.overrides)
+    return run.evaluate_run(run_dir, args.overrides, args.config_dir)
 
 
 def run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN_DIR", type=Path, help=RUN_DIR)
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="key=value to change")
+
+
+def eval_arguments(parser: argparse.ArgumentParser) -> None:
+    run_arguments(parser)
+    add_config_dir(parser)

@@ -100,7 +100,7 @@ def test_flat_minibatches_pass_over_all_rows_and_carry_their_class(glyph_cache: 
 
 def test_impossible_sizes_are_told_all_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        Glyphs(device=CPU, cache_dir=str(tmp_path), way=150, shot=25, train={"way": 900, "shot": None, "query_shot": 1})
+        Glyphs(device=CPU, cache_dir=str(tmp_path), way=150, shot=25, train={"way": 900, "shot": None, "query_shot": 1}).check(SPLITS)
     assert caught.value.problems == [
         "data.train.way=900 but split 'train' of glyphs has 800 classes; lower data.train.way or give the split more classes",
         "data.shot=25 + data.train.query_shot=1 needs 26 images per class, but split 'train' of glyphs has a class with 20; "

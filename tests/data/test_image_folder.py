@@ -114,7 +114,7 @@ def test_a_file_that_is_no_partition_is_named(make_folder: Make, tmp_path: Path,
 def test_small_classes_stop_the_run_and_are_named_with_both_ways_out(make_folder: Make) -> None:
     root = make_folder({f"class{number}": 3 if number < 7 else 30 for number in range(12)})
     with pytest.raises(ConfigError) as caught:
-        source(root, query_shot=15)
+        source(root, query_shot=15).check(SPLITS)
     text = str(caught.value)
     assert "7 of 12 classes have fewer images than the 16 of shot + query_shot: " in text
     assert text.count("(3)") == 5
@@ -129,7 +129,7 @@ def test_min_images_leaves_small_classes_out(make_folder: Make) -> None:
 
 def test_too_many_ways_and_too_small_classes_come_in_one_list(make_folder: Make) -> None:
     with pytest.raises(ConfigError) as caught:
-        source(make_folder(SIZES), way=7, shot=3)
+        source(make_folder(SIZES), way=7, shot=3).check(SPLITS)
     assert "split 'val' of image_folder has 3 classes and split 'test' of image_folder has 3 classes; lower data.way" in str(caught.value)
     assert "class0 (4)" in str(caught.value)
 
@@ -179,6 +179,14 @@ def test_a_root_without_images_a_file_and_no_root_are_named(tmp_path: Path, monk
         ImageFolder(device=torch.device("cpu"))
 
 
+def test_the_folder_of_data_sets_is_not_taken_for_one_of_them(make_folder: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_folder(SIZES)
+    monkeypatch.setenv("METALEARN_DATA", str(folder))
+    told = rf"data.root is not set .* set data.root=ROOT \(METALEARN_DATA={folder} is the folder of all data sets; name the one in it\)"
+    with pytest.raises(DataError, match=told):
+        ImageFolder(device=torch.device("cpu"), way=2, query_shot=2)
+
+
 def test_a_changed_folder_is_read_again_and_the_root_is_never_written(make_folder: Make) -> None:
     root = make_folder(SIZES)
     before, listing = source(root).fingerprint(), sorted(root.rglob("*"))
@@ -191,7 +199,7 @@ def test_a_changed_folder_is_read_again_and_the_root_is_never_written(make_folde
 def test_transparency_is_white_and_sixteen_bits_are_scaled(tmp_path: Path) -> None:
     Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     Image.fromarray(np.full((4, 4), 65535, np.uint16)).save(tmp_path / "deep.png")
-    read = folder_files.read_images([tmp_path / "clear.png", tmp_path / "deep.png"], size=4, channels=1, resize="area")
+    read, _ = folder_files.read_images([tmp_path / "clear.png", tmp_path / "deep.png"], size=4, channels=1, resize="area")
     assert (read == 255).all()
 
 

@@ -37,8 +37,9 @@ def learner(run_dir: Path) -> Loaded:
 def untrained(*words: str) -> Loaded:
     cfg = compose(["device=cpu", *words])
     device = torch.device("cpu")
-    algorithm = build.build_algorithm(cfg, build.build_source(cfg, device), device)
-    return Loaded(algorithm, Preprocessing.of(cfg, algorithm), device)
+    source = build.build_source(cfg, device)
+    algorithm = build.build_algorithm(cfg, source, device)
+    return Loaded(algorithm, Preprocessing.of(source.spec("train").input_spec, source.preprocessing()), device)
 
 
 def drawings(count: int, size: int = 50) -> list[Image.Image]:

@@ -298,6 +298,7 @@ def test_a_best_pointer_is_not_needed(template: Path) -> None:
         "overrides.yaml",
         "status.json",
         "env.json",
+        "spec.json",
         "metrics.jsonl",
         "results.json",
     }

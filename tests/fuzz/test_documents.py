@@ -16,6 +16,7 @@ from metalearn.analysis.runfiles import read_metrics, read_results
 from metalearn.data.partition import file_partition
 from metalearn.documents import MAX_NODES
 from metalearn.references import reference_problems
+from metalearn.run import specification
 from tests.fuzz.cases import answered, cases, in_time, mutations
 
 SNIPPETS = st.sampled_from(
@@ -158,6 +159,49 @@ def test_a_table_is_a_partition_or_refused(rows: list[list[str]], folder: Path) 
     path = folder / "table.csv"
     path.write_text("\n".join(["class,split", *(",".join(row) for row in rows)]), encoding="utf-8", errors="surrogatepass")
     answered(lambda: file_partition(path, ["a", "b", "c"]))
+
+
+SPECIFICATION = {
+    "format_version": 1,
+    "task": {
+        "kind": "classification",
+        "objective": {"_target_": "metalearn.objectives.Classification"},
+        "num_outputs": 5,
+        "input_spec": {"shape": [1, 14, 14], "num_categories": None},
+        "support_size": 5,
+        "query_size": 25,
+        "max_way": 5,
+    },
+    "preprocessing": {"resize": "area", "invert": True},
+}
+
+
+@cases(200)
+@given(data=st.data())
+def test_a_specification_is_read_or_refused(data: st.DataObject, folder: Path) -> None:
+    content = json.loads(json.dumps(SPECIFICATION))
+    node = data.draw(st.sampled_from([content, content["task"], content["task"]["objective"], content["task"]["input_spec"]]))
+    node[data.draw(st.one_of(st.sampled_from([*node, *content["preprocessing"]]), st.text(max_size=8)))] = data.draw(TREES)
+    try:
+        text = json.dumps(specification.signed(content))
+    except ValueError:  # NaN
+        text = json.dumps(content)
+    (folder / "spec.json").write_text(text)
+    answered(lambda: specification.read(folder, []))
+
+
+@cases(100)
+@given(data=st.data())
+def test_damage_to_a_specification_is_found(data: st.DataObject, folder: Path) -> None:
+    good = json.dumps(specification.signed(SPECIFICATION)).encode()
+    damaged = data.draw(mutations(good))
+    (folder / "spec.json").write_bytes(damaged)
+    found = answered(lambda: specification.read(folder, []))
+    try:
+        same = json.loads(damaged) == json.loads(good)
+    except ValueError:
+        same = False
+    assert isinstance(found, tuple) == same
 
 
 RESULTS = {

@@ -15,7 +15,7 @@ import pytest
 
 from metalearn import run
 from metalearn.engine.checkpoint import MANIFEST, CheckpointStore
-from metalearn.errors import CheckpointError, ConfigError, DataError, MetalearnError
+from metalearn.errors import CheckpointError, ConfigError, MetalearnError
 from tests.reliability import harness
 from tests.reliability.harness import KILLED, assert_same_end, finish, resume, struck, train
 from tests.reliability.test_refusals import contents
@@ -133,12 +133,19 @@ def test_checkpoint_that_was_not_kept_is_refused_with_a_way_out(copied: Path) ->
 
 def test_evaluation_never_meets_what_the_run_was_trained_on(copied: Path) -> None:
     before = contents(copied)
-    with pytest.raises(ConfigError, match=r"data.partition_seed=1 \(was 0\): the split would hold what this run was trained on"):
+    with pytest.raises(
+        ConfigError, match=r"split 'test' of data=glyphs holds \d that this run was trained on, by content or by name: seed=0/"
+    ):
         run.evaluate_run(copied, ["data.partition_seed=1"])
     assert contents(copied) == before
 
 
-def test_evaluation_refuses_data_that_changed_since_training(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_of_data_that_changed_since_training_goes_by_who_is_in_it(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("metalearn.data.image_classes.ImageClasses.fingerprint", lambda source: "0" * 64)
-    with pytest.raises(DataError, match="the data is not what this run was trained on"):
+    assert run.evaluate_run(copied, ["data.shot=2"]) == 0
+    monkeypatch.setattr("metalearn.data.image_classes.ImageClasses.members", lambda source, split: None)
+    with pytest.raises(ConfigError, match=r"data=glyphs does not say who is in its splits"):
+        run.evaluate_run(copied, ["data.shot=2"])
+    (copied / "splits.json").unlink()
+    with pytest.raises(ConfigError, match=r"there is no splits.json, and the data that the run was trained on is not here .*; restore one"):
         run.evaluate_run(copied, ["data.shot=2"])

@@ -34,6 +34,7 @@ class TestNothingIsWrittenOutside:
         "name",
         [
             *(".lock", "train.log", "metrics.jsonl", "status.json", "status.json.tmp", "config.yaml.tmp", "overrides.yaml.tmp", "env.json"),
+            *("spec.json", "spec.json.tmp"),
             *("results.json.tmp", "eval_test.csv.tmp", "checkpoints/last.tmp", "checkpoints/last", "plots/learning_curve.png", "new"),
         ],
     )
@@ -56,6 +57,7 @@ class TestNothingIsWrittenOutside:
         "name",
         [
             *(".lock", "train.log", "metrics.jsonl", "status.json", "config.yaml", "overrides.yaml", "env.json", "results.json"),
+            "spec.json",
             *("checkpoints/last", "checkpoints/best", f"checkpoints/step-000004/{MANIFEST}", f"checkpoints/step-000004/{TENSORS}"),
         ],
     )

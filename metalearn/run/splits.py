@@ -1,0 +1,97 @@
+"""`splits.json` of a run: who was train, val and test. Written before the first step, compared before an evaluation."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from metalearn import config
+from metalearn.core import InputSpec, Source, Split, TaskSpec
+from metalearn.documents import read_json
+from metalearn.engine.checkpoint import Checkpoint
+from metalearn.engine.membership import FILE, Splits, digest, refuse_seen, seen_in
+from metalearn.engine.runlog import RunLog
+from metalearn.errors import ConfigError, DataError
+from metalearn.run.parts import Parts, own_source, trained_spec
+
+log = logging.getLogger(__name__)
+
+MET = {
+    "none": "nobody who is judged was met in training",
+    "val": "some of those who are judged chose the checkpoint",
+    "train": "all who are judged were trained on",
+}
+
+
+def keep_splits(runlog: RunLog, source: Source) -> str:
+    """Write who is in which split, unless that is what stands there; its digest."""
+    tree = Splits.of(source).to_json()
+    there = runlog.read_json(FILE)
+    if there != tree:
+        if there is not None:
+            log.warning(f"{runlog.run_dir / FILE} did not say who is in the splits of this run's data; written anew")
+        runlog.write(FILE, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
+    return digest(tree)
+
+
+def novelty(parts: Parts, checkpoint: Checkpoint, split: Split) -> dict[str, Any]:
+    """Facts for the protocol: whether the run has met, in training, who is judged in `split`. ConfigError if it has and must not."""
+    then, now = checkpoint.facts["data_sha256"], parts.source.fingerprint()
+    if now == then:
+        return {"seen_in": seen_in(split)}
+    assert parts.trained is not None
+    known = splits_of_run(parts.trained, checkpoint)
+    facts = refuse_seen(known, split, parts.source.members(split), parts.source.name)
+    log.info(f"the data is not as this run was trained on it (sha256 {now[:12]}…, was {then[:12]}…); {MET[facts['seen_in']]}")
+    return facts
+
+
+def splits_of_run(trained: dict[str, Any], checkpoint: Checkpoint) -> Splits:
+    """From splits.json if it is what the checkpoint knows, else from the run's data if that is still what it was.
+
+    trained: as in `Parts.build`.
+    """
+    run_dir = Path(trained["run_dir"])
+    expected = checkpoint.facts.get("splits_sha256")
+    try:
+        tree = read_json(run_dir / FILE)
+        if expected is not None and digest(tree) == expected:
+            return Splits.from_json(tree)
+        reason = f"{FILE} is not what the checkpoint was trained with" if expected else "the checkpoint is older than its file of splits"
+    except FileNotFoundError:
+        reason = f"there is no {FILE}"
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        reason = f"{FILE} cannot be read ({error})"
+    try:
+        source = own_source(trained)
+        sha256 = source.fingerprint()
+        if sha256 != checkpoint.facts["data_sha256"]:
+            raise DataError(f"it has sha256 {sha256[:12]}…, was {checkpoint.facts['data_sha256'][:12]}…")
+    except (ConfigError, DataError) as error:
+        raise ConfigError(
+            f"{run_dir}: {reason}, and the data that the run was trained on is not here to tell who was in it ({error}), so that nobody "
+            f"knows whether it has met who is judged; restore one of them, or judge the run on its own data"
+        ) from error
+    log.warning(f"{run_dir}: {reason}; its splits were taken from its data, which has the sha256 that the checkpoint knows")
+    return Splits.of(source)
+
+
+def reopen_to_judge(run_dir: Path, saved: dict[str, Any], overrides: list[str], config_dir: str | None) -> dict[str, Any]:
+    """The configuration of an evaluation; other data takes the sizes of its tasks over from the run.
+
+    saved: configuration of the run, the sizes of its training tasks written out.
+    """
+    sizes = saved["data"]
+    if any(word.startswith("data=") for word in overrides):
+        # Of the command line alone, as what the folder trusts counts nowhere.
+        trusted = config.reopen(saved, overrides, config_dir, sizes=sizes)["trusted"]
+        sizes = {**sizes, **image_sizes(trained_spec({"data": saved["data"], "trusted": trusted, "run_dir": str(run_dir)}))}
+    return config.reopen(saved, overrides, config_dir, sizes=sizes)
+
+
+def image_sizes(spec: TaskSpec) -> dict[str, int]:
+    """Keys of `data` that give images of another source the shape that the run's model takes."""
+    shape = spec.input_spec.shape if isinstance(spec.input_spec, InputSpec) else ()
+    return {"channels": shape[0], "image_size": shape[-1]} if len(shape) == 3 else {}
