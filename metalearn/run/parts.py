@@ -14,6 +14,7 @@ from metalearn.core import Algorithm, Source
 from metalearn.data.cache import cache_folder
 from metalearn.engine.execution import TaskPlan
 from metalearn.engine.settings import Settings
+from metalearn.engine.tuning import unmeasured
 
 
 def keep_compiled() -> None:
@@ -32,7 +33,7 @@ keep_compiled()  # before any optimizer is made, which loads the compiler, which
 
 @dataclass(frozen=True)
 class Parts:
-    """plan: vmap as long as a measurement is to choose it."""
+    """plan: `unmeasured` as long as a measurement is to choose it."""
 
     source: Source
     algorithm: Algorithm
@@ -45,8 +46,9 @@ class Parts:
         device = build.build_device(cfg, rank)
         source = build.build_source(cfg, device)
         wish = build.plan_wish(cfg)
-        plan = wish.plan() if wish.settled else TaskPlan("vmap")
-        return Parts(source, build.build_algorithm(cfg, source, device), plan, device)
+        algorithm = build.build_algorithm(cfg, source, device)
+        plan = wish.plan() if wish.settled else unmeasured(algorithm)
+        return Parts(source, algorithm, plan, device)
 
 
 def settings_of(cfg: dict[str, Any]) -> Settings:
