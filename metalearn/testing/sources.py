@@ -128,10 +128,11 @@ def splits_share_no_example(trial: SourceTrial) -> str:
 
 
 class Identities:
-    """Numbers by which equal inputs are known. Only where an input holds measured values: different examples may share codes."""
+    """Numbers by which equal examples are known. Only where an input holds measured values: different examples may share codes."""
 
     def __init__(self, spec: TaskSpec) -> None:
         specs = spec.input_spec if isinstance(spec.input_spec, dict) else {"x": spec.input_spec}
+        self.labelled = spec.kind == "classification"
         self.names = [name for name, of in specs.items() if of.num_categories is None]
         if not self.names:
             raise NotApplicable(f"input_spec has codes alone ({', '.join(specs)}), which different examples may share")
@@ -139,7 +140,8 @@ class Identities:
     def of(self, rows: Examples) -> Tensor:
         """int64 (T, n)."""
         inputs = rows.x if isinstance(rows.x, dict) else {"x": rows.x}
-        return torch.stack([hashed(inputs[name], rows.mask.ndim) for name in self.names]).sum(0)
+        parts = [inputs[name] for name in self.names] + ([] if self.labelled else [rows.y])  # one number alone may well come twice
+        return torch.stack([hashed(part, rows.mask.ndim) * (number + 1) for number, part in enumerate(parts)]).sum(0)
 
 
 def hashed(x: Tensor, dims: int) -> Tensor:
