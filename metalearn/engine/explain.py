@@ -64,7 +64,7 @@ RIDDLES: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "must only return Tensors, got type <class '(\\w+)'>|Expected tensors, got unsupported type <class '(\\w+)'>"
-        "|expected Tensor as element 0 in argument 0, but got (\\w+)",
+        "|expected Tensor as element 0 in argument 0, but got (\\w+)|^'(float|int|bool)' object is not iterable$",
         "returns a plain {0} among its metrics or in what it adapts",
         "return tensors only: loss.detach(), or torch.tensor(value)",
     ),

@@ -69,7 +69,7 @@ def gap(values: Tensor, expected: Tensor) -> float:
     """Largest difference; 0 for equal values that are not finite, infinite where only one of two is."""
     if values.shape != expected.shape:
         return float("inf")
-    difference = torch.where(values == expected, 0.0, (values.double() - expected.double()).abs())
+    difference = torch.where(values == expected, 0.0, (values.double() - expected.double()).abs()).detach()
     return float(difference.nan_to_num(nan=float("inf")).max()) if difference.numel() else 0.0
 
 
