@@ -116,12 +116,18 @@ def explanation(error: BaseException, *parts: Any) -> str | None:
     return None
 
 
-class no_random_numbers(TorchDispatchMode):  # noqa: N801 - read as a word after `with`
-    """Random numbers raise as they do under vmap, so that their line can be named under any plan."""
+class pure(TorchDispatchMode):  # noqa: N801 - read as a word after `with`
+    """Random numbers, and writing into what the module holds, raise as under vmap, so that their line is named under any plan."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.held = {value.untyped_storage().data_ptr() for value in (*module.buffers(), *module.parameters())}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded in function.tags:
             raise RuntimeError(f"called random operation {function}")
+        if function._schema.is_mutable and isinstance(args[0], torch.Tensor) and args[0].untyped_storage().data_ptr() in self.held:
+            raise RuntimeError(f"in-place arithmetic {function} would mutate a captured Tensor")
         return function(*args, **(kwargs or {}))
 
 

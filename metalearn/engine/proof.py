@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 
 from metalearn.core import Algorithm, Examples, TaskBatch
 from metalearn.engine.execution import Executor, Sums, TaskPlan
-from metalearn.engine.explain import explained, no_random_numbers
+from metalearn.engine.explain import explained, pure
 from metalearn.errors import ConfigError
 
 Batch = TaskBatch | Examples
@@ -162,7 +162,7 @@ def refuse_impure(actor: Algorithm, batch: Batch) -> None:
     first, again = (executor.sums(task).losses.nan_to_num() for _ in range(2))
     if relative(again, first) <= LOSS_TOLERANCE:
         return
-    with explained(actor), no_random_numbers():
+    with explained(actor), pure(actor):
         executor.sums(task)
     raise ConfigError(
         f"{type(actor).__name__} gives losses {float(first[0]):.6g} and {float(again[0]):.6g} for the same task and the same weights, "

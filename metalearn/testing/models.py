@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -111,18 +112,21 @@ def first_and_second_order_are_the_same_under_vmap(trial: ModelTrial) -> str:
         return (features - 0.3).square().mean()
 
     def adapted(weights: dict[str, Tensor], rows: Inputs) -> Tensor:
-        grads = grad(loss)(weights, rows)
-        return loss({name: weight - 0.1 * grads[name] for name, weight in weights.items()}, rows)
+        for _ in range(2):  # at the second step the weights are a task's own, which is where fused norms go wrong
+            grads = grad(loss)(weights, rows)
+            weights = {name: weight - 0.1 * grads[name] for name, weight in weights.items()}
+        return loss(weights, rows)
 
     for order, function in ((1, loss), (2, adapted)):
-        mapped = torch.vmap(grad(function), in_dims=(None, 0))(params, x)
+        # grad around vmap, as the plans have it: the other way round gives the right one.
+        mapped = grad(lambda weights: torch.vmap(partial(function, weights))(x).sum())(params)
         singles = [grad(function)(params, tree_map(lambda leaf: leaf[task], x)) for task in range(TASKS)]
         largest = max(float(value.norm()) for value in mapped.values())
         for name, found in mapped.items():
-            far = float((found - torch.stack([single[name] for single in singles])).norm())
+            far = float((found - torch.stack([single[name] for single in singles]).sum(0)).norm())
             require(
                 far <= 1e-9 * largest,
-                f"the gradient of {name} (order {order}) is {far / largest:.1e} off under vmap; write affines as multiply-add",
+                f"the gradient of {name} (order {order}) is {far / max(largest, 1e-300):.1e} off under vmap; write affines as multiply-add",
             )
     return f"{len(params)} parameters"
 

@@ -154,6 +154,13 @@ def test_what_vmap_cannot_map_keeps_the_contract_under_loop(riddle: str, write: 
     assert dict(failures(built("device.plan=loop"))).keys() <= {"permuting the support changes nothing"}  # of an LSTM over its rows
 
 
+@pytest.mark.parametrize("riddle", ["randn", "dropout", "buffer", "running"])
+def test_what_loop_would_do_in_silence_is_named_too(riddle: str, write: Write) -> None:
+    line, what, _ = RIDDLES[riddle]
+    place = write(line)
+    assert next(failures(built("device.plan=loop")))[1].startswith(f"{place} {what}")
+
+
 def test_a_sound_method_keeps_the_contract_though_a_parameter_has_no_gradient(write: Write) -> None:
     write()
     assert dict(failures(built())) == {}
