@@ -20,9 +20,11 @@ from typing import Any
 import torch
 
 from metalearn.core import Algorithm, Source, Split, TaskSpec
+from metalearn.engine.fitting import misfits, obstacles, plan_misfits
 from metalearn.engine.mirror import failure
 from metalearn.engine.tuning import Wish
 from metalearn.errors import ConfigError, DataError, MetalearnError, raise_all, raise_if
+from metalearn.library import Library, packaged_options
 from metalearn.loggers import Logger
 from metalearn.messages import unheard
 from metalearn.targets import BASES, Config, construct, resolve
@@ -185,6 +187,7 @@ def placed_algorithm(cfg: Config, specs: Specs, device: torch.device, trained: T
 
 
 def initial_algorithm(cfg: Config, specs: Specs, trained: TaskSpec) -> Algorithm:
+    raise_if(declared_problems(cfg, specs))  # first: a constructor may not survive tasks that its class does not take
     torch.manual_seed(cfg["seed"])
     # Built on the CPU even for CUDA: the same seed gives the same initial weights on both.
     model = construct(cfg, "model", input_spec=trained.input_spec)
@@ -203,6 +206,18 @@ def initial_algorithm(cfg: Config, specs: Specs, trained: TaskSpec) -> Algorithm
             problems.append(str(error))
     raise_if(problems)
     return algorithm
+
+
+def declared_problems(cfg: Config, specs: Specs) -> list[str]:
+    """What the class of the method declares against these tasks, or against device.plan."""
+    cls, plan = resolve("algo._target_", cfg["algo"]["_target_"], BASES["algo"], cfg["trusted"]), cfg["device"]["plan"]
+    if not plan_misfits("", cls, plan) and not any(obstacles(cls, spec) for spec in specs.values()):
+        return []
+    library = Library()
+    targets = {f"algo={option}": library.read("algo", option)["_target_"] for option in packaged_options("algo")}
+    name = next((ours for ours, target in targets.items() if target == cfg["algo"]["_target_"]), cls.__name__)
+    ours = {option: resolve("algo._target_", target, BASES["algo"], []) for option, target in targets.items()}
+    return plan_misfits(name, cls, plan) + [problem for spec in specs.values() for problem in misfits(name, cls, spec, ours)]
 
 
 def build_optimizer(cfg: Config, algorithm: Algorithm) -> torch.optim.Optimizer | None:

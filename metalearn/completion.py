@@ -21,6 +21,7 @@ FLAGS = {
     "ls": ("--config-dir", "--help"),
     "bench": ("--json", "--repeats", "--threads", "--no-compile", "--no-ranks", "--help"),
     "show": ("--config-dir", "--help"),
+    "doctor": ("--config-dir", "--help"),
 }
 ACTIONS = ("prepare", "preview")
 SCRIPT = r"""
@@ -73,8 +74,9 @@ def answers(words: list[str], verbs: tuple[str, ...]) -> Iterator[str]:
         yield from override_answers(word, given, Library(config_dir))
     elif verb in ("resume", "eval"):
         yield from saved_answers(word, Path(given[0])) if given else run_folders()
-    elif verb == "doctor" and not given:
-        yield from run_folders()
+    elif verb == "doctor":
+        yield from [] if given else run_folders()
+        yield from override_answers(word, given, Library(config_dir)) if not given or "=" in given[0] else []
     elif verb == "data":
         yield from data_answers(word, given, Library(config_dir))
     elif verb == "bench":

@@ -6,6 +6,7 @@ Shape letters: T tasks, S support rows, Q query rows, n either, W ways.
 
 from __future__ import annotations
 
+import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ Metrics = dict[str, Any]  # per-task scalars, averaged over tasks; "statistics" 
 Parameters = dict[str, Tensor]
 Split = Literal["train", "val", "test"]
 DRAWN_WITHOUT_END: Literal["drawn without end"] = "drawn without end"
+Kind = Literal["classification", "regression", "rating"]
 
 
 class Examples(NamedTuple):
@@ -98,7 +100,7 @@ class Objective(Protocol):
 class TaskSpec:
     """What a source promises about the tasks of one split; static."""
 
-    kind: Literal["classification", "regression", "rating"]
+    kind: Kind
     objective: Objective
     num_outputs: int  # ways, or target dimensions
     input_spec: InputSpec | dict[str, InputSpec]
@@ -200,6 +202,10 @@ class Algorithm(nn.Module):
     Subclasses define `adapt` and `predict`, or override what they need further up.
     """
 
+    kinds: tuple[Kind, ...] = ("classification", "regression", "rating")  # of the tasks that it takes
+    handles_ragged: bool = False  # True: padded rows, which the masks hide, never count
+    order_matters: bool = False  # True: predictions depend on the order of the support's rows, as with minibatches
+    plans: tuple[Literal["loop", "vmap"], ...] = ("loop", "vmap")  # by which its tasks can be mapped
     trains_on: Literal["tasks", "examples"] | None = "tasks"  # None: nothing to train
     evaluates_on: Literal["tasks"] = "tasks"
     adaptation_steps: int = 0
@@ -227,7 +233,10 @@ class Algorithm(nn.Module):
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
     def check(self, spec: TaskSpec) -> None:
-        """Raise ValueError, with the reason and the way out, if tasks like these are beyond the method."""
+        """Raise ValueError, with the reason and the way out, if tasks like these are beyond the method.
+
+        Only for what `kinds`, `handles_ragged` and `trains_on` do not say: these are judged before, and without any code.
+        """
 
     def draws(self, spec: TaskSpec) -> dict[str, Draw]:
         """Random numbers wanted for each task, enough for training and for evaluation."""
@@ -375,3 +384,21 @@ def class_rows(task: Task, spec: TaskSpec) -> Tensor:
     """
     labels = torch.arange(max(task.support.y.shape[-1], spec.max_way), device=task.support.y.device)
     return (task.support.y[:, None] == labels) & task.support.mask[:, None]
+
+
+def starting_with(names: Sequence[str], prefixes: str | Sequence[str], *, key: str) -> list[str]:
+    """The names that begin with one of the prefixes, in their order. `all` means all of them.
+
+    key: the dial that holds the prefixes. Raises ValueError naming every prefix that no name begins with.
+    """
+    if prefixes == "all":
+        return list(names)
+    wanted = [prefixes] if isinstance(prefixes, str) else list(prefixes)
+    idle = [prefix for prefix in wanted if not any(name.startswith(prefix) for name in names)]
+    if idle or not wanted:
+        parts = {".".join(name.split(".")[:n]) for name in names for n in range(1, name.count(".") + 2)}
+        close = difflib.get_close_matches(idle[0], sorted(parts), 1) if idle else []
+        meant = f"; did you mean {close[0]}?" if close else ";"
+        found = f"{', '.join(idle)} matches no parameter" if idle else "it matches no parameter"
+        raise ValueError(f"{key}={prefixes}: {found}{meant} choose 'all' or prefixes of: {', '.join(names)}")
+    return [name for name in names if name.startswith(tuple(wanted))]

@@ -39,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "saved": {"library", "schema"},
     "config": {"library", "documents", "prose", "references", "rules", "saved", "schema", "allowlist", "errors"},
     "targets": {"allowlist", "core", "loggers", "errors"},
-    "build": {"targets", "engine", "core", "loggers", "messages", "errors"},
+    "build": {"targets", "library", "engine", "core", "loggers", "messages", "errors"},
     "run": {
         "build",
         "targets",
@@ -64,7 +64,8 @@ ALLOWED: dict[str, set[str]] = {
     "completion": {"config", "library", "rules", "schema", "bench", "errors"},
     "sweep": {"run", "build", "config", "saved", "schema", "library", "engine", "analysis", "messages", "slurm", "errors"},
     "bench": {"run", "build", "config", "schema", "engine", "algorithms", "models", "analysis", "core", "errors"},
-    "doctor": {"run", "build", "config", "library", "engine", "analysis", "data", "core", "documents", "messages", "errors"},
+    "testing": {"engine", "core", "errors"},
+    "doctor": {"testing", "run", "build", "config", "library", "engine", "analysis", "data", "core", "documents", "messages", "errors"},
     "verbs": {
         "run",
         "launcher",

@@ -21,6 +21,8 @@ from metalearn.functional import Momentum, descend
 class Baseline(Algorithm):
     """eval_adaptation_steps: epochs over the support when a task's head is fitted."""
 
+    kinds = ("classification",)
+    order_matters = True
     trains_on = "examples"
 
     def __init__(
@@ -43,10 +45,6 @@ class Baseline(Algorithm):
         self.inner_batch_size, self.eval_adaptation_steps = inner_batch_size, eval_adaptation_steps
 
     def check(self, spec: TaskSpec) -> None:
-        if spec.kind != "classification" or spec.num_train_classes == 0:
-            raise ValueError(f"algo=baseline pretrains a classifier over labelled classes, but the tasks are {spec.kind}; choose algo=maml")
-        if spec.ragged:
-            raise ValueError("algo=baseline draws minibatches of real rows only, but these tasks are ragged; choose algo=maml")
         if self.norm_statistics not in ("running", "none"):
             raise ValueError(
                 f"model.norm_statistics={self.norm_statistics}, but algo=baseline tests with running averages; set it to running"

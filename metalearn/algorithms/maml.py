@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from metalearn.algorithms.network import NetworkAlgorithm
-from metalearn.core import Parameters, Task, TaskSpec
+from metalearn.core import Parameters, Task, TaskSpec, starting_with
 from metalearn.functional import descend
 
 
@@ -39,12 +39,7 @@ class MAML(NetworkAlgorithm):
         self.adapts = adapts
         self.inner_lr, self.order = inner_lr, order
         self.adaptation_steps, self.eval_adaptation_steps = adaptation_steps, eval_adaptation_steps
-        names = [name for name, _ in self.named_parameters()]
-        self.adapted_names = (
-            names if adapts == "all" else [n for n in names if n.startswith(tuple([adapts] if isinstance(adapts, str) else adapts))]
-        )
-        if not self.adapted_names:
-            raise ValueError(f"algo.adapts={adapts} matches no parameter; choose 'all' or prefixes of: {', '.join(names)}")
+        self.adapted_names = starting_with([name for name, _ in self.named_parameters()], adapts, key="algo.adapts")
 
     def protocol(self) -> dict[str, Any]:
         return {"order": self.order, "inner_lr": self.inner_lr, "adapts": self.adapts}

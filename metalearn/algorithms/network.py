@@ -18,6 +18,8 @@ class NetworkAlgorithm(Algorithm):
     adapted weights; `support_and_one`, every query alone in a batch with the support (Reptile's evaluation).
     """
 
+    handles_ragged = True
+
     def __init__(self, model: nn.Module, spec: TaskSpec) -> None:
         super().__init__(spec)
         self.model = model

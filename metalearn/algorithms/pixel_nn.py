@@ -17,6 +17,8 @@ from metalearn.core import Algorithm, Inputs, Task, TaskSpec, class_rows
 class PixelNN(Algorithm):
     """distance: `cosine`, as in the table, or `euclidean`. The model is not used."""
 
+    kinds = ("classification",)
+    handles_ragged = True
     trains_on = None
 
     def __init__(self, model: nn.Module, spec: TaskSpec, *, distance: str = "cosine") -> None:
@@ -26,9 +28,10 @@ class PixelNN(Algorithm):
         self.distance = distance
 
     def check(self, spec: TaskSpec) -> None:
-        if spec.kind != "classification" or isinstance(spec.input_spec, dict):
+        if isinstance(spec.input_spec, dict):
             raise ValueError(
-                f"algo=pixel_nn compares raw images of classes, but the tasks are {spec.kind}; choose algo=maml or data=glyphs"
+                f"algo=pixel_nn compares one tensor with another, but an input is a mapping of {', '.join(sorted(spec.input_spec))}; "
+                "choose other data"
             )
 
     def protocol(self) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from metalearn.core import Algorithm, Inputs, Metrics, Task, TaskSpec, class_row
 class ProtoNet(Algorithm):
     """distance: `euclidean` (squared, as in the paper) or `cosine`, whose similarities are multiplied by `scale`."""
 
+    kinds = ("classification",)
+
     def __init__(self, model: nn.Module, spec: TaskSpec, *, distance: str = "euclidean", scale: float = 10.0) -> None:
         super().__init__(spec)
         if distance not in ("euclidean", "cosine"):
@@ -30,10 +32,6 @@ class ProtoNet(Algorithm):
         self.transductive = self.norm_statistics == "transductive"
 
     def check(self, spec: TaskSpec) -> None:
-        if spec.kind != "classification":
-            raise ValueError(f"algo=protonet needs classes, but the tasks are {spec.kind}; choose algo=maml or another data source")
-        if spec.ragged:
-            raise ValueError("algo=protonet embeds every row of an episode as one batch, but these tasks are ragged; choose algo=maml")
         if self.norm_statistics == "support_and_one":
             raise ValueError("algo=protonet takes model.norm_statistics=running, support or transductive, not support_and_one")
 

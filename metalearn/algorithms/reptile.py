@@ -25,6 +25,9 @@ from metalearn.functional import Adam, descend
 class Reptile(NetworkAlgorithm):
     """inner_batch_size and eval_inner_batch_size: support rows per inner step."""
 
+    handles_ragged = False  # minibatches are of a support of fixed size
+    order_matters = True
+
     second_moment: Tensor  # of the inner Adam, all parameters in one row
     inner_steps: Tensor  # that the second moment has seen
 
@@ -45,11 +48,6 @@ class Reptile(NetworkAlgorithm):
         self.inner_batch_size, self.eval_inner_batch_size = inner_batch_size, eval_inner_batch_size
         self.register_buffer("second_moment", torch.zeros(sum(p.numel() for p in self.parameters())))
         self.register_buffer("inner_steps", torch.zeros((), dtype=torch.int64))
-
-    def check(self, spec: TaskSpec) -> None:
-        super().check(spec)
-        if spec.ragged:
-            raise ValueError("algo=reptile draws minibatches from a support of fixed size, but these tasks are ragged; choose algo=maml")
 
     def protocol(self) -> dict[str, Any]:
         return {"inner_lr": self.inner_lr, "inner_batch_size": self.inner_batch_size, "eval_inner_batch_size": self.eval_inner_batch_size}

@@ -1,7 +1,7 @@
-"""`metalearn doctor`: checks of this installation and machine, or of one run's folder, one line each.
+"""`metalearn doctor`: checks of this installation and machine, of one run's folder, or of an author's own method, one line each.
 
-Every check is a function that returns what it found, or raises. Nothing is repaired, and nothing is kept but what PyTorch's compiler made,
-in the cache folder.
+Every check is a function that returns what it found, or raises. Nothing is repaired, and nothing is kept but what PyTorch's compiler and
+data sources put into the cache folder.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from metalearn.doctor.checks import examine
 from metalearn.doctor.gradients import plans, second_order
 from metalearn.doctor.machine import allocator, device, processor, threads, versions
+from metalearn.doctor.methods import Choice
 from metalearn.doctor.runs import RunFolder
 from metalearn.doctor.storage import audits, bit_flip
 
@@ -40,3 +41,12 @@ def examine_run(run_dir: Path, overrides: list[str]) -> int:
     folder = RunFolder(run_dir, overrides)
     failed = examine(folder.checks())
     return folder.exit_code(failed)
+
+
+def examine_method(words: list[str], config_dir: str | None = None) -> int:
+    """Whether what these words of a command line choose keeps the contract of `metalearn.testing`; the exit code.
+
+    Raises ConfigError or DataError where a run with these words would be refused.
+    """
+    failed = examine(Choice(words, config_dir).checks())
+    return FAILED if failed else 0

@@ -17,7 +17,7 @@ from metalearn.core import Algorithm, Examples, TaskBatch, blank_query
 from metalearn.doctor.checks import Check, FailedError, SkippedError
 from metalearn.engine.evaluate import draw_tasks
 from metalearn.engine.execution import Executor, TaskPlan
-from metalearn.engine.proof import relative, with_ordinary_norms
+from metalearn.engine.proof import SLACK, relative, with_ordinary_norms
 from metalearn.engine.settings import draw_batch
 from metalearn.library import packaged_options
 from metalearn.run.parts import Parts, settings_of
@@ -135,8 +135,9 @@ def predictions(algorithm: Algorithm, task: Any) -> Tensor:
 def compare(found: dict[str, dict[str, Tensor]], way_out: str) -> str:
     """Hold every plan's outcome against that of the first."""
     (_, expected), *others = found.items()
-    floor = 1e-6 * max(float(value.norm()) for value in expected.values())
-    gaps = [(relative(values[name], expected[name], floor), name, plan) for plan, values in others for name in expected]
+    largest = max(float(value.norm()) for value in expected.values())
+    slack = SLACK * torch.finfo(torch.float64).eps * largest
+    gaps = [(relative(values[name], expected[name], 1e-6 * largest, slack), name, plan) for plan, values in others for name in expected]
     gap, name, plan = max(gaps)
     if not gap <= ROUNDING:
         raise FailedError(

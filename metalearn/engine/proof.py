@@ -21,6 +21,8 @@ from torch.utils._pytree import tree_map
 
 from metalearn.core import Algorithm, Examples, TaskBatch
 from metalearn.engine.execution import Executor, Sums, TaskPlan
+from metalearn.engine.explain import explained, pure
+from metalearn.errors import ConfigError
 
 Batch = TaskBatch | Examples
 
@@ -28,6 +30,7 @@ GRADIENT_TOLERANCE, LOSS_TOLERANCE = 1e-4, 1e-5  # float32, relative to the norm
 # How far the weights are moved to see what rounding does, in units of the last place: what a sum of some thousand terms may be off by.
 NUDGE = 64
 MOST_PAIRS = 4  # of tasks that a plan may be proved on
+SLACK = 4  # units of the last place of the largest gradient, by which any may differ: one that is truly zero is made of rounding alone
 ROUNDINGS, LARGEST_TOLERANCE = 2.0, 3e-3  # tolerance in units of what that changes, and its limit
 
 
@@ -134,15 +137,38 @@ def tolerance(least: float, changes: Sequence[float]) -> float:
 
 
 def gaps(sums: Sums, expected: Sums) -> dict[str, float]:
-    """Per parameter, by how much of its size a gradient differs. The size of what is nearly nothing is a millionth of the largest one."""
-    floor = 1e-6 * max((float(grad.norm()) for grad in expected.grads.values()), default=0.0)
-    return {name: relative(sums.grads[name], grad, floor) for name, grad in expected.grads.items()}
+    """Per parameter, by how much of its size a gradient differs, beyond the rounding of the largest one.
+
+    The size of what is nearly nothing is a millionth of the largest one.
+    """
+    largest = max((float(grad.norm()) for grad in expected.grads.values()), default=0.0)
+    slack = SLACK * torch.finfo(expected.losses.dtype).eps * largest
+    return {name: relative(sums.grads[name], grad, 1e-6 * largest, slack) for name, grad in expected.grads.items()}
 
 
-def relative(values: Tensor, expected: Tensor, floor: float = 1e-12) -> float:
-    """Norm of the difference over the norm of what was expected, which counts as at least `floor`; infinite for what is not finite."""
-    gap = float((values - expected).norm()) / max(float(expected.norm()), floor)
-    return gap if math.isfinite(gap) else math.inf
+def relative(values: Tensor, expected: Tensor, floor: float = 1e-12, slack: float = 0.0) -> float:
+    """Norm of the difference, less `slack`, over the norm of what was expected, which counts as at least `floor`.
+
+    Infinite for what is not finite.
+    """
+    gap = (float((values - expected).norm()) - slack) / max(float(expected.norm()), floor)
+    return max(gap, 0.0) if math.isfinite(gap) else math.inf
+
+
+def refuse_impure(actor: Algorithm, batch: Batch) -> None:
+    """ConfigError if a method gives other losses for the same task and weights when it is asked again: no two plans could agree."""
+    task = batch if isinstance(batch, Examples) else next(iter(TaskPlan("loop").chunks(batch)))
+    executor = Executor(actor, TaskPlan("loop"))
+    first, again = (executor.sums(task).losses.nan_to_num() for _ in range(2))
+    if relative(again, first) <= LOSS_TOLERANCE:
+        return
+    with explained(actor), pure(actor):
+        executor.sums(task)
+    raise ConfigError(
+        f"{type(actor).__name__} gives losses {float(first[0]):.6g} and {float(again[0]):.6g} for the same task and the same weights, "
+        "so that it keeps something between tasks; return what it should remember as metrics['statistics'], "
+        "and let `update_running` follow"
+    )
 
 
 def nudged(actor: Algorithm, sign: int) -> Algorithm:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from metalearn.core import Algorithm, Examples, TaskBatch
 from metalearn.engine.execution import Executor, TaskPlan
-from metalearn.engine.proof import Batch, Proof, with_ordinary_norms
+from metalearn.engine.explain import explanation
+from metalearn.engine.proof import Batch, Proof, refuse_impure, with_ordinary_norms
 from metalearn.errors import ConfigError, MetalearnError
 from metalearn.messages import unheard
 
@@ -96,15 +97,22 @@ class Measured:
         return Measured(timings, {str(name): str(reason) for name, reason in values["dropped"].items()})
 
 
+def unmeasured(algorithm: Algorithm) -> TaskPlan:
+    """How tasks are mapped where nothing was measured: all at once, if the method declares that they can be."""
+    return TaskPlan("vmap" if "vmap" in algorithm.plans else "loop")
+
+
 def tune(algorithm: Algorithm, batch: Batch, wish: Wish, *, steps: int) -> Measured:
     """Time what the wish allows. Weights, `.grad` and running averages are left alone.
 
     batch: a meta-batch of the run. steps: outer steps of the run, by which compilation must pay for itself.
     """
     actor = with_ordinary_norms(algorithm)
+    refuse_impure(actor, batch)
     proof = Proof(actor, batch)
     found = Measured()
     candidates = wish.candidates(1 if isinstance(batch, Examples) else len(batch.key))
+    candidates = [plan for plan in candidates if plan.name in algorithm.plans]
     time_all([executor for plan in candidates if (executor := _try(actor, plan, proof, found))], batch, found)
     if wish.compile is False:
         return found
@@ -155,7 +163,7 @@ def _try(actor: Algorithm, plan: TaskPlan, proof: Proof, found: Measured) -> Exe
         with unheard():  # the table says what became of it
             problem = proof.problem(executor)
     except (RuntimeError, MetalearnError) as error:  # vmap cannot map every operation, nor a compiler read it
-        problem = str(error).strip().splitlines()[0] or type(error).__name__
+        problem = explanation(error, actor) or str(error).strip().splitlines()[0] or type(error).__name__
     if problem is None and executor.plan != plan:
         problem = "out of memory"
     if problem is not None:

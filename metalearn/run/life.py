@@ -16,6 +16,7 @@ from metalearn.engine.checkpoint import Checkpoint, CheckpointStore
 from metalearn.engine.crew import Crew
 from metalearn.engine.environment import differences, environment
 from metalearn.engine.evaluate import Evaluation
+from metalearn.engine.explain import explained
 from metalearn.engine.faults import fault
 from metalearn.engine.identity import science
 from metalearn.engine.membership import seen_in
@@ -128,9 +129,10 @@ class Life:
         fault("start:built")
         self.signals.check()
         settings, ranks = settings_of(cfg), cfg["device"]["ranks"]
-        parts = self._planned(parts, settings.part(ranks))
-        if checkpoint is None:
-            self._rehearse(parts, settings.part(ranks), ranks)
+        with explained(parts.algorithm, parts.source):
+            parts = self._planned(parts, settings.part(ranks))
+            if checkpoint is None:
+                self._rehearse(parts, settings.part(ranks), ranks)
         if cfg["trainer"]["dry_run"]:
             return
         self.signals.check()

@@ -16,6 +16,7 @@ from metalearn.data.cache import cache_folder
 from metalearn.engine.execution import TaskPlan
 from metalearn.engine.membership import refuse_other_kind
 from metalearn.engine.settings import Settings
+from metalearn.engine.tuning import unmeasured
 from metalearn.errors import DataError
 from metalearn.run import specification
 from metalearn.run.places import settled
@@ -37,7 +38,7 @@ keep_compiled()  # before any optimizer is made, which loads the compiler, which
 
 @dataclass(frozen=True)
 class Parts:
-    """plan: vmap as long as a measurement is to choose it. trained: the run that is judged, else None."""
+    """plan: `unmeasured` as long as a measurement is to choose it. trained: the run that is judged, else None."""
 
     source: Source
     algorithm: Algorithm
@@ -52,7 +53,6 @@ class Parts:
         device = build.build_device(cfg, rank)
         source = build.build_source(cfg, device)
         wish = build.plan_wish(cfg)
-        plan = wish.plan() if wish.settled else TaskPlan("vmap")
         splits = build.SPLITS if trained is None else (cfg["eval"]["split"],)
         if trained is None or trained["data"] == cfg["data"]:
             spec = source.spec("train")
@@ -61,6 +61,7 @@ class Parts:
             refuse_other_kind(spec, source.spec(cfg["eval"]["split"]), source.name)
         source.check(splits)
         algorithm = build.build_algorithm(cfg, source, device, splits=splits, trained=spec)
+        plan = wish.plan() if wish.settled else unmeasured(algorithm)
         return Parts(source, algorithm, plan, device, trained)
 
 

@@ -19,7 +19,7 @@ from metalearn.data.cache import cache_folder
 from metalearn.engine.environment import hardware
 from metalearn.engine.execution import TaskPlan
 from metalearn.engine.settings import Settings, draw_batch
-from metalearn.engine.tuning import Measured, tune
+from metalearn.engine.tuning import Measured, tune, unmeasured
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def chosen_plan(cfg: dict[str, Any], algorithm: Algorithm, source: Source, setti
     if wish.compile:
         torch.compiler.reset()  # the compiler's limit on rebuilds is one for the process, and this may be a job of a sweep
     if algorithm.trains_on is None:
-        return TaskPlan("vmap" if wish.name == "auto" else wish.name, wish.chunk)
+        return unmeasured(algorithm) if wish.name == "auto" else TaskPlan(wish.name, wish.chunk)
     if wish.settled:
         return wish.plan()
     path = cache_folder(cfg["data"].get("cache_dir")) / "plans" / f"{workload(cfg, source, device)}.json"

@@ -7,24 +7,38 @@ from pathlib import Path
 
 from metalearn import listing
 from metalearn.errors import ConfigError
-from metalearn.verbs.arguments import RUN_DIR
+from metalearn.verbs.arguments import RUN_DIR, add_config_dir
 
 
 def doctor(args: argparse.Namespace) -> int:
-    """Check this installation and machine, or the folder of one run: one line each, exit 1 if any check fails.
+    """Check this machine, the folder of one run, or a method of your own: one line each, exit 1 if any check fails.
 
     metalearn doctor               gradients, plans, compiler, checkpoints, data; takes some seconds
     metalearn doctor RUN_DIR       configuration, every checkpoint, measurements, result; exit 4 if no checkpoint is valid
+    metalearn doctor algo=mine --config-dir conf 'trusted=[mine]'    whether it keeps the contract of metalearn.testing
     """
-    run_dir = None if args.run is None else listing.existing_run(args.run)
+    if args.run is not None and "=" in args.run and not Path(args.run).is_dir():
+        from metalearn.config import compose
+
+        words = [args.run, *args.overrides]
+        compose(words, args.config_dir)  # before torch: what is misspelt is answered at once
+        from metalearn.doctor import examine_method
+
+        return examine_method(words, args.config_dir)
+    if args.config_dir is not None:
+        raise ConfigError(f"--config-dir {args.config_dir} goes with a choice, as in: metalearn doctor algo=mine --config-dir DIR")
+    run_dir = None if args.run is None else listing.existing_run(Path(args.run))
     from metalearn.doctor import examine_machine, examine_run
 
     return examine_machine() if run_dir is None else examine_run(run_dir, args.overrides)
 
 
 def doctor_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", nargs="?", metavar="RUN_DIR", type=Path, help=RUN_DIR)
-    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="what a resume of the run would need, such as trusted=[mine]")
+    parser.add_argument("run", nargs="?", metavar="RUN_DIR|CHOICE", help=f"{RUN_DIR}; or a choice such as algo=mine")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="OVERRIDE", help="further choices; or what a resume of the run would need, such as trusted=[mine]"
+    )
+    add_config_dir(parser)
 
 
 def bench(args: argparse.Namespace) -> int:

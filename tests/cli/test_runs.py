@@ -70,7 +70,7 @@ class TestTrain:
         lines = complaint.splitlines()
         assert (code, shown, len(lines)) == (2, "", 2)
         assert "no CUDA device" in lines[0]
-        assert "algo=protonet needs classes" in lines[1]
+        assert "algo=protonet takes tasks of classification (its `kinds`), but these are tasks of regression; " in lines[1]
         assert not (tmp_path / "run").exists()
 
     def test_a_folder_that_holds_a_run_names_resume(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

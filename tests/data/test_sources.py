@@ -1,90 +1,150 @@
-"""What every source promises."""
+"""What every source promises: the checks of `metalearn.testing` over ours, and that each notices what it is for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
 
-from metalearn.core import Source
+from metalearn.core import Examples, Source, Split, TaskBatch
+from metalearn.data import sampling
 from metalearn.data.glyphs import Glyphs
-from metalearn.data.sampling import SPLITS
 from metalearn.data.sinusoid import Sinusoid
 from metalearn.data.synthetic_ratings import SyntheticRatings
+from metalearn.testing import SOURCE_CHECKS, ContractError, NotApplicable, SourceTrial, check_source, name_of, run
+from metalearn.testing import sources as checks
+from metalearn.testing.checking import Check
 
 CPU = torch.device("cpu")
-Make = Callable[[], Source]
+DECLARATIONS = ("kind=", "input_spec has codes")
+Make = Callable[..., Source]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+def glyphs(cache: str, cls: type[Glyphs] = Glyphs, **dials: Any) -> Glyphs:
+    train = {"way": 7, "shot": 2, "query_shot": None}
+    usual = {"num_classes": 120, "rotations": ["train"], "query_shot": 3, "train": train}
+    return cls(device=CPU, cache_dir=cache, **{**usual, **dials})
 
 
 @pytest.fixture(params=["glyphs", "sinusoid", "synthetic_ratings"])
-def make(request: pytest.FixtureRequest, glyph_cache: Path) -> Make:
-    def glyphs() -> Source:
-        train = {"way": 7, "shot": 2, "query_shot": None}
-        return Glyphs(device=CPU, cache_dir=str(glyph_cache), num_classes=120, rotations=["train"], query_shot=3, train=train)
-
+def make(request: pytest.FixtureRequest, cache: str) -> Make:
     made: dict[str, Make] = {
-        "glyphs": glyphs,
+        "glyphs": lambda **dials: glyphs(cache, **dials),
         "sinusoid": lambda: Sinusoid(device=CPU),
         "synthetic_ratings": lambda: SyntheticRatings(device=CPU, num_users=200),
     }
     return made[request.param]
 
 
-def test_tasks_have_the_shapes_of_their_spec(make: Make) -> None:
-    source = make()
-    for split in SPLITS:
-        spec, task = source.spec(split), source.tasks(split, seed=0, first=5, count=3)
-        for examples, size in ((task.support, spec.support_size), (task.query, spec.query_size)):
-            assert examples.mask.shape == examples.y.shape[:2] == (3, size)
-            assert examples.mask.dtype == torch.bool
-            specs = spec.input_spec if isinstance(spec.input_spec, dict) else {"x": spec.input_spec}
-            inputs = examples.x if isinstance(examples.x, dict) else {"x": examples.x}
-            assert inputs.keys() == specs.keys()
-            for name, x in inputs.items():
-                assert x.shape == (3, size, *specs[name].shape)
-        assert task.key.shape == (3,)
-        assert bool(task.support.mask.all() and task.query.mask.all()) != spec.ragged
-
-
-def test_tasks_do_not_depend_on_the_batch_they_come_in(make: Make) -> None:
-    source, again = make(), make()
-    together = source.tasks("val", seed=3, first=10, count=9)
-    for first in range(10, 19, 3):
-        part = again.tasks("val", seed=3, first=first, count=3)
-        expected = tree_map(lambda leaf, start=first - 10: leaf[start : start + 3], together)
-        assert all(torch.equal(a, b) for a, b in zip(tree_leaves(part), tree_leaves(expected), strict=True))
-
-
-def test_seeds_and_splits_give_different_tasks(make: Make) -> None:
-    source = make()
-    keys = torch.cat([source.tasks(split, seed=seed, first=0, count=50).key for split in SPLITS for seed in (0, 1)])
-    assert len(keys.unique()) == 300
-    assert not torch.equal(
-        source.tasks("test", seed=0, first=0, count=50).support.y, source.tasks("test", seed=1, first=0, count=50).support.y
-    ) or (
-        source.name == "glyphs"  # labels are sorted in every episode
-    )
-
-
-def test_the_fingerprint_and_the_protocol_are_stable_and_json(make: Make) -> None:
-    import json
-
-    assert make().fingerprint() == make().fingerprint()
-    protocol = make().protocol("test")
-    assert {"data", "split", "way", "shot", "query_shot", "partition", "augmentation"} <= protocol.keys()
-    assert json.loads(json.dumps(protocol)) == protocol
-
-
-def test_tasks_come_in_the_precision_of_the_run(make: Make) -> None:
-    expected = make().tasks("train", seed=0, first=0, count=2)
-    torch.set_default_dtype(torch.float64)
+@pytest.mark.parametrize("check", SOURCE_CHECKS, ids=name_of)
+def test_contract(check: Check, make: Make) -> None:
     try:
-        found = make().tasks("train", seed=0, first=0, count=2)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    for single, double in zip(tree_leaves(expected), tree_leaves(found), strict=True):
-        assert double.dtype == (torch.float64 if single.is_floating_point() else single.dtype)
-        torch.testing.assert_close(double.to(single.dtype), single, rtol=1e-5, atol=1e-5)
+        assert run(check, SourceTrial(make))
+    except NotApplicable as reason:
+        assert str(reason).startswith(DECLARATIONS)
+        pytest.skip(str(reason))
+
+
+class Leaking(Glyphs):
+    def tasks(self, split: Split, *, seed: int, first: int, count: int) -> TaskBatch:
+        task = super().tasks(split, seed=seed, first=first, count=count)
+        x = task.query.x.clone()
+        x[:, -1] = task.support.x[:, 0]
+        return task._replace(query=task.query._replace(x=x))
+
+
+class OneSplit(Glyphs):
+    def tasks(self, split: Split, *, seed: int, first: int, count: int) -> TaskBatch:
+        return super().tasks("val", seed=seed, first=first, count=count)
+
+
+class Seedless(Glyphs):
+    def tasks(self, split: Split, *, seed: int, first: int, count: int) -> TaskBatch:
+        return super().tasks(split, seed=0, first=first, count=count)
+
+
+class Stateful(Glyphs):
+    def tasks(self, split: Split, *, seed: int, first: int, count: int) -> TaskBatch:
+        return super().tasks(split, seed=seed + first, first=first, count=count)
+
+
+class Padded(Glyphs):
+    def tasks(self, split: Split, *, seed: int, first: int, count: int) -> TaskBatch:
+        task = super().tasks(split, seed=seed, first=first, count=count)
+        mask = task.support.mask.clone()
+        mask[:, -1] = False
+        return task._replace(support=task.support._replace(mask=mask))
+
+
+class FloatLabels(Glyphs):
+    def tasks(self, split: Split, *, seed: int, first: int, count: int) -> TaskBatch:
+        task = super().tasks(split, seed=seed, first=first, count=count)
+        return task._replace(query=task.query._replace(y=task.query.y.float()))
+
+
+class Single(Glyphs):
+    def tasks(self, split: Split, *, seed: int, first: int, count: int) -> TaskBatch:
+        task = super().tasks(split, seed=seed, first=first, count=count)
+        return task._replace(support=task.support._replace(x=task.support.x.float()))
+
+
+class TooGenerous(Glyphs):
+    def __init__(self, *, way: int = 5, **dials: Any) -> None:
+        super().__init__(way=min(way, 5), **dials)
+
+
+class Wordless(Glyphs):
+    def protocol(self, split: Split) -> dict[str, Any]:
+        return {"data": "glyphs"}
+
+
+class Unlabelled(Glyphs):
+    def examples(self, *, seed: int, first: int, count: int) -> Examples:
+        rows = super().examples(seed=seed, first=first, count=count)
+        return rows._replace(y=rows.y + self.spec("train").num_train_classes)
+
+
+@pytest.mark.parametrize(
+    ("planted", "check", "sentence"),
+    [
+        (Leaking, checks.support_and_query_share_no_example, "tasks .* have an input in support and query"),
+        (OneSplit, checks.splits_share_no_example, "stands in split"),
+        (OneSplit, checks.seeds_and_splits_give_different_tasks, "300 tasks .* have 100 keys"),
+        (Seedless, checks.seeds_and_splits_give_different_tasks, "300 tasks .* have 150 keys"),
+        (Stateful, checks.tasks_are_a_pure_function_of_their_numbers, "differ from those in a larger batch"),
+        (Padded, checks.tasks_have_the_shapes_of_their_spec, "spec says ragged=False, but masks hide rows"),
+        (FloatLabels, checks.tasks_have_the_shapes_of_their_spec, "y of the query of split train is float32"),
+        (Single, checks.tasks_come_in_the_precision_of_the_run, "torch.get_default_dtype"),
+        (TooGenerous, checks.more_classes_than_there_are_is_refused, "way=1000000 is taken"),
+        (Wordless, checks.fingerprint_and_protocol_are_stable_and_json, "lacks split, way"),
+        (Unlabelled, checks.examples_are_a_pure_stream_or_refused, "examples.. gives y int64 of"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_planted_fault_is_found(planted: type[Glyphs], check: Check, sentence: str, cache: str) -> None:
+    with pytest.raises(ContractError, match=sentence):
+        run(check, SourceTrial(lambda **dials: glyphs(cache, planted, **dials)))
+
+
+def test_labels_in_the_order_of_the_classes_are_found(cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a library of the field has them in every episode."""
+    right = sampling.draw_classes
+    monkeypatch.setattr(sampling, "draw_classes", lambda *args: right(*args).sort(-1).values)
+    with pytest.raises(ContractError, match="labels of one class vary .* as much as all labels; give the classes"):
+        run(checks.labels_do_not_follow_an_order_of_the_classes, SourceTrial(lambda: glyphs(cache)))
+
+
+def test_the_first_promise_that_is_not_kept_is_named() -> None:
+    class Silent(Sinusoid):
+        def protocol(self, split: Split) -> dict[str, Any]:
+            return {}
+
+    with pytest.raises(ContractError, match="^Silent: fingerprint and protocol are stable and json: the protocol of train lacks data"):
+        check_source(lambda: Silent(device=CPU))

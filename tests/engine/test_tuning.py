@@ -5,22 +5,28 @@ from __future__ import annotations
 import logging
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from metalearn import config, run
+from metalearn.algorithms.maml import MAML
 from metalearn.build import plan_wish
 from metalearn.config import compose
 from metalearn.core import Algorithm, Task
 from metalearn.engine import proof, tuning
 from metalearn.engine.evaluate import draw_tasks
-from metalearn.engine.execution import TaskPlan
-from metalearn.engine.proof import references_of
+from metalearn.engine.execution import Executor, TaskPlan
+from metalearn.engine.proof import Proof, references_of
 from metalearn.engine.tuning import Measured, Timing, Wish, finalists, tune
 from metalearn.errors import ConfigError, MetalearnError
+from metalearn.models.conv4 import Conv4
 from metalearn.run import plans
 from tests.engine.toy import ToyAlgorithm, ToySource
+from tests.reference.tasks import IMAGE, image_spec, image_tasks
 from tests.reliability.harness import QUICK, configuration
 
 
@@ -241,3 +247,29 @@ def test_timings_that_cannot_be_read_are_measured_again(tmp_path: Path, damage: 
     plans.remember(path, Measured([Timing(TaskPlan("vmap", 4), 0.5)]))
     assert plans.remembered(path) == Measured([Timing(TaskPlan("vmap", 4), 0.5)])
     assert [p.name for p in tmp_path.iterdir()] == ["plan.json"]
+
+
+class Shifted(MAML):
+    """MAML with a number that all logits share, whose true gradient is zero: what is computed is made of rounding alone."""
+
+    def __init__(self, *args: Any, **dials: Any) -> None:
+        super().__init__(*args, **dials)
+        self.shift = nn.Parameter(torch.zeros(8))
+
+    def network(self, x: Any, given: Any = None, mask: Any = None, step: int = 0) -> tuple[Tensor, Any]:
+        prediction, statistics = super().network(x, given=given, mask=mask, step=step)
+        return prediction + self.shift.sum(), statistics
+
+
+def test_a_gradient_that_is_truly_zero_passes_the_proof() -> None:
+    torch.manual_seed(0)
+    model = Conv4(IMAGE, channels=8)
+    algorithm = Shifted(model, image_spec(), inner_lr=0.4, adaptation_steps=2, eval_adaptation_steps=2, adapts=["model", "head"]).float()
+    tasks = tree_map(lambda leaf: leaf.float() if leaf.is_floating_point() else leaf, image_tasks(4))
+    for plan in (TaskPlan("vmap"), TaskPlan("vmap", 2)):
+        assert Proof(algorithm, tasks).problem(Executor(algorithm, plan)) is None
+    # And what is wrong by little, beside a large gradient, is still found.
+    [reference, *_] = references_of(algorithm, tasks)
+    largest = max(grad.norm() for grad in reference.sums.grads.values())
+    spoiled = {**reference.sums.grads, "head.bias": reference.sums.grads["head.bias"] + 1e-2 * largest}
+    assert reference.mismatch(reference.sums._replace(grads=spoiled)) is not None
