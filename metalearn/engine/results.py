@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import asdict
 from typing import Any
 
 from metalearn.core import Algorithm, Source
 from metalearn.engine.checkpoint import Checkpoint, CheckpointStore
 from metalearn.engine.evaluate import Evaluation
+from metalearn.engine.formats import formats
 from metalearn.engine.record import Record
 from metalearn.errors import CheckpointError, ConfigError
 
@@ -35,6 +37,7 @@ def result_of(
     step: outer step of the weights that were judged. checkpoint: the rule that chose them.
     """
     split = cfg["eval"]["split"]
+    objective = source.spec(split).objective
     train = source.protocol("train")
     protocol = {
         **source.protocol(split),
@@ -46,12 +49,14 @@ def result_of(
         "adaptation_steps": algorithm.eval_adaptation_steps,
         "train_adaptation_steps": algorithm.adaptation_steps,
         "checkpoint": checkpoint,
+        "monitor": (cfg["eval"]["monitor"] or objective.primary) if checkpoint == "best" else None,
         "eval_seed": cfg["eval"]["seed"],
     }
     return {
         "split": split,
-        "primary": source.spec(split).objective.primary,
+        "primary": objective.primary,
         "metrics": evaluation.summary,
+        "formats": {name: asdict(form) for name, form in formats(objective, algorithm, evaluation.summary).items()},
         "episodes": evaluation.episodes,
         "step": step,
         "protocol": protocol,

@@ -126,6 +126,11 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> int:
     del trained["logger"]  # an evaluation has none, so that its class need not be trusted
     refuse_links(run_dir)
     cfg = pinned(config.reopen(trained, overrides))
+    if cfg["eval"]["monitor"] != trained["eval"]["monitor"]:
+        raise ConfigError(
+            f"eval.monitor={cfg['eval']['monitor']}: the best checkpoint was chosen while the run trained; leave it out, "
+            "or name a checkpoint with eval.checkpoint=step-NUMBER"
+        )
     store = CheckpointStore(run_dir)
     if not store.steps():
         raise CheckpointError(f"{run_dir} has no checkpoint yet; train it first with: metalearn resume {run_dir}")
