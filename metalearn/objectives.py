@@ -49,12 +49,12 @@ class Classification:
 
     def totals(self, prediction: Tensor, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Per bin of confidence, (b/15, (b+1)/15]: rows, sum of their confidences, right ones; float64 (15,) each."""
-        confidence, choice = prediction.double().softmax(-1).max(-1)
+        confidence = prediction.double().softmax(-1).amax(-1)
         place = (confidence * CONFIDENCE_BINS).ceil() - 1
         inside = ((place[:, None] == torch.arange(CONFIDENCE_BINS, device=y.device)) & mask[:, None]).double()
         # On a grid, sums of millions of rows are exact in any order. A product, so that NaN does not vanish from them.
         grid = torch.where(mask, (confidence * 2**32).round() / 2**32, 0.0)
-        right = (choice == y).double()
+        right = (prediction.argmax(-1) == y).double()
         return {"count": inside.sum(0), "confidence": grid @ inside, "right": right @ inside}
 
     def summary(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
