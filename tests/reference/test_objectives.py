@@ -70,10 +70,11 @@ def binned(scores: Tensor, positive: Tensor, tasks: int = 20) -> float:
 
 def exact(scores: Tensor, positive: Tensor) -> float:
     """Mann and Whitney's statistic from mid-ranks; ties count half."""
-    values, place, count = scores.unique(return_inverse=True, return_counts=True)
-    rank = (count.cumsum(0) - (count - 1) / 2)[place]  # from 1
-    wins = rank[positive].sum() - positive.sum() * (positive.sum() + 1) / 2
-    return (wins / (positive.sum() * (~positive).sum())).item()
+    _, place, count = scores.unique(return_inverse=True, return_counts=True)
+    rank = (count.cumsum(0) - (count.double() - 1) / 2)[place]  # from 1
+    positives, negatives = positive.double().sum(), (~positive).double().sum()
+    wins = rank[positive].sum() - positives * (positives + 1) / 2
+    return (wins / (positives * negatives)).item()
 
 
 def cases() -> list[tuple[Tensor, Tensor]]:
