@@ -109,7 +109,7 @@ class PooledObjective(Objective, Protocol):
         """What one task adds to sums over tasks: tensors of a shape that is the same for every task."""
 
     def summary(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Scalars from the totals summed over tasks, float64. Pure, as it is mapped over resamples; NaN if undefined."""
+        """Scalars from the totals summed over tasks (float64), NaN if undefined. Pure: it is mapped over resamples."""
 
 
 @dataclass(frozen=True)

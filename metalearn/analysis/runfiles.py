@@ -160,7 +160,7 @@ class Format(NamedTuple):
 
 
 def format_of(metric: str, results: dict[str, Any] | None) -> Format:
-    """What a run's results.json says of a metric. Only where it says nothing, as that of older runs, the name decides."""
+    """What results.json says of a metric; only where it says nothing, as that of an older run, the name decides."""
     declared = ((results or {}).get("formats") or {}).get(metric)
     percent = metric.startswith("accuracy") if declared is None else declared["percent"]
     if percent:

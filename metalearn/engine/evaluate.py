@@ -123,7 +123,7 @@ def judge_batches(
 def judge(
     algorithm: Algorithm, batch: TaskBatch, objective: Objective, plan: Plan, *, steps: int | None = None, curve: bool = True
 ) -> dict[str, Tensor]:
-    """Loss and metrics (T,) of each task, the inductive primary, the method's own report and the adaptation curve among them.
+    """Loss and metrics (T,) of each task: those of the objective, the inductive primary, the method's report, the curve.
 
     The objective's totals (T, …) are there too, under names that begin with TOTALS.
     """
@@ -146,9 +146,11 @@ def judge(
             result = metrics_of(prediction)
             points[f"{primary}_step_{k}"] = result[primary]
         inductive = algorithm.inductive(adapted, unanswered)
-        result[f"{primary}_inductive"] = result[primary] if inductive is adapted else metrics_of(predict(inductive))[primary]
+        also = result if inductive is adapted else metrics_of(predict(inductive))
+        result[f"{primary}_inductive"] = also[primary]
         # After every prediction: from here on the answers are known.
-        result |= unlike(result, scalars(algorithm, "report", algorithm.report(adapted, task)), algorithm, "report")
+        report = scalars(algorithm, "report", algorithm.report(adapted, task))
+        result |= unlike({**result, **points}, report, algorithm, "report")
         totals = {} if pool is None else pool.totals(prediction, task.query.y, task.query.mask)
         result |= {f"{TOTALS}{name}": values for name, values in totals.items()}
         return {**result, **points} if curve and last > 0 else result
@@ -162,12 +164,13 @@ def unlike(taken: Mapping[str, Any], more: dict[str, Any], owner: object, method
     """Further metrics; ConfigError if one has the name of another."""
     for name in more:
         if name in taken or name.startswith(TOTALS):
-            raise ConfigError(f"{type(owner).__name__}.{method} gives {name}, which is the name of another metric; rename it")
+            source = f"{type(owner).__name__}.{method}"
+            raise ConfigError(f"{source} gives {name}, which is the name of another metric; rename it")
     return more
 
 
 def decimals(values: Tensor) -> list[Any]:
-    """The numbers (T,) as the shortest decimals that are these in the tensor's precision: 0.8, not 0.800000011920929."""
+    """The numbers (T,) as the shortest decimals that are equal to them in float32: 0.8, not 0.800000011920929."""
     if not values.is_floating_point() or values.dtype == torch.float64:
         return values.tolist()
     return [float(text) for text in values.float().cpu().numpy().astype(str)]

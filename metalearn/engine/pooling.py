@@ -27,9 +27,10 @@ DRAWN_AT_ONCE = 2**20
 def scalars(owner: object, method: str, values: dict[str, Any]) -> dict[str, Tensor]:
     """The values that a method returned; ConfigError if one of them is no tensor without dimensions."""
     for name, value in values.items():
-        found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         if not isinstance(value, Tensor) or value.dim() > 0:
-            raise ConfigError(f"{type(owner).__name__}.{method} gives {name} as {found}; a metric is a tensor without dimensions")
+            kind = f"tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            source = f"{type(owner).__name__}.{method}"
+            raise ConfigError(f"{source} gives {name} as a {kind}; a metric is a tensor without dimensions")
     return values
 
 
@@ -40,7 +41,7 @@ def pooled_part(objective: Objective) -> PooledObjective | None:
     for there, missing in (("totals", "summary"), ("summary", "totals")):
         if hasattr(objective, there):
             name = type(objective).__name__
-            raise ConfigError(f"{name} has {there}() but no {missing}(); a metric over pooled tasks needs both, so define {missing}()")
+            raise ConfigError(f"{name} has {there}() but no {missing}(); a pooled metric needs both, so define {missing}()")
     return None
 
 
@@ -48,8 +49,8 @@ def pooled(objective: PooledObjective, totals: dict[str, Tensor]) -> dict[str, d
     """{metric: {mean, ci95, std}} from the totals of T tasks, (T, …) each.
 
     mean: the metric of all tasks. ci95: half of what lies between the 2.5% and the 97.5% quantile of the metric over
-    2,000 resamples. std: standard deviation over the resamples times √T, so that ci95 is about 1.96·std/√T as it is for
-    means over tasks. All three are NaN if the metric is undefined for the tasks or for a resample.
+    2,000 resamples. std: standard deviation over the resamples times √T, so that ci95 is about 1.96·std/√T, as for a
+    mean over tasks. All three are NaN if the metric is undefined for the tasks or for a resample.
     """
     totals = {name: values.detach().cpu().double() for name, values in totals.items()}
     count = len(next(iter(totals.values())))
@@ -62,8 +63,7 @@ def resampled(objective: PooledObjective, totals: dict[str, Tensor], count: int)
     """The metrics (R,) of resampled tasks."""
     parts = []
     for weights in draw_weights(count):
-        size = len(weights)
-        sums = {name: (weights @ values.reshape(count, -1)).view(size, *values.shape[1:]) for name, values in totals.items()}
+        sums = {name: torch.tensordot(weights, values, dims=1) for name, values in totals.items()}
         parts.append(torch.vmap(objective.summary)(sums))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

@@ -206,7 +206,7 @@ def pool(sums: Sums, share: range, count: int, link: Link, chunk: int = 0) -> tu
 def pool_scores(
     algorithm: Algorithm, source: Source, exam: Exam, executor: Executor, link: Link, on_batch: Callable[[int], None] | None = None
 ) -> dict[str, Tensor]:
-    """Scores (E,) and totals (E, …) of all tasks in their order, on rank 0, bit for bit as the ranks found them; empty elsewhere."""
+    """What `judge` found of all E tasks in their order, (E, …) each, on rank 0, bit for bit; empty elsewhere."""
     own = list(judge_batches(algorithm, source, exam, executor.plan, rank=link.rank, ranks=link.ranks, on_batch=on_batch))
     # A rank without a batch cannot know how many numbers there are of a task; rank 0 always has the first one.
     sizes = [values[0].numel() for values in own[0][1].values()] if own else []
@@ -218,7 +218,5 @@ def pool_scores(
     link.sum(bits)  # of whole numbers, all but one of them 0: the sum of floats would turn -0 into 0
     if link.rank > 0:
         return {}
-    columns = bits.view(torch.float64).split(sizes, dim=1)
-    return {
-        name: column.reshape(-1, *like.shape[1:]).to(like.dtype) for column, (name, like) in zip(columns, own[0][1].items(), strict=True)
-    }
+    columns = zip(bits.view(torch.float64).split(sizes, dim=1), own[0][1].items(), strict=True)
+    return {name: column.reshape(-1, *like.shape[1:]).to(like.dtype) for column, (name, like) in columns}

@@ -128,8 +128,8 @@ def evaluate_run(run_dir: Path, overrides: list[str]) -> int:
     cfg = pinned(config.reopen(trained, overrides))
     if cfg["eval"]["monitor"] != trained["eval"]["monitor"]:
         raise ConfigError(
-            f"eval.monitor={cfg['eval']['monitor']}: the best checkpoint was chosen while the run trained; leave it out, "
-            "or name a checkpoint with eval.checkpoint=step-NUMBER"
+            f"eval.monitor={cfg['eval']['monitor']}: the best checkpoint was chosen while the run trained; "
+            "leave it out, or name a checkpoint with eval.checkpoint=step-NUMBER"
         )
     store = CheckpointStore(run_dir)
     if not store.steps():

@@ -108,7 +108,7 @@ class Taken(Pooling):
 @pytest.mark.parametrize(
     ("objective", "reason"),
     [
-        (Half(), r"Half has totals\(\) but no summary\(\); a metric over pooled tasks needs both, so define summary\(\)"),
+        (Half(), r"Half has totals\(\) but no summary\(\); a pooled metric needs both, so define summary\(\)"),
         (Vector(), r"Vector.summary gives bins as a tensor of shape \(4,\); a metric is a tensor without dimensions"),
         (Taken(), "Taken.summary gives mse, which is the name of another metric; rename it"),
     ],

@@ -25,8 +25,8 @@ from metalearn.engine.settings import Settings, share_of
 from metalearn.engine.update import Clip, Updater
 from metalearn.run.parts import settings_of
 from metalearn.run.ranks import connected
-from tests.engine.test_trainer import SETTINGS
 from tests.engine.test_pooling import PoolingSource
+from tests.engine.test_trainer import SETTINGS
 from tests.engine.toy import ToyAlgorithm, ToySource
 from tests.reliability import harness
 
