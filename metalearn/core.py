@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -83,8 +83,28 @@ class Draw(NamedTuple):
     shape: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class MetricFormat:
+    """Which way a metric is better, and how people read it.
+
+    percent: a fraction in files, percent on screen. unit: the word behind the number.
+    """
+
+    higher_is_better: bool = False
+    percent: bool = False
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        if self.percent and self.unit:
+            raise ValueError(f"a metric in percent has no other unit, but unit={self.unit!r}; leave one of them out")
+
+
 class Objective(Protocol):
-    """What a prediction is judged by: a differentiable loss, and the metrics that are reported."""
+    """What a prediction is judged by: a differentiable loss, and the metrics that are reported.
+
+    It may have `formats`, {metric: MetricFormat}; `loss` is lower-is-better unless they say otherwise. For metrics that
+    are no mean over tasks see `PooledObjective`.
+    """
 
     primary: str
     higher_is_better: bool
@@ -94,6 +114,20 @@ class Objective(Protocol):
 
     def metrics(self, prediction: Tensor, y: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         """Scalars of one task, `primary` among them, as means over its real rows."""
+
+
+@runtime_checkable
+class PooledObjective(Objective, Protocol):
+    """An objective with metrics that are no mean over tasks, such as a calibration error or a pooled AUC.
+
+    The totals of all tasks are added up, and the interval is that of resampled tasks, whose totals are added up again.
+    """
+
+    def totals(self, prediction: Tensor, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """What one task adds to sums over tasks: tensors of a shape that is the same for every task."""
+
+    def summary(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Scalars from the totals summed over tasks (float64), NaN if undefined. Pure: it is mapped over resamples."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +246,7 @@ class Algorithm(nn.Module):
     eval_adaptation_steps: int = 0  # 0: adaptation is not a number of steps
     transductive: bool = False  # True: the query batch influences its own predictions
     norm_statistics: str = "none"  # whose batch-norm statistics predictions use
+    formats: Mapping[str, MetricFormat] = {}  # of what `report` returns
 
     outer_step: Tensor  # int64: updates of the outer loop that were applied, for what changes as training goes on
 
@@ -260,6 +295,10 @@ class Algorithm(nn.Module):
     def inductive(self, adapted: Any, task: Task) -> Any:
         """The same adaptation, made so that no query can influence another. Identity if it is so already."""
         return adapted
+
+    def report(self, adapted: Any, task: Task) -> Metrics:
+        """Further scalars of one task in evaluation, such as robust accuracy; the query has its answers here."""
+        return {}
 
     def task_loss(self, task: Task) -> tuple[Tensor, Metrics]:
         """Outer loss and metrics of one task."""

@@ -121,8 +121,7 @@ def result_of(path: Path) -> tuple[str, str]:
         if results is None:
             return "", ""
         primary = results["primary"]
-        value = results["metrics"][primary]
-        return f"{primary} {shown(primary, value['mean'], value['ci95'])}", str(results["episodes"])
+        return f"{primary} {shown(primary, results)}", str(results["episodes"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return "unreadable", ""
 

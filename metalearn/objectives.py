@@ -6,9 +6,15 @@ nonsense in silence. Shapes are known without looking at values, so that this co
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from metalearn.core import MetricFormat
+
+CONFIDENCE_BINS = 15  # Guo et al. 2017, arXiv:1706.04599, table 1
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -47,10 +53,15 @@ def require_targets(prediction: Tensor, y: Tensor) -> None:
 
 
 class Classification:
-    """Cross-entropy in nats and accuracy in 0…1. prediction: logits (n, W); y: int64 labels (n,)."""
+    """Cross-entropy in nats, accuracy and calibration error in 0…1. prediction: logits (n, W); y: int64 labels (n,)."""
 
     primary = "accuracy"
     higher_is_better = True
+    formats = {
+        "loss": MetricFormat(unit="nats"),
+        "accuracy": MetricFormat(higher_is_better=True, percent=True),
+        "ece": MetricFormat(percent=True),
+    }
 
     def loss(self, prediction: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
         require_labels(prediction, y)
@@ -60,12 +71,27 @@ class Classification:
         require_labels(prediction, y)
         return {"accuracy": masked_mean((prediction.argmax(-1) == y).to(prediction.dtype), mask)}
 
+    def totals(self, prediction: Tensor, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Per bin of confidence, (b/15, (b+1)/15]: rows, sum of their confidences, right ones; float64 (15,) each."""
+        confidence = prediction.double().softmax(-1).amax(-1)
+        place = (confidence * CONFIDENCE_BINS).ceil() - 1
+        inside = ((place[:, None] == torch.arange(CONFIDENCE_BINS, device=y.device)) & mask[:, None]).double()
+        # On a grid, sums of millions of rows are exact in any order. A product, so that NaN does not vanish from them.
+        grid = torch.where(mask, (confidence * 2**32).round() / 2**32, 0.0)
+        right = (prediction.argmax(-1) == y).double()
+        return {"count": inside.sum(0), "confidence": grid @ inside, "right": right @ inside}
+
+    def summary(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Expected calibration error (Guo et al. 2017, eq. 3) of all rows of all tasks."""
+        return {"ece": (sums["right"] - sums["confidence"]).abs().sum() / sums["count"].sum()}
+
 
 class Regression:
     """Mean squared error, a true mean over rows and target dimensions. prediction and y: (n, D)."""
 
     primary = "mse"
     higher_is_better = False
+    formats = {"mse": MetricFormat()}
 
     def loss(self, prediction: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
         return squared_error(prediction, y, mask)
@@ -79,6 +105,7 @@ class Rating:
 
     primary = "mae"
     higher_is_better = False
+    formats = {"mae": MetricFormat(), "rmse": MetricFormat()}
 
     def loss(self, prediction: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
         return squared_error(prediction, y, mask)
@@ -86,3 +113,30 @@ class Rating:
     def metrics(self, prediction: Tensor, y: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
         rmse = self.loss(prediction, y, mask).sqrt()
         return {"mae": masked_mean((prediction - y).abs().mean(-1), mask), "rmse": rmse}
+
+
+class BinnedAUC(NamedTuple):
+    """Area under the ROC curve of rows pooled over tasks, from two histograms of their scores; a part for objectives.
+
+    low, high: range of the scores, divided into equally wide bins; scores beyond it fall into the outermost ones. Rows
+    of one bin count as ties (half), so that the error is at most half the chance that two rows of different classes
+    share a bin: spread the scores over the range, logits by a sigmoid for instance.
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+    bins: int = 1000
+
+    def totals(self, scores: Tensor, positive: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """scores, positive (bool) and mask: (n,). Rows per bin, float64 (bins,); all NaN for a score that is."""
+        place = ((scores.double() - self.low) / (self.high - self.low) * self.bins).floor().clamp(0, self.bins - 1)
+        inside = place[:, None] == torch.arange(self.bins, device=scores.device)
+        lost = torch.where(mask & place.isnan(), place, 0.0).sum()  # 0, or NaN: such a row is in no bin
+        sides = {"positives": positive & mask, "negatives": ~positive & mask}
+        return {name: (inside & side[:, None]).sum(0) + lost for name, side in sides.items()}
+
+    def summary(self, sums: dict[str, Tensor]) -> Tensor:
+        """Chance that a positive row has a higher score than a negative one; NaN without rows of both kinds."""
+        positives, negatives = sums["positives"], sums["negatives"]
+        below = negatives.cumsum(0) - negatives / 2
+        return (positives * below).sum() / (positives.sum() * negatives.sum())

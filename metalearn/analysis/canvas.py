@@ -11,14 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from metalearn.analysis.runfiles import is_fraction
-
 BLUE, GREEN, RED, GREY = "#0072B2", "#009E73", "#D55E00", "#666666"
 
 
-def style(axis: Axes, metric: str) -> None:
+def style(axis: Axes, metric: str, unit: str = "") -> None:
     """Label the y axis with a metric and its unit, and take away what carries no information."""
-    axis.set_ylabel(metric.replace("_", " ") + (" (%)" if is_fraction(metric) else ""))
+    axis.set_ylabel(metric.replace("_", " ") + (f" ({unit})" if unit else ""))
     axis.grid(alpha=0.3, linewidth=0.5)
     axis.spines[["top", "right"]].set_visible(False)
 

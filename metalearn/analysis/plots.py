@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from metalearn.analysis.canvas import BLUE, GREY, RED, save, style
 from metalearn.analysis.preview import episodes as episodes  # the third picture of a run, drawn from arrays
-from metalearn.analysis.runfiles import Line, is_fraction, read_metrics, read_results, shown
+from metalearn.analysis.runfiles import Format, Line, format_of, read_metrics, read_results
 from metalearn.analysis.runfiles import adaptation_curve as curve_of
 
 
@@ -34,7 +34,7 @@ def learning_curve(run_dir: Path) -> Path | None:
     figure = Figure(figsize=(7.8, 2.7 * len(names)), layout="constrained")
     axes = np.atleast_1d(figure.subplots(len(names), 1, sharex=True))
     for axis, name in zip(axes, names, strict=True):
-        _draw_curve(axis, lines, name)
+        _draw_curve(axis, lines, name, format_of(name, results))
     if results is not None and results["primary"] == names[-1]:
         _draw_test(axes[-1], results)
     for axis in axes:  # beside the curves, since a band may fill any corner of the axis
@@ -55,15 +55,15 @@ def adaptation_curve(run_dir: Path) -> Path | None:
     if results is None or not points:
         return None
     steps, mean, ci95 = (np.array(column, dtype=float) for column in zip(*points, strict=True))  # null becomes NaN
-    scale = 100.0 if is_fraction(results["primary"]) else 1.0
+    form = format_of(results["primary"], results)
     figure = Figure(figsize=(5.2, 3.4), layout="constrained")
     axis = figure.subplots()
-    axis.errorbar(steps, mean * scale, yerr=ci95 * scale, color=BLUE, marker="o", markersize=4, capsize=3, linewidth=1.5)
+    axis.errorbar(steps, mean * form.scale, yerr=ci95 * form.scale, color=BLUE, marker="o", markersize=4, capsize=3, linewidth=1.5)
     trained = results["protocol"].get("train_adaptation_steps")
     if trained is not None:
         axis.axvline(trained, color=GREY, linestyle=":", linewidth=1, label=f"steps in training ({trained})")
         axis.legend(frameon=False, fontsize=8)
-    style(axis, results["primary"])
+    style(axis, results["primary"], form.unit)
     axis.set_xlabel("adaptation steps")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_title(f"{results['split']}: mean ± 95% CI over {results['episodes']} tasks", fontsize=9)
@@ -81,27 +81,26 @@ def _primary(lines: list[Line], results: dict[str, Any] | None) -> str | None:
     return None
 
 
-def _draw_curve(axis: Axes, lines: list[Line], name: str) -> None:
-    scale = 100.0 if is_fraction(name) else 1.0
+def _draw_curve(axis: Axes, lines: list[Line], name: str, form: Format) -> None:
     for split, colour, marker in (("train", GREY, ""), ("val", BLUE, "o")):
         chosen = [line for line in lines if line["split"] == split and name in line]
         if not chosen:
             continue
         step = np.array([line["step"] for line in chosen])
-        mean = np.array([line[name] for line in chosen], dtype=float) * scale
+        mean = np.array([line[name] for line in chosen], dtype=float) * form.scale
         axis.plot(step, mean, color=colour, marker=marker, markersize=4, linewidth=1.2, label=split)
-        ci95 = np.array([line.get(f"{name}_ci95", np.nan) for line in chosen], dtype=float) * scale
+        ci95 = np.array([line.get(f"{name}_ci95", np.nan) for line in chosen], dtype=float) * form.scale
         if np.isfinite(ci95).any():
             axis.fill_between(step, mean - ci95, mean + ci95, color=colour, alpha=0.25, linewidth=0, label=f"{split} 95% CI")
-    style(axis, name)
+    style(axis, name, form.unit)
 
 
 def _draw_test(axis: Axes, results: dict[str, Any]) -> None:
     name = results["primary"]
     value = results["metrics"][name]
-    scale = 100.0 if is_fraction(name) else 1.0
-    label = f"{results['split']} {shown(name, value['mean'], value['ci95'])}"
+    form = format_of(name, results)
+    label = f"{results['split']} {form.shown(value['mean'], value['ci95'])}"
     style: dict[str, Any] = {"color": RED, "marker": "D", "markersize": 5, "capsize": 3, "linestyle": "none", "zorder": 3}
     # A mean that is not finite is null in the file; as NaN it stays in the legend and is not drawn.
-    mean, ci95 = (np.array([value[key]], dtype=float) * scale for key in ("mean", "ci95"))
+    mean, ci95 = (np.array([value[key]], dtype=float) * form.scale for key in ("mean", "ci95"))
     axis.errorbar([results["step"]], mean, yerr=ci95, label=label, **style)

@@ -6,7 +6,7 @@ import fcntl
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from metalearn import documents
 from metalearn.errors import DataError
@@ -67,7 +67,10 @@ def read_results(path: Path) -> dict[str, Any] | None:
         numbers = [number for value in results["metrics"].values() for number in (value["mean"], value["ci95"])]
         words = [results["primary"], results["split"]]
         counts = [results["episodes"], results["step"], results["seed"]]
+        forms = (results.get("formats") or {}).values()  # older runs have none
+        words += [form["unit"] for form in forms]
         good = all(map(is_number, numbers + counts)) and all(isinstance(word, str) for word in words)
+        good = good and all(isinstance(form["percent"], bool) for form in forms)
         if good and results["primary"] in results["metrics"] and isinstance(results["protocol"], dict):
             return results
         reason = "its entries are none of a result"
@@ -140,21 +143,35 @@ def wall_seconds(lines: list[Line]) -> dict[str, float]:
     return {part: sum(float(line.get(f"time_{part}", 0.0)) for line in lines) for part in TIMED}
 
 
-def is_fraction(metric: str) -> bool:
-    """Whether a metric is a fraction in files and percent on screen."""
-    return metric.startswith("accuracy")
+class Format(NamedTuple):
+    """How people read a metric: the factor on what stands in files, digits behind the point, and the unit, if any."""
+
+    scale: float = 1.0
+    digits: int = 4
+    unit: str = ""
+
+    def shown(self, mean: float | None, ci95: float | None = None) -> str:
+        """'96.31 ± 0.42 %'. mean: None stands for NaN or infinity, which JSON does not have."""
+        if mean is None:
+            return "not finite"
+        unit = f" {self.unit}" if self.unit else ""
+        text = f"{mean * self.scale:.{self.digits}f}"
+        return f"{text}{unit}" if ci95 is None else f"{text} ± {ci95 * self.scale:.{self.digits}f}{unit}"
 
 
-def shown(metric: str, mean: float | None, ci95: float | None = None) -> str:
-    """A number as people read it: '96.31 ± 0.42 %' for accuracies, four digits otherwise.
+def format_of(metric: str, results: dict[str, Any] | None) -> Format:
+    """What results.json says of a metric; only where it says nothing, as that of an older run, the name decides."""
+    declared = ((results or {}).get("formats") or {}).get(metric)
+    percent = metric.startswith("accuracy") if declared is None else declared["percent"]
+    if percent:
+        return Format(100.0, 2, "%")
+    return Format(unit=declared["unit"]) if declared else Format()
 
-    mean: None stands for NaN or infinity, which JSON does not have.
-    """
-    if mean is None:
-        return "not finite"
-    scale, digits, unit = (100.0, 2, " %") if is_fraction(metric) else (1.0, 4, "")
-    text = f"{mean * scale:.{digits}f}"
-    return f"{text}{unit}" if ci95 is None else f"{text} ± {ci95 * scale:.{digits}f}{unit}"
+
+def shown(metric: str, results: dict[str, Any]) -> str:
+    """A metric of a result as people read it, with its interval."""
+    value = results["metrics"][metric]
+    return format_of(metric, results).shown(value["mean"], value["ci95"])
 
 
 def adaptation_curve(results: dict[str, Any]) -> list[tuple[int, float, float]]:

@@ -14,7 +14,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metalearn.analysis.runfiles import holder, last_words, read_metrics, read_results, read_yaml, shown, state, wall_seconds
+from metalearn.analysis.runfiles import (
+    Format,
+    format_of,
+    holder,
+    last_words,
+    read_metrics,
+    read_results,
+    read_yaml,
+    shown,
+    state,
+    wall_seconds,
+)
 from metalearn.errors import DataError
 
 
@@ -59,7 +70,9 @@ def protocol_line(results: dict[str, Any]) -> str:
         facts.append(f"{protocol['way']}-way {protocol.get('shot')}-shot, {queries} per class")
     if "transductive" in protocol:
         facts.append("transductive" if protocol["transductive"] else "inductive")
-    facts += [f"checkpoint {protocol.get('checkpoint', 'best')} (step {results['step']})", f"seed {results['seed']}"]
+    by = protocol.get("monitor")  # older results do not say
+    by = f" by {by}" if by not in (None, results["primary"]) else ""
+    facts += [f"checkpoint {protocol.get('checkpoint', 'best')}{by} (step {results['step']})", f"seed {results['seed']}"]
     return " · ".join(facts)
 
 
@@ -67,8 +80,7 @@ def metric_table(results: dict[str, Any]) -> str:
     """metric, mean ± 95% CI, tasks; the primary metric first."""
     rows = [["metric", "mean ± 95% CI", "tasks"]]
     for name in _by_importance(results):
-        value = results["metrics"][name]
-        rows.append([name, shown(name, value["mean"], value["ci95"]), str(results["episodes"])])
+        rows.append([name, shown(name, results), str(results["episodes"])])
     return grid(rows, right=(1, 2))
 
 
@@ -88,8 +100,7 @@ def beside(run_dir: Path, eval_dir: Path) -> str:
     metrics = _by_importance(found["this protocol"])
     rows = [["metric (mean ± 95% CI)", *(f"{name}, {results['episodes']} tasks" for name, results in found.items())]]
     for metric in metrics:
-        values = [results["metrics"].get(metric) for results in found.values()]
-        rows.append([metric, *("–" if value is None else shown(metric, value["mean"], value["ci95"]) for value in values)])
+        rows.append([metric, *(shown(metric, results) if metric in results["metrics"] else "–" for results in found.values())])
     return "\n".join([*lines, "", grid(rows, right=range(1, len(rows[0])))])
 
 
@@ -132,6 +143,8 @@ def next_commands(run_dir: Path, config: dict[str, Any], results: dict[str, Any]
 class Job(NamedTuple):
     """One job of a sweep. state: as runfiles.state says, or unreadable. primary, mean and ci95 are None without a result.
 
+    form: how people read the primary metric.
+
     reason: the last words of a job that has failed, the process of one that runs, otherwise empty.
     """
 
@@ -143,6 +156,7 @@ class Job(NamedTuple):
     ci95: float | None
     minutes: float
     reason: str
+    form: Format = Format()
 
 
 def jobs(sweep_dir: Path) -> list[Job]:
@@ -164,7 +178,8 @@ def _job(folder: Path) -> Job:
         return Job(folder, [], "unreadable", None, None, None, 0.0, " ".join(str(error).split()))
     primary = results["primary"] if results else None
     value = results["metrics"][primary] if results else {"mean": None, "ci95": None}
-    return Job(folder, [str(word) for word in overrides], now, primary, value["mean"], value["ci95"], minutes, reason)
+    form = format_of(primary, results) if primary else Format()
+    return Job(folder, [str(word) for word in overrides], now, primary, value["mean"], value["ci95"], minutes, reason, form)
 
 
 def sweep(sweep_dir: Path) -> str:
@@ -193,10 +208,10 @@ def seed_spread(found: list[Job], shared: Sequence[str] = ()) -> str:
     for members in groups.values():
         means = [job.mean for job in members if job.mean is not None]
         if len(means) > 1:
-            name = members[0].primary or ""
-            spread = shown(name, statistics.stdev(means))
+            name, form = members[0].primary or "", members[0].form
+            spread = form.shown(statistics.stdev(means))
             words = [word for word in members[0].overrides if not word.startswith("seed=")]
-            rows.append([_words(words, shared), str(len(means)), f"{name} {shown(name, statistics.fmean(means))}", spread])
+            rows.append([_words(words, shared), str(len(means)), f"{name} {form.shown(statistics.fmean(means))}", spread])
     return grid(rows, right=(1, 2, 3)) if len(rows) > 1 else ""
 
 
@@ -216,7 +231,7 @@ def _words(overrides: Sequence[str], shared: Sequence[str]) -> str:
 
 
 def _result(job: Job) -> str:
-    return "" if job.primary is None else f"{job.primary} {shown(job.primary, job.mean, job.ci95)}"
+    return "" if job.primary is None else f"{job.primary} {job.form.shown(job.mean, job.ci95)}"
 
 
 def _by_importance(results: dict[str, Any]) -> list[str]:

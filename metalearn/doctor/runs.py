@@ -177,8 +177,7 @@ class RunFolder:
             raise FailedError(f"absent, though the run is finished; judge it again with: metalearn eval {self.run_dir}")
         if results is None:
             raise SkippedError(f"there is none yet, the run is {state}")
-        value = results["metrics"][results["primary"]]
-        return f"{results['split']} {results['primary']} {runfiles.shown(results['primary'], value['mean'], value['ci95'])}"
+        return f"{results['split']} {results['primary']} {runfiles.shown(results['primary'], results)}"
 
     def _configuration(self) -> dict[str, Any]:
         with contextlib.suppress(ConfigError):

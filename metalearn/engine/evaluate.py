@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,24 +12,35 @@ import torch
 from torch import Tensor
 
 from metalearn.core import Algorithm, Objective, Plan, Source, Split, Task, TaskBatch, blank_query
+from metalearn.engine.pooling import pooled, pooled_part, scalars
 from metalearn.errors import ConfigError
 from metalearn.hashing import draw
 
+TOTALS = "totals of "  # begins the names of what is no score of a task
 Z95 = 1.96
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """columns: one entry per task, `task_id` first. summary: {metric: {mean, ci95 (half-width), std}} over tasks."""
+    """columns: one entry per task, `task_id` first. summary: {metric: {mean, ci95 (half-width), std}} over tasks.
+
+    A metric that is no mean over tasks has no column; `metalearn.engine.pooling.pooled` says what its summary is.
+    """
 
     columns: dict[str, list[Any]]
     summary: dict[str, dict[str, float]]
 
     @staticmethod
-    def of(scores: dict[str, list[Any]]) -> Evaluation:
-        """From the scores of tasks 0, 1, 2, …"""
-        count = len(next(iter(scores.values())))
-        return Evaluation({"task_id": list(range(count)), **scores}, {name: summarise(values) for name, values in scores.items()})
+    def of(judged: dict[str, Tensor], objective: Objective) -> Evaluation:
+        """From what `judge` found of tasks 0, 1, 2, …: a column and a mean of each score, a metric from all totals."""
+        scores = {name: decimals(values) for name, values in judged.items() if not name.startswith(TOTALS)}
+        totals = {name.removeprefix(TOTALS): values for name, values in judged.items() if name.startswith(TOTALS)}
+        summary = {name: summarise(values) for name, values in scores.items()}
+        pool = pooled_part(objective)
+        if pool is not None and totals:
+            summary |= unlike(summary, pooled(pool, totals), pool, "summary")
+        count = len(next(iter(judged.values())))
+        return Evaluation({"task_id": list(range(count)), **scores}, summary)
 
     @property
     def episodes(self) -> int:
@@ -70,11 +81,11 @@ def evaluate(
     on_batch: called with the number of tasks done after every batch; may raise to stop early.
     """
     exam = Exam(split, seed, num_episodes(source, split, episodes), batch_size, steps, curve)
-    columns: dict[str, list[Any]] = {}
-    for _, scores in judge_batches(algorithm, source, exam, plan, on_batch=on_batch):
-        for name, values in scores.items():
-            columns.setdefault(name, []).extend(values.tolist())
-    return Evaluation.of(columns)
+    parts: dict[str, list[Tensor]] = {}
+    for _, judged in judge_batches(algorithm, source, exam, plan, on_batch=on_batch):
+        for name, values in judged.items():
+            parts.setdefault(name, []).append(values.cpu())
+    return Evaluation.of({name: torch.cat(values) for name, values in parts.items()}, source.spec(split).objective)
 
 
 def num_episodes(source: Source, split: Split, wanted: int) -> int:
@@ -112,29 +123,57 @@ def judge_batches(
 def judge(
     algorithm: Algorithm, batch: TaskBatch, objective: Objective, plan: Plan, *, steps: int | None = None, curve: bool = True
 ) -> dict[str, Tensor]:
-    """Loss and metrics (T,) of each task, the inductive primary and the adaptation curve among them."""
+    """Loss and metrics (T,) of each task: those of the objective, the inductive primary, the method's report, the curve.
+
+    The objective's totals (T, …) are there too, under names that begin with TOTALS.
+    """
     last = algorithm.eval_adaptation_steps if steps is None else steps
     counts = curve_steps(last) if curve else [last]
-    primary = objective.primary
+    primary, pool = objective.primary, pooled_part(objective)
 
     def scores(task: Task) -> dict[str, Tensor]:
-        def metrics_of(adapted: Any) -> dict[str, Tensor]:
-            prediction = algorithm.predict(adapted, task.query.x, task.query.mask)
+        def predict(adapted: Any) -> Tensor:
+            return algorithm.predict(adapted, task.query.x, task.query.mask)
+
+        def metrics_of(prediction: Tensor) -> dict[str, Tensor]:
             metrics = objective.metrics(prediction, task.query.y, task.query.mask)
             return {"loss": objective.loss(prediction, task.query.y, task.query.mask), **metrics}
 
         unanswered = blank_query(task)
         points = {}
         for k, adapted in zip(counts, algorithm.adapt_path(unanswered, counts=counts), strict=True):
-            result = metrics_of(adapted)
+            prediction = predict(adapted)
+            result = metrics_of(prediction)
             points[f"{primary}_step_{k}"] = result[primary]
         inductive = algorithm.inductive(adapted, unanswered)
-        result[f"{primary}_inductive"] = result[primary] if inductive is adapted else metrics_of(inductive)[primary]
+        also = result if inductive is adapted else metrics_of(predict(inductive))
+        result[f"{primary}_inductive"] = also[primary]
+        # After every prediction: from here on the answers are known.
+        report = scalars(algorithm, "report", algorithm.report(adapted, task))
+        result |= unlike({**result, **points}, report, algorithm, "report")
+        totals = {} if pool is None else pool.totals(prediction, task.query.y, task.query.mask)
+        result |= {f"{TOTALS}{name}": values for name, values in totals.items()}
         return {**result, **points} if curve and last > 0 else result
 
     with torch.no_grad():
         mapped: dict[str, Tensor] = plan.map(scores, batch)
     return mapped
+
+
+def unlike(taken: Mapping[str, Any], more: dict[str, Any], owner: object, method: str) -> dict[str, Any]:
+    """Further metrics; ConfigError if one has the name of another."""
+    for name in more:
+        if name in taken or name.startswith(TOTALS):
+            source = f"{type(owner).__name__}.{method}"
+            raise ConfigError(f"{source} gives {name}, which is the name of another metric; rename it")
+    return more
+
+
+def decimals(values: Tensor) -> list[Any]:
+    """The numbers (T,) as the shortest decimals that are equal to them in float32: 0.8, not 0.800000011920929."""
+    if not values.is_floating_point() or values.dtype == torch.float64:
+        return values.tolist()
+    return [float(text) for text in values.float().cpu().numpy().astype(str)]
 
 
 def draw_tasks(algorithm: Algorithm, source: Source, split: Split, *, seed: int, first: int, count: int) -> TaskBatch:

@@ -22,8 +22,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from metalearn.core import Algorithm, Examples, Source, Split, TaskBatch
 from metalearn.engine.checkpoint import CheckpointStore
-from metalearn.engine.evaluate import draw_tasks, frozen, judge
+from metalearn.engine.evaluate import draw_tasks, evaluate, frozen, judge
 from metalearn.engine.execution import Executor, TaskPlan
+from metalearn.engine.formats import Monitor, require_measured
 from metalearn.engine.memory import OVERHEAD, free_bytes, peak_bytes, readable_bytes
 from metalearn.engine.settings import Settings, draw_batch
 from metalearn.engine.state import pack, restore
@@ -111,6 +112,7 @@ def rehearse(
     random_state = torch.get_rng_state()
     actor, plan = copy.deepcopy(algorithm), replace(plan, compile=False)
     updater = make_updater(actor)
+    _require_monitor(actor, source, plan, settings, split)
     with unheard():  # the run says itself what it does when memory runs out
         demands = [training_demand(actor, source, plan, settings)] if updater is not None else []
         demands.append(evaluation_demand(actor, source, plan, settings, split))
@@ -121,6 +123,13 @@ def rehearse(
     val_task, test_task = (_judge_seconds(actor, source, plan, settings, split, curve=curve) for curve in (False, True))
     torch.set_rng_state(random_state)
     return Forecast(step, save, val_task, test_task, demands)
+
+
+def _require_monitor(actor: Algorithm, source: Source, plan: TaskPlan, settings: Settings, split: Split) -> None:
+    """Validate on two tasks: a metric that fails does so now. ConfigError if eval.monitor names none of them."""
+    found = evaluate(actor, source, split, seed=settings.eval_seed, episodes=2, plan=plan, batch_size=2, curve=False)
+    require_measured(settings.monitor, found.summary)
+    Monitor.of(settings.monitor, source.spec("train").objective, actor)
 
 
 def training_demand(actor: Algorithm, source: Source, plan: TaskPlan, settings: Settings) -> Demand:

@@ -161,7 +161,8 @@ class RankedCrew(Crew):
 
         self.link.order(EVALUATE, SPLITS.index(split), seed, exam.episodes, batch_size, int(curve))
         self.link.spread(self.algorithm)
-        return Evaluation.of(pool_scores(self.algorithm, self.source, exam, self.executor, self.link, between))
+        judged = pool_scores(self.algorithm, self.source, exam, self.executor, self.link, between)
+        return Evaluation.of(judged, self.source.spec(split).objective)
 
     def dismiss(self) -> None:
         """Order the end."""
@@ -204,17 +205,18 @@ def pool(sums: Sums, share: range, count: int, link: Link, chunk: int = 0) -> tu
 
 def pool_scores(
     algorithm: Algorithm, source: Source, exam: Exam, executor: Executor, link: Link, on_batch: Callable[[int], None] | None = None
-) -> dict[str, list[float]]:
-    """The scores of all tasks in their order, on rank 0, bit for bit as the ranks found them; empty elsewhere."""
+) -> dict[str, Tensor]:
+    """What `judge` found of all E tasks in their order, (E, …) each, on rank 0, bit for bit; empty elsewhere."""
     own = list(judge_batches(algorithm, source, exam, executor.plan, rank=link.rank, ranks=link.ranks, on_batch=on_batch))
-    # A rank without a batch cannot know how many scores there are; rank 0 always has the first one.
-    _, width, *_ = link.order(WIDTH, len(own[0][1])) if link.rank == 0 else link.order()
-    bits = torch.zeros(width, exam.episodes, dtype=torch.int64, device=link.device)
-    for first, scores in own:
-        rows = torch.stack([values.double() for values in scores.values()])
-        bits[:, first : first + rows.shape[1]] = rows.view(torch.int64)
+    # A rank without a batch cannot know how many numbers there are of a task; rank 0 always has the first one.
+    sizes = [values[0].numel() for values in own[0][1].values()] if own else []
+    _, width, *_ = link.order(WIDTH, sum(sizes)) if link.rank == 0 else link.order()
+    bits = torch.zeros(exam.episodes, width, dtype=torch.int64, device=link.device)
+    for first, judged in own:
+        rows = torch.cat([values.double().reshape(len(values), -1) for values in judged.values()], dim=1)
+        bits[first : first + len(rows)] = rows.view(torch.int64)
     link.sum(bits)  # of whole numbers, all but one of them 0: the sum of floats would turn -0 into 0
     if link.rank > 0:
         return {}
-    rows = bits.view(torch.float64)
-    return {name: row.to(values.dtype).tolist() for row, (name, values) in zip(rows, own[0][1].items(), strict=True)}
+    columns = zip(bits.view(torch.float64).split(sizes, dim=1), own[0][1].items(), strict=True)
+    return {name: column.reshape(-1, *like.shape[1:]).to(like.dtype) for column, (name, like) in columns}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Record:
-    """entries: [step, value of the primary metric] of every validation, in order; values that are not finite are None."""
+    """entries: [step, value of the monitored metric] of every validation, in order; values that are not finite are None."""
 
     higher_is_better: bool
     entries: list[list[float | None]] = field(default_factory=list)

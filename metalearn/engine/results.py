@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import asdict
 from typing import Any
 
 from metalearn.core import Algorithm, Source
 from metalearn.engine.checkpoint import Checkpoint, CheckpointStore
 from metalearn.engine.evaluate import Evaluation
+from metalearn.engine.formats import formats
 from metalearn.engine.record import Record
 from metalearn.errors import CheckpointError, ConfigError
 
@@ -44,6 +46,7 @@ def result_of(
     novelty: whether the run has met, in training, who was judged; see `metalearn.engine.membership`.
     """
     split = cfg["eval"]["split"]
+    objective = source.spec(split).objective
     train = source.protocol("train")
     protocol = {
         **source.protocol(split),
@@ -55,13 +58,15 @@ def result_of(
         "adaptation_steps": algorithm.eval_adaptation_steps,
         "train_adaptation_steps": algorithm.adaptation_steps,
         "checkpoint": checkpoint,
+        "monitor": (cfg["eval"]["monitor"] or objective.primary) if checkpoint == "best" else None,
         "eval_seed": cfg["eval"]["seed"],
         **novelty,
     }
     return {
         "split": split,
-        "primary": source.spec(split).objective.primary,
+        "primary": objective.primary,
         "metrics": evaluation.summary,
+        "formats": {name: asdict(form) for name, form in formats(objective, algorithm, evaluation.summary).items()},
         "episodes": evaluation.episodes,
         "step": step,
         "protocol": protocol,

@@ -13,6 +13,7 @@ class Settings:
     """The dials of a training run, as in `trainer.*` and `eval.*`.
 
     patience: validations without a new best after which training ends; None: never.
+    monitor: the metric of validations that says which is best; None: the objective's primary one.
     """
 
     seed: int
@@ -26,6 +27,7 @@ class Settings:
     val_episodes: int
     eval_seed: int
     eval_batch_size: int
+    monitor: str | None = None
 
     def part(self, ranks: int) -> Settings:
         """What the busiest of so many ranks has to do: its tasks of a meta-batch and of a validation."""

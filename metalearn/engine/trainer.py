@@ -22,6 +22,7 @@ from metalearn.core import Algorithm, Source
 from metalearn.engine.checkpoint import Checkpoint, CheckpointStore, SaveError
 from metalearn.engine.crew import Crew
 from metalearn.engine.faults import fault
+from metalearn.engine.formats import Monitor
 from metalearn.engine.nonfinite import Guard
 from metalearn.engine.record import Record
 from metalearn.engine.runlog import RunLog
@@ -64,7 +65,8 @@ class Trainer:
         self.failed_saves = 0  # in a row
         self.evaluated_step = 0
         self.window = Window()
-        self.record = Record(source.spec("train").objective.higher_is_better)
+        self.monitor = Monitor.of(settings.monitor, source.spec("train").objective, algorithm)
+        self.record = Record(self.monitor.higher_is_better)
         self.seconds: dict[str, float] = {}
 
     @property
@@ -119,13 +121,13 @@ class Trainer:
                 curve=False,
                 on_batch=self._between_batches,
             )
-        primary = self.source.spec("val").objective.primary
         self.log.metric(self.step, "val", {**flat(result.summary), "episodes": result.episodes, **self.take_times()})
-        self.record.enter(self.step, result.summary[primary]["mean"])
+        monitor = self.monitor.name
+        mean, ci95 = result.summary[monitor]["mean"], result.summary[monitor]["ci95"]
+        self.record.enter(self.step, mean)
         self.evaluated_step = self.step
         self.saved_step = min(self.saved_step, self.step - 1)  # a checkpoint of this step that lacks the result is out of date
-        mean, ci95 = result.summary[primary]["mean"], result.summary[primary]["ci95"]
-        log.info(f"step {self.step}/{self.outer_steps}  val {primary} {mean:.4f} ± {ci95:.4f} ({result.episodes} tasks)")
+        log.info(f"step {self.step}/{self.outer_steps}  val {monitor} {mean:.4f} ± {ci95:.4f} ({result.episodes} tasks)")
 
     def save(self, *, must: bool = False) -> None:
         """Write a checkpoint of the present step. A disk that refuses is endured a few times in a row, unless it must not be."""

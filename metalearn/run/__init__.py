@@ -130,6 +130,11 @@ def evaluate_run(run_dir: Path, overrides: list[str], config_dir: str | None = N
     del trained["logger"]  # an evaluation has none, so that its class need not be trusted
     refuse_links(run_dir)
     cfg = pinned(reopen_to_judge(run_dir, trained, overrides, config_dir))
+    if cfg["eval"]["monitor"] != trained["eval"]["monitor"]:
+        raise ConfigError(
+            f"eval.monitor={cfg['eval']['monitor']}: the best checkpoint was chosen while the run trained; "
+            "leave it out, or name a checkpoint with eval.checkpoint=step-NUMBER"
+        )
     store = CheckpointStore(run_dir)
     if not store.steps():
         raise CheckpointError(f"{run_dir} has no checkpoint yet; train it first with: metalearn resume {run_dir}")

@@ -91,5 +91,6 @@ def settings_of(cfg: dict[str, Any]) -> Settings:
         val_episodes=evaluation["val_episodes"],
         eval_seed=evaluation["seed"],
         eval_batch_size=evaluation["batch_size"],
+        monitor=evaluation["monitor"],
         **{name: trainer[name] for name in same},
     )

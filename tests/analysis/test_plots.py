@@ -110,6 +110,19 @@ def test_adaptation_curve_takes_its_points_in_order_of_steps(run_dir: Path, monk
     assert drawn == [[[0, 1, 2, 10], pytest.approx([20.0, 95.0, 96.0, 97.0])]]
 
 
+def test_axes_have_the_unit_that_the_result_says(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = json.loads((run_dir / "results.json").read_text())
+    results["formats"] = {"accuracy": {"percent": False, "higher_is_better": True, "unit": "points"}}
+    figures = figure_of(monkeypatch)
+    for formats in ({}, results["formats"]):
+        (run_dir / "results.json").write_text(json.dumps({**results, "formats": formats}))
+        plots.learning_curve(run_dir)
+        plots.adaptation_curve(run_dir)
+    labels = [figure.axes[-1].get_ylabel() for figure in figures]
+    assert labels == ["accuracy (%)"] * 2 + ["accuracy (points)"] * 2
+    assert figures[2].axes[-1].get_ylim()[1] < 2 < figures[0].axes[-1].get_ylim()[1]
+
+
 def test_no_adaptation_curve_without_steps(run_dir: Path) -> None:
     results = json.loads((run_dir / "results.json").read_text())
     results["metrics"] = {"accuracy": results["metrics"]["accuracy"]}

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from metalearn import listing
 from metalearn.analysis import tables
+from metalearn.errors import DataError
 
 Write = Callable[..., Path]
 
@@ -135,3 +137,43 @@ def test_a_damaged_job_does_not_hide_the_others(write_run: Write, tmp_path: Path
     (folder / "c_4" / "overrides.yaml").write_text("seed=4")
     assert f"failed: {folder / 'c_1'}: ?[2Jgone\ufffd" in tables.sweep(folder)
     assert f"unreadable: {folder / 'c_4'}: overrides.yaml is no list of words" in tables.sweep(folder)
+
+
+def with_formats(run_dir: Path, formats: object) -> Path:
+    results = json.loads((run_dir / "results.json").read_text())
+    (run_dir / "results.json").write_text(json.dumps({**results, "formats": formats}))
+    return run_dir
+
+
+def test_metrics_are_read_as_the_result_says_and_not_by_their_names(run_dir: Path) -> None:
+    stars = {"percent": False, "higher_is_better": False, "unit": "stars"}
+    with_formats(run_dir, {"accuracy": stars, "loss": {"percent": True, "higher_is_better": False, "unit": ""}})
+    lines = [line.split() for line in tables.closing(run_dir).splitlines()]
+    assert ["accuracy", "0.9631", "±", "0.0042", "stars", "600"] in lines
+    assert ["loss", "12.34", "±", "1.00", "%", "600"] in lines
+    assert ["accuracy_inductive", "91.00", "±", "0.50", "%", "600"] in lines  # undeclared, as in older results
+    assert "accuracy 0.9631 ± 0.0042 stars" in listing.runs(run_dir.parent)
+
+
+def test_a_sweep_reads_its_metrics_as_the_results_say(write_run: Write, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        folder = write_run(tmp_path / str(seed), accuracy=0.5 + seed, overrides=[f"seed={seed}"])
+        with_formats(folder, {"accuracy": {"percent": False, "higher_is_better": False, "unit": "stars"}})
+    text = tables.sweep(tmp_path)
+    assert "accuracy 0.5000 ± 0.0042 stars" in text
+    assert text.splitlines()[-1].split() == ["(defaults)", "2", "accuracy", "1.0000", "stars", "0.7071", "stars"]
+
+
+@pytest.mark.parametrize(
+    "formats", [["loss"], {"loss": 1}, {"loss": {"percent": True}}, {"loss": {"percent": 1, "unit": ""}}, {"loss": None}]
+)
+def test_formats_that_no_run_writes_are_refused(run_dir: Path, formats: object) -> None:
+    with pytest.raises(DataError, match=r"results.json is not the result of a run \(.*\); restore it from a backup"):
+        tables.closing(with_formats(run_dir, formats))
+
+
+def test_the_metric_that_chose_the_checkpoint_is_named_where_it_is_not_the_primary_one(run_dir: Path) -> None:
+    results = json.loads((run_dir / "results.json").read_text())
+    for monitor, words in (("loss", "checkpoint best by loss (step 150)"), ("accuracy", "checkpoint best (step 150)")):
+        results["protocol"]["monitor"] = monitor
+        assert words in tables.protocol_line(results)

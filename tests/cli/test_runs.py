@@ -84,6 +84,15 @@ class TestTrain:
         assert code == 0
         assert yaml.safe_load(shown) == config.compose(["algo=protonet"])
 
+    def test_a_metric_to_monitor_that_is_not_measured_is_refused_before_training(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny: list[str]
+    ) -> None:
+        code, _, complaint = answer(capsys, "train", f"run_dir={tmp_path}/run", *tiny, "algo=protonet", "eval.monitor=accuracy_inductiv")
+        sentence = "eval.monitor=accuracy_inductiv is no metric of validation; did you mean accuracy_inductive? metrics: loss, accuracy"
+        assert code == 2
+        assert complaint.startswith(f"error: {sentence}, accuracy_inductive, ece\n")
+        assert not (tmp_path / "run").exists()
+
     def test_train_then_resume_then_eval(self, capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny: list[str]) -> None:
         run_dir = tmp_path / "run"
         assert answer(capsys, "train", f"run_dir={run_dir}", "algo=protonet", *tiny)[0] == 0
@@ -92,6 +101,9 @@ class TestTrain:
         assert answer(capsys, "resume", str(run_dir))[0] == 0
         assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
         assert answer(capsys, "eval", str(run_dir), "data.way=3", "eval.episodes=3")[0] == 0
+        code, _, complaint = answer(capsys, "eval", str(run_dir), "eval.monitor=loss")
+        assert code == 2
+        assert complaint.startswith("error: eval.monitor=loss: the best checkpoint was chosen while the run trained; leave it out")
         assert all(path.read_bytes() == content for path, content in before.items())
         assert str(run_dir) in answer(capsys, "ls", "runs", str(tmp_path))[1]
 

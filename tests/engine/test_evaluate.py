@@ -6,13 +6,14 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from metalearn.core import Algorithm, Source, Task, blank_query
-from metalearn.engine.evaluate import curve_steps, draw_tasks, evaluate, judge, summarise
+from metalearn.engine.evaluate import curve_steps, decimals, draw_tasks, evaluate, judge, summarise
 from metalearn.engine.execution import TaskPlan
 from metalearn.errors import ConfigError
 from tests.engine.toy import ToyAlgorithm, ToySource
@@ -69,6 +70,53 @@ def test_adaptation_never_sees_the_answers() -> None:
     assert result.summary["mse"]["mean"] > 1.0  # it predicts the blank, 0, where the answers are near 2
 
 
+class Reporting(ToyAlgorithm):
+    """Tells how far the worst answer is, and how fast the error grows with the guess: a gradient, as of an attack."""
+
+    def report(self, adapted: dict[str, torch.Tensor], task: Task) -> dict[str, torch.Tensor]:
+        error = torch.func.grad(lambda guess: (guess - task.query.y).square().mean())(adapted["guess"])
+        return {"worst": (adapted["guess"] - task.query.y).abs().max(), "slope": error.abs().sum()}
+
+
+@pytest.mark.parametrize("plan", [TaskPlan("loop"), TaskPlan("vmap")])
+def test_a_method_reports_metrics_of_its_own_with_the_answers(plan: TaskPlan) -> None:
+    result, without = run(Reporting(), plan=plan), run(ToyAlgorithm(), plan=plan)
+    assert len(result.columns["worst"]) == 7
+    assert result.summary["worst"]["mean"] > result.summary["mse"]["mean"] ** 0.5
+    assert result.summary["worst"]["ci95"] > 0
+    assert result.summary["slope"]["mean"] > 0
+    assert {name: values for name, values in result.columns.items() if name in without.columns} == without.columns
+
+
+def test_a_report_comes_after_every_prediction() -> None:
+    class Spoiler(ToyAlgorithm):
+        def report(self, adapted: dict[str, torch.Tensor], task: Task) -> dict[str, torch.Tensor]:
+            adapted["guess"] = task.query.y.mean(0)
+            return {"worst": task.query.y.max()}
+
+        def inductive(self, adapted: Any, task: Task) -> Any:
+            return {"guess": adapted["guess"] + 0.0}
+
+    assert run(Spoiler()).summary["mse_inductive"] == run(ToyAlgorithm()).summary["mse_inductive"]
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        ({"worst": torch.zeros(3)}, r"Odd.report gives worst as a tensor of shape \(3,\); a metric is a tensor without dimensions"),
+        ({"worst": 0.5}, "Odd.report gives worst as a float; a metric is a tensor without dimensions"),
+        ({"mse": torch.zeros(())}, "Odd.report gives mse, which is the name of another metric; rename it"),
+    ],
+)
+def test_a_report_that_is_no_metric_is_refused_in_a_sentence(found: dict[str, Any], reason: str) -> None:
+    class Odd(ToyAlgorithm):
+        def report(self, adapted: Any, task: Task) -> dict[str, Any]:
+            return found
+
+    with pytest.raises(ConfigError, match=reason):
+        run(Odd())
+
+
 def test_interval_is_that_of_the_normal_approximation() -> None:
     values = [1.0, 2.0, 4.0, 9.0]
     found = summarise(values)
@@ -80,6 +128,21 @@ def test_interval_is_that_of_the_normal_approximation() -> None:
 def test_metric_that_is_not_finite_has_no_mean() -> None:
     assert math.isnan(summarise([1.0, math.inf])["mean"])
     assert math.isfinite(summarise([1.0, 1e200])["std"]), "the squares of a divergence must not overflow"
+
+
+def test_values_are_the_shortest_decimals_that_read_back_as_the_same_bits() -> None:
+    assert decimals(torch.tensor([4 / 5, 1 / 3, 0.0])) == [0.8, 0.33333334, 0.0]
+    random = torch.randn(1000, generator=torch.Generator().manual_seed(0)).exp()
+    for values in (random, random.bfloat16().float(), torch.tensor([-0.0, torch.inf, 1e-42, 3e38])):
+        assert np.array(decimals(values), dtype=np.float32).tobytes() == values.numpy().tobytes()
+    assert decimals(torch.tensor([1 / 3], dtype=torch.float64)) == [1 / 3]
+    assert decimals(torch.tensor([True, False])) == [True, False]
+
+
+def test_means_are_taken_of_the_values_that_the_columns_show() -> None:
+    result = run(ToyAlgorithm(noise=0.3))
+    assert all(len(repr(value).replace(".", "").lstrip("0")) <= 9 for value in result.columns["mse"])
+    assert result.summary["mse"] == summarise(result.columns["mse"])
 
 
 def test_finite_split_is_judged_once_and_never_repeated() -> None:

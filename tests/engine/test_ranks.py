@@ -25,6 +25,7 @@ from metalearn.engine.settings import Settings, share_of
 from metalearn.engine.update import Clip, Updater
 from metalearn.run.parts import settings_of
 from metalearn.run.ranks import connected
+from tests.engine.test_pooling import PoolingSource
 from tests.engine.test_trainer import SETTINGS
 from tests.engine.toy import ToyAlgorithm, ToySource
 from tests.reliability import harness
@@ -216,6 +217,17 @@ def test_scores_keep_the_sign_of_zero_and_what_is_not_finite(tmp_path: Path) -> 
     expected = alone(Odd(), source, SETTINGS, judge)
     assert {"-0.0", "inf"} <= set(map(repr, expected["score"]))
     assert repr(together(2, with_others(Odd(), source, SETTINGS, judge), tmp_path)) == repr(expected)
+
+
+def test_pooled_metrics_are_those_of_one_process_bit_for_bit(tmp_path: Path) -> None:
+    source = PoolingSource()
+
+    def judge(crew: Crew) -> dict[str, dict[str, float]]:
+        return crew.evaluate("val", seed=0, episodes=7, batch_size=2).summary
+
+    expected = alone(ToyAlgorithm(), source, SETTINGS, judge)
+    assert expected["share"]["ci95"] > 0
+    assert repr(together(2, with_others(ToyAlgorithm(), source, SETTINGS, judge), tmp_path)) == repr(expected)
 
 
 def test_every_kind_of_tensor_arrives_as_it_is(tmp_path: Path) -> None:
