@@ -16,6 +16,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "run_dir": (str,),
     "sweep": (str,),
     "trainer.patience": (int,),
+    "eval.batch_size": (int,),
     "device.threads": (int,),
     "device.compile": (bool, str),
     "optimizer.clip.norm": (float,),
