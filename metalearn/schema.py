@@ -17,6 +17,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "sweep": (str,),
     "trainer.patience": (int,),
     "eval.monitor": (str,),
+    "eval.batch_size": (int,),
     "device.threads": (int,),
     "device.compile": (bool, str),
     "optimizer.clip.norm": (float,),

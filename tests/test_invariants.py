@@ -87,10 +87,10 @@ def test_invariant_03_evaluation_changes_nothing_and_everyone_meets_the_same_tas
     asked: list[Any] = []
     tasks = source.tasks
     source.tasks = lambda split, **numbers: asked.append((split, numbers)) or tasks(split, **numbers)  # type: ignore[func-returns-value,method-assign]
-    evaluate(algorithm, source, "test", seed=1000, episodes=4, plan=plan_wish(cfg).plan(), batch_size=2)
+    evaluate(algorithm, source, "test", seed=1000, episodes=4, plan=plan_wish(cfg).plan())
     assert all(torch.equal(before[name], value) for name, value in algorithm.state_dict().items())
     assert torch.equal(random_state, torch.get_rng_state())
-    assert asked == [("test", {"seed": 1000, "first": first, "count": 2}) for first in (0, 2)]
+    assert asked == [("test", {"seed": 1000, "first": 0, "count": count}) for count in (1, 4)], "one to count its bytes, then all"
     crew, seen = Crew(algorithm, source, Executor(algorithm, plan_wish(cfg).plan()), settings_of(cfg)), []
     for seed in (0, 1):
         asked.clear()

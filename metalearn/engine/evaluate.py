@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 from metalearn.core import Algorithm, Objective, Plan, Source, Split, Task, TaskBatch, blank_query
+from metalearn.engine.batching import Batching, Score, batching, one_sentence
+from metalearn.engine.execution import TaskPlan
+from metalearn.engine.memory import Demand
 from metalearn.engine.pooling import pooled, pooled_part, scalars
 from metalearn.errors import ConfigError
 from metalearn.hashing import draw
@@ -48,7 +51,7 @@ class Evaluation:
 
 
 class Exam(NamedTuple):
-    """What an evaluation asks: tasks 0 … episodes-1 of (seed, split), batch_size of them at once.
+    """What an evaluation asks: tasks 0 … episodes-1 of (seed, split).
 
     steps: adaptation steps, None for the algorithm's own. curve: also report what fewer steps give.
     """
@@ -56,7 +59,6 @@ class Exam(NamedTuple):
     split: Split
     seed: int
     episodes: int
-    batch_size: int
     steps: int | None = None
     curve: bool = True
 
@@ -68,21 +70,26 @@ def evaluate(
     *,
     seed: int,
     episodes: int,
-    plan: Plan,
-    batch_size: int,
+    plan: TaskPlan,
+    batch_size: int | None = None,
     steps: int | None = None,
     curve: bool = True,
+    size: Batching | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Judge on tasks 0 … episodes-1 of (seed, split); on every task once if the split holds fewer.
 
-    batch_size: tasks mapped at once. steps: adaptation steps, by default the algorithm's own for evaluation.
+    batch_size: tasks held at once, in whole units (see `metalearn.engine.batching`); no number depends on it.
+    steps: adaptation steps, by default the algorithm's own for evaluation.
     curve: also report `<primary>_step_<k>` with fewer steps, which cost nothing more.
+    size: as `batching_of` found it before, which need not be done again.
     on_batch: called with the number of tasks done after every batch; may raise to stop early.
     """
-    exam = Exam(split, seed, num_episodes(source, split, episodes), batch_size, steps, curve)
+    exam = Exam(split, seed, num_episodes(source, split, episodes), steps, curve)
+    if size is None:
+        size, _ = batching_of(algorithm, source, exam, plan, batch_size)
     parts: dict[str, list[Tensor]] = {}
-    for _, judged in judge_batches(algorithm, source, exam, plan, on_batch=on_batch):
+    for _, judged in judge_batches(algorithm, source, exam, plan, size, on_batch=on_batch):
         for name, values in judged.items():
             parts.setdefault(name, []).append(values.cpu())
     return Evaluation.of({name: torch.cat(values) for name, values in parts.items()}, source.spec(split).objective)
@@ -99,25 +106,41 @@ def num_episodes(source: Source, split: Split, wanted: int) -> int:
     return episodes
 
 
+def batching_of(algorithm: Algorithm, source: Source, exam: Exam, plan: TaskPlan, limit: int | None) -> tuple[Batching, Demand]:
+    """How many tasks to take at once, by its first one, and the memory for them. limit: `eval.batch_size`."""
+    with frozen(algorithm):
+        task = draw_tasks(algorithm, source, exam.split, seed=exam.seed, first=0, count=1)
+        score = score_of(algorithm, source, exam, plan)
+        return batching(score, task, alone=plan.name == "loop", episodes=exam.episodes, limit=limit)
+
+
 def judge_batches(
     algorithm: Algorithm,
     source: Source,
     exam: Exam,
-    plan: Plan,
+    plan: TaskPlan,
+    size: Batching,
     *,
     rank: int = 0,
     ranks: int = 1,
     on_batch: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """Number of the first task and scores of each batch that is this rank's; the ranks take turns."""
-    objective = source.spec(exam.split).objective
+    score = score_of(algorithm, source, exam, plan)
     with frozen(algorithm):
-        for first in range(rank * exam.batch_size, exam.episodes, ranks * exam.batch_size):
-            count = min(exam.batch_size, exam.episodes - first)
-            batch = draw_tasks(algorithm, source, exam.split, seed=exam.seed, first=first, count=count)
-            yield first, judge(algorithm, batch, objective, plan, steps=exam.steps, curve=exam.curve)
+        for first in range(rank * size.held, exam.episodes, ranks * size.held):
+            count = min(size.held, exam.episodes - first)
+            with one_sentence(count):
+                batch = draw_tasks(algorithm, source, exam.split, seed=exam.seed, first=first, count=count)
+            yield first, size.scores(score, batch)
             if on_batch is not None:
                 on_batch(first + count)
+
+
+def score_of(algorithm: Algorithm, source: Source, exam: Exam, plan: Plan) -> Score:
+    """What an evaluation does with a batch of tasks."""
+    objective = source.spec(exam.split).objective
+    return lambda batch: judge(algorithm, batch, objective, plan, steps=exam.steps, curve=exam.curve)
 
 
 def judge(

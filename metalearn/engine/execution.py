@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from metalearn.core import Algorithm, Examples, Metrics, Parameters, TaskBatch, leaves_of, map_leaves
+from metalearn.engine.memory import first_line, is_out_of_memory
 from metalearn.errors import ConfigError, MetalearnError
 
 log = logging.getLogger(__name__)
@@ -93,10 +94,10 @@ class Executor:
         while True:
             try:
                 return self._sums(batch)
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                problem = str(error).splitlines()[0]
+                problem = first_line(error)
             self._halve(batch, problem)  # after the handler, which holds on to the tensors of the attempt
 
     def write(self, sums: Sums) -> Metrics:
@@ -167,8 +168,3 @@ class Executor:
 def execute(algorithm: Algorithm, batch: TaskBatch | Examples, plan: TaskPlan) -> tuple[Tensor, Metrics]:
     """One batch with a plan of its own: fill `.grad`, return the losses (T,) and mean metrics."""
     return Executor(algorithm, plan).execute(batch)
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """CUDA has a class for it; the CPU's allocator only a sentence."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

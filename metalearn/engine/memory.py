@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,47 @@ from torch.utils._pytree import tree_leaves
 
 # What a process grows by, as a multiple of its tensors. On the CPU workspaces and a heap in pieces took 1.2 to 1.6 times.
 OVERHEAD = {"cpu": 1.6, "cuda": 1.2}
+# Limits of `ulimit -v` and `-d`, as /proc/self/limits calls them, and what counts towards them in /proc/self/status.
+ULIMITS = {"Max address space": "VmSize", "Max data size": "VmData"}
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Memory of one kind of work: fixed + count · each bytes at its peak.
+
+    dial: what makes count smaller; None if it is made smaller by itself.
+    """
+
+    work: str
+    count: int
+    unit: str
+    fixed: float
+    each: float
+    dial: str | None
+
+    @property
+    def peak(self) -> float:
+        return self.fixed + self.count * self.each
+
+    def __str__(self) -> str:
+        many = f"{self.count} {self.unit}s at once" if self.count > 1 else f"one {self.unit} at a time"
+        return f"{readable_bytes(self.peak)} for {many}"
+
+    def complaint(self, free: int | None, overhead: float) -> str | None:
+        """What is wrong and the way out, if this does not fit.
+
+        free: bytes, None where nobody knows. overhead: bytes of a process for each byte of its tensors.
+        """
+        if free is None or self.peak * overhead <= free:
+            return None
+        fits = int((free / overhead - self.fixed) / self.each)
+        smaller = "choose a smaller model, fewer rows or fewer adaptation steps"
+        if fits > 0 and self.count > 1:
+            smaller = f"set {self.dial}={fits}" if self.dial else f"fewer {self.unit}s will be taken at once"
+        return (
+            f"{self.work} needs about {self}, which is {readable_bytes(self.peak * overhead)} of the machine, "
+            f"but {readable_bytes(free)} are free; {smaller}"
+        )
 
 
 def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
@@ -34,7 +76,7 @@ def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts storages made on the CPU while it is active, each until nothing holds it any more.
+    """Counts storages made while it is active, each until nothing holds it any more.
 
     It stands below `torch.func`, so that a mapped operation counts with the tensors of all its tasks. Compiled code passes it by.
     """
@@ -72,16 +114,31 @@ class LiveBytes(TorchDispatchMode):
         self.peak = max(self.peak, self.live)
 
 
+def free_share(device: torch.device, ranks: int) -> int | None:
+    """What each of so many ranks of a run may still take; GPUs have a rank each."""
+    free = free_bytes(device)
+    return free // ranks if free is not None and device.type == "cpu" else free
+
+
 def free_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
     """What a process on this device may still take; None where the system does not say.
 
-    root: where /proc and /sys are. A container's or a batch job's own limit counts where it is the lower one.
+    root: where /proc and /sys are. The limit of a shell, a container or a batch job counts where it is the lower one.
     """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
     limits = [number * 1024 for name, number in _pairs(root / "proc/meminfo") if name == "MemAvailable"]
-    return min([*limits, *_left_in_cgroups(root)], default=None)
+    return min([*limits, *_left_of_ulimits(root), *_left_in_cgroups(root)], default=None)
+
+
+def _left_of_ulimits(root: Path) -> Iterator[int]:
+    """Soft limit minus use of this process's addresses, and of what it writes to."""
+    use = dict(_pairs(root / "proc/self/status"))
+    for line in _lines(root / "proc/self/limits"):
+        name, soft = line[:26].strip(), line[26:].split()[:1]  # columns of fixed width, since names hold spaces
+        if name in ULIMITS and soft and soft[0].isdecimal():
+            yield max(0, int(soft[0]) - use.get(ULIMITS[name], 0) * 1024)
 
 
 def _left_in_cgroups(root: Path) -> Iterator[int]:
@@ -131,3 +188,15 @@ def readable_bytes(count: float) -> str:
     if mebibytes < 1000:
         return f"{mebibytes:.0f} MiB" if mebibytes >= 10 else f"{mebibytes:.1f} MiB"
     return f"{mebibytes / 1024:.1f} GiB"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """CUDA and Python have a class for it; the CPU's allocators only a sentence."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        word in str(error) for word in ("DefaultCPUAllocator", "bad_alloc")
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line; Python's own MemoryError says nothing."""
+    return (str(error) or "the system refused").splitlines()[0]

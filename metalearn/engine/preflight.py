@@ -21,11 +21,12 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from metalearn.core import Algorithm, Examples, Source, Split, TaskBatch
+from metalearn.engine.batching import Batching
 from metalearn.engine.checkpoint import CheckpointStore
-from metalearn.engine.evaluate import draw_tasks, evaluate, frozen, judge
+from metalearn.engine.evaluate import Exam, batching_of, draw_tasks, evaluate, frozen, score_of
 from metalearn.engine.execution import Executor, TaskPlan
 from metalearn.engine.formats import Monitor, require_measured
-from metalearn.engine.memory import OVERHEAD, free_bytes, peak_bytes, readable_bytes
+from metalearn.engine.memory import OVERHEAD, Demand, free_share, peak_bytes
 from metalearn.engine.settings import Settings, draw_batch
 from metalearn.engine.state import pack, restore
 from metalearn.engine.update import Updater
@@ -36,38 +37,7 @@ log = logging.getLogger(__name__)
 
 TRIAL = ".preflight-"
 WARM_UP_LIMIT = 5.0  # seconds; a first step that takes longer is not repeated to get a warmer timing
-JUDGING = 1.0  # seconds for which validation tasks are timed, if a whole batch of them takes longer
-
-
-@dataclass(frozen=True)
-class Demand:
-    """Memory of one kind of work: fixed + count · each bytes at its peak. dial: what makes count smaller, None if nothing does."""
-
-    work: str
-    count: int
-    unit: str
-    fixed: float
-    each: float
-    dial: str | None
-
-    @property
-    def peak(self) -> float:
-        return self.fixed + self.count * self.each
-
-    def __str__(self) -> str:
-        many = f"{self.count} {self.unit}s at once" if self.count > 1 else f"one {self.unit} at a time"
-        return f"{readable_bytes(self.peak)} for {many}"
-
-    def complaint(self, free: int, overhead: float) -> str | None:
-        """What is wrong and the way out, if this does not fit. overhead: bytes of a process for each byte of its tensors."""
-        if self.peak * overhead <= free:
-            return None
-        fits = int((free / overhead - self.fixed) / self.each)
-        smaller = f"set {self.dial}={fits}" if self.dial and fits > 0 else "choose a smaller model, fewer rows or fewer adaptation steps"
-        return (
-            f"{self.work} needs about {self}, which is {readable_bytes(self.peak * overhead)} of the machine, "
-            f"but {readable_bytes(free)} are free; {smaller}"
-        )
+JUDGING = 1.0  # seconds; the same for a first unit of an evaluation
 
 
 @dataclass(frozen=True)
@@ -115,12 +85,14 @@ def rehearse(
     _require_monitor(actor, source, plan, settings, split)
     with unheard():  # the run says itself what it does when memory runs out
         demands = [training_demand(actor, source, plan, settings)] if updater is not None else []
-        demands.append(evaluation_demand(actor, source, plan, settings, split))
+        exams = [_exam(source, settings, split, curve=curve) for curve in (False, True)]
+        sizes, evaluations = zip(*(batching_of(actor, source, exam, plan, settings.eval_batch_size) for exam in exams), strict=True)
+        demands.append(max(evaluations, key=lambda demand: demand.peak))
     _compare(demands, source.tasks(split, seed=settings.eval_seed, first=0, count=1).key.device, ranks)
     with unheard():
         step = _train_seconds(actor, updater, source, plan, settings) if updater is not None else 0.0
     save = _save_seconds(actor, updater, folder)
-    val_task, test_task = (_judge_seconds(actor, source, plan, settings, split, curve=curve) for curve in (False, True))
+    val_task, test_task = (_judge_seconds(actor, source, plan, exam, size) for exam, size in zip(exams, sizes, strict=True))
     torch.set_rng_state(random_state)
     return Forecast(step, save, val_task, test_task, demands)
 
@@ -147,15 +119,6 @@ def training_demand(actor: Algorithm, source: Source, plan: TaskPlan, settings: 
     return Demand("training", chunk, "task", fixed, each, "device.chunk" if plan.name == "vmap" else None)
 
 
-def evaluation_demand(actor: Algorithm, source: Source, plan: TaskPlan, settings: Settings, split: Split) -> Demand:
-    objective, size = source.spec(split).objective, settings.eval_batch_size
-    tasks = draw_tasks(actor, source, split, seed=settings.eval_seed, first=0, count=2)
-    with frozen(actor):
-        fixed, each = _line(lambda some: judge(actor, some, objective, plan), tasks)
-    fixed += size * _bytes(tasks) / 2
-    return Demand("evaluation", 1 if plan.name == "loop" else size, "task", fixed, each, "eval.batch_size")
-
-
 def _line(work: Callable[[Any], Any], batch: TaskBatch | Examples, unit: int = 1) -> tuple[float, float]:
     """(fixed, each) of the bytes that work on n rows of the batch takes at its peak, from `unit` and twice as many."""
 
@@ -173,10 +136,7 @@ def _bytes(tree: Any) -> int:
 
 
 def _compare(demands: list[Demand], device: torch.device, ranks: int) -> None:
-    free = free_bytes(device)
-    if free is None:
-        return
-    share = free // ranks if device.type == "cpu" else free  # GPUs have a rank each
+    share = free_share(device, ranks)
     for demand in demands:
         complaint = demand.complaint(share, OVERHEAD[device.type])
         if complaint is not None:
@@ -196,20 +156,26 @@ def _train_seconds(actor: Algorithm, updater: Updater, source: Source, plan: Tas
     return seconds
 
 
-def _judge_seconds(actor: Algorithm, source: Source, plan: TaskPlan, settings: Settings, split: Split, *, curve: bool) -> float:
-    """Seconds per task of a batch as evaluation takes it, or of as many tasks as there is time for: many at once cost less each."""
-    objective, count, seconds = source.spec(split).objective, min(2, settings.eval_batch_size), 0.0
-    while True:
+def _exam(source: Source, settings: Settings, split: Split, *, curve: bool) -> Exam:
+    """As many tasks as a validation has, or as there are."""
+    available = source.num_tasks(split)
+    episodes = settings.val_episodes if available is None else min(settings.val_episodes, max(available, 1))
+    return Exam(split, settings.eval_seed, episodes, curve=curve)
+
+
+def _judge_seconds(actor: Algorithm, source: Source, plan: TaskPlan, exam: Exam, size: Batching) -> float:
+    """Seconds per task of a unit of an evaluation: many at once cost less each."""
+    score, seconds = score_of(actor, source, exam, plan), 0.0
+    for _ in range(2):
         start = time.perf_counter()
-        batch = draw_tasks(actor, source, split, seed=settings.eval_seed, first=0, count=count)
+        batch = draw_tasks(actor, source, exam.split, seed=exam.seed, first=0, count=size.unit)
         with frozen(actor):
-            judge(actor, batch, objective, plan, curve=curve)
+            size.scores(score, batch)
         _settle(batch.key.device)
         seconds = time.perf_counter() - start
-        more = min(settings.eval_batch_size, int(count * JUDGING / seconds))
-        if more < 2 * count:
-            return seconds / count
-        count = more
+        if seconds > JUDGING:
+            break
+    return seconds / size.unit
 
 
 def _save_seconds(actor: Algorithm, updater: Updater | None, folder: Path) -> float:

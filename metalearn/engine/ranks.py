@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from metalearn.core import Algorithm, Examples, Metrics, Source, Split, TaskBatch
+from metalearn.engine.batching import Batching
 from metalearn.engine.crew import Crew
-from metalearn.engine.evaluate import Evaluation, Exam, judge_batches, num_episodes
+from metalearn.engine.evaluate import Evaluation, Exam, judge_batches
 from metalearn.engine.execution import Executor, Sums
 from metalearn.engine.faults import fault
 from metalearn.engine.feed import Feed
@@ -112,7 +113,7 @@ class RankedCrew(Crew):
         require_all: Callable[[], None],
     ) -> None:
         super().__init__(algorithm, source, executor, settings)
-        self.link, self.require_all = link, require_all
+        self.link, self.require_all, self.ranks = link, require_all, link.ranks
         self.chunks_then = torch.tensor([executor.plan.chunk] * link.ranks)
         self.share = share_of(link.rank, link.ranks, settings.meta_batch_size)
         if algorithm.trains_on != "examples":
@@ -148,20 +149,21 @@ class RankedCrew(Crew):
         *,
         seed: int,
         episodes: int,
-        batch_size: int,
+        batch_size: int | None,
         curve: bool = True,
         on_batch: Callable[[int], None] | None = None,
     ) -> Evaluation:
-        exam = Exam(split, seed, num_episodes(self.source, split, episodes), batch_size, curve=curve)
+        exam = self.exam(split, seed, episodes, curve=curve)
+        size = self.size(exam, batch_size)
 
         def between(done: int) -> None:
             self.require_all()
             if on_batch is not None:
                 on_batch(done)
 
-        self.link.order(EVALUATE, SPLITS.index(split), seed, exam.episodes, batch_size, int(curve))
+        self.link.order(EVALUATE, SPLITS.index(split), seed, exam.episodes, size.unit, size.held, int(curve))
         self.link.spread(self.algorithm)
-        judged = pool_scores(self.algorithm, self.source, exam, self.executor, self.link, between)
+        judged = pool_scores(self.algorithm, self.source, exam, size, self.executor, self.link, between)
         return Evaluation.of(judged, self.source.spec(split).objective)
 
     def dismiss(self) -> None:
@@ -185,9 +187,10 @@ def serve(algorithm: Algorithm, source: Source, executor: Executor, settings: Se
             sums = executor.sums(batch)
             pool(sums, share, settings.meta_batch_size, link, executor.plan.chunk)
         else:
-            split, seed, episodes, batch_size, curve = order[1:6]
-            exam = Exam(SPLITS[split], seed, episodes, batch_size, curve=bool(curve))
-            pool_scores(algorithm, source, exam, executor, link)
+            split, seed, episodes, unit, held, curve = order[1:7]
+            exam = Exam(SPLITS[split], seed, episodes, curve=bool(curve))
+            size = Batching(unit, held, alone=executor.plan.name == "loop")
+            pool_scores(algorithm, source, exam, size, executor, link)
 
 
 def pool(sums: Sums, share: range, count: int, link: Link, chunk: int = 0) -> tuple[Sums, Tensor]:
@@ -204,10 +207,16 @@ def pool(sums: Sums, share: range, count: int, link: Link, chunk: int = 0) -> tu
 
 
 def pool_scores(
-    algorithm: Algorithm, source: Source, exam: Exam, executor: Executor, link: Link, on_batch: Callable[[int], None] | None = None
+    algorithm: Algorithm,
+    source: Source,
+    exam: Exam,
+    size: Batching,
+    executor: Executor,
+    link: Link,
+    on_batch: Callable[[int], None] | None = None,
 ) -> dict[str, Tensor]:
     """What `judge` found of all E tasks in their order, (E, …) each, on rank 0, bit for bit; empty elsewhere."""
-    own = list(judge_batches(algorithm, source, exam, executor.plan, rank=link.rank, ranks=link.ranks, on_batch=on_batch))
+    own = list(judge_batches(algorithm, source, exam, executor.plan, size, rank=link.rank, ranks=link.ranks, on_batch=on_batch))
     # A rank without a batch cannot know how many numbers there are of a task; rank 0 always has the first one.
     sizes = [values[0].numel() for values in own[0][1].values()] if own else []
     _, width, *_ = link.order(WIDTH, sum(sizes)) if link.rank == 0 else link.order()

@@ -12,7 +12,7 @@ from metalearn.engine.evaluate import draw_tasks
 class Settings:
     """The dials of a training run, as in `trainer.*` and `eval.*`.
 
-    patience: validations without a new best after which training ends; None: never.
+    patience: validations without a new best after which training ends; None: never. eval_batch_size: None: as few as are fast.
     monitor: the metric of validations that says which is best; None: the objective's primary one.
     """
 
@@ -26,7 +26,7 @@ class Settings:
     patience: int | None
     val_episodes: int
     eval_seed: int
-    eval_batch_size: int
+    eval_batch_size: int | None
     monitor: str | None = None
 
     def part(self, ranks: int) -> Settings:

@@ -156,7 +156,7 @@ def evaluate_run(run_dir: Path, overrides: list[str], config_dir: str | None = N
 
         try:
             with open_crew(cfg, parts, check=signals.check, give_up=give_up) as crew:
-                result = judge_split(cfg, crew, on_batch=lambda done: signals.check())
+                result = judge_split(cfg, crew, on_batch=lambda done: signals.check(), forecast=True)
             runlog.write_csv(f"eval_{split}.csv", result.columns)
             results = result_of(cfg, parts.source, parts.algorithm, result, step=step, checkpoint=chosen, novelty=facts)
             runlog.write_json("results.json", results)

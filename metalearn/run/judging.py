@@ -14,16 +14,13 @@ from metalearn.engine.evaluate import Evaluation, draw_tasks, frozen
 from metalearn.run.parts import Parts
 
 
-def judge_split(cfg: dict[str, Any], crew: Crew, on_batch: Callable[[int], None]) -> Evaluation:
-    """The final evaluation that `eval.*` describes."""
+def judge_split(cfg: dict[str, Any], crew: Crew, on_batch: Callable[[int], None], *, forecast: bool = False) -> Evaluation:
+    """The final evaluation that `eval.*` describes. forecast: see `Crew.forecast`."""
     evaluation = cfg["eval"]
-    return crew.evaluate(
-        evaluation["split"],
-        seed=evaluation["seed"],
-        episodes=evaluation["episodes"],
-        batch_size=evaluation["batch_size"],
-        on_batch=on_batch,
-    )
+    sizes = {name: evaluation[name] for name in ("seed", "episodes", "batch_size")}
+    if forecast:
+        crew.forecast(evaluation["split"], **sizes)
+    return crew.evaluate(evaluation["split"], **sizes, on_batch=on_batch)
 
 
 def draw_plots(cfg: dict[str, Any], parts: Parts, run_dir: Path) -> None:

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from metalearn.build import build_algorithm, build_optimizer, build_source
 from metalearn.config import compose
 from metalearn.core import InputSpec, Metrics, Parameters, Plan
-from metalearn.engine.evaluate import draw_tasks, evaluate
+from metalearn.engine.evaluate import draw_tasks
 from metalearn.engine.execution import Executor, TaskPlan
 from metalearn.engine.update import Clip, Updater
 from metalearn.models.base import Norm
@@ -103,12 +103,6 @@ def test_outer_optimizer_is_one_fused_kernel_for_all_parameters(name: str) -> No
     # One kernel over the list where there would be one for each of the eleven parameters.
     assert kernels.count.get("_foreach_norm", 0) == 1
     assert all(kernels.count.get(kernel, 0) < 11 for kernel in ("mul", "mul_", "add", "add_", "linalg_vector_norm"))
-
-
-def test_evaluation_never_holds_more_tasks_than_its_batch_size() -> None:
-    source = ToySource()
-    evaluate(ToyAlgorithm(), source, "test", seed=0, episodes=10, plan=TaskPlan("vmap"), batch_size=4)
-    assert [count for *_, count in source.asked] == [4, 4, 2]
 
 
 def test_gradient_in_another_memory_layout_gives_the_same_update() -> None:

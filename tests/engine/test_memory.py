@@ -18,11 +18,12 @@ from metalearn import run
 from metalearn.build import build_algorithm, build_source
 from metalearn.config import compose
 from metalearn.core import Algorithm, Metrics, Parameters, Plan, Source, Task
-from metalearn.engine import preflight
-from metalearn.engine.evaluate import draw_tasks, frozen, judge
+from metalearn.engine import evaluate as evaluation
+from metalearn.engine import memory, preflight
+from metalearn.engine.evaluate import Exam, batching_of, draw_tasks, frozen, judge
 from metalearn.engine.execution import Executor, TaskPlan
-from metalearn.engine.memory import free_bytes, peak_bytes
-from metalearn.engine.preflight import Demand, evaluation_demand, rehearse, training_demand
+from metalearn.engine.memory import Demand, free_bytes, peak_bytes
+from metalearn.engine.preflight import rehearse, training_demand
 from metalearn.engine.settings import Settings, draw_batch
 from metalearn.engine.signals import StopSignals
 from metalearn.engine.update import Clip, Updater
@@ -111,8 +112,9 @@ def test_forecast_of_training_is_the_real_peak(plan: TaskPlan, name: str, build:
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_forecast_of_evaluation_is_the_real_peak(name: str, build: Build) -> None:
     algorithm, source = build(name)
-    forecast = evaluation_demand(algorithm, source, TaskPlan("vmap"), settings(), "val").peak
-    assert forecast == pytest.approx(evaluation_peak(algorithm, source), rel=0.2)
+    _, demand = batching_of(algorithm, source, Exam("val", 0, 12), TaskPlan("vmap"), None)
+    assert demand.count == 12
+    assert demand.peak == pytest.approx(evaluation_peak(algorithm, source), rel=0.2)
 
 
 @pytest.mark.parametrize("name", ["maml", "maml max-pool", "protonet"])
@@ -138,6 +140,13 @@ def test_memory_of_loop_does_not_grow_with_the_meta_batch(name: str, build: Buil
     tasks = draw_tasks(algorithm, source, "train", seed=0, first=0, count=28)
     assert many - few <= 2 * sum(leaf.nbytes for leaf in tree_leaves(tasks)), "only the batch itself may be larger"
     assert training_peak(algorithm, source, TaskPlan("vmap"), 32) > 2 * many
+
+
+LIMITS = """\
+Limit                     Soft Limit           Hard Limit           Units
+Max cpu time              unlimited            unlimited            seconds
+Max address space         14000                9000                 bytes
+"""
 
 
 @pytest.mark.parametrize(
@@ -167,8 +176,17 @@ def test_memory_of_loop_does_not_grow_with_the_meta_batch(name: str, build: Buil
             },
             3500,
         ),
+        (
+            {  # `ulimit -v` counts addresses, `ulimit -d` what is written to; hard limits do not count yet
+                "proc/meminfo": "MemAvailable: 20 kB",
+                "proc/self/limits": f"{LIMITS}Max data size             11000                unlimited            bytes     \n",
+                "proc/self/status": "Name:\tpython3 -m x\nVmSize:\t       5 kB\nVmRSS:\t 4 kB\nVmData:\t       3 kB\n",
+            },
+            11000 - 3 * KIB,
+        ),
+        ({"proc/self/limits": LIMITS, "proc/self/status": "VmSize: 15 kB"}, 0),
     ],
-    ids=["unknown", "machine", "version 2", "version 1"],
+    ids=["unknown", "machine", "version 2", "version 1", "ulimit -d", "ulimit -v"],
 )
 def test_free_memory_is_the_lowest_limit(files: dict[str, str], expected: int | None, tmp_path: Path) -> None:
     for name, text in files.items():
@@ -200,31 +218,31 @@ def test_preflight_names_memory_and_warns_before_it_takes_any(
 
     for free, ranks, warnings in ((2**40, 1, 0), (2**40, 2**39, 2), (100, 1, 2)):
         caplog.clear()
-        monkeypatch.setattr(preflight, "free_bytes", lambda device, free=free: free)
+        monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
         args = (updater, ToySource(), TaskPlan("vmap", 3), settings(), "val", tmp_path)
         found = rehearse(Careful(), *args, ranks=ranks)
         assert len(caplog.messages) == warnings, caplog.messages
     assert caplog.messages[0].startswith("training needs about 0.0 MiB for 3 tasks at once")
-    assert caplog.messages[1].startswith("evaluation needs about 0.0 MiB for 12 tasks at once")
+    assert caplog.messages[1].startswith("evaluation needs about 0.0 MiB for 8 tasks at once")
     text = found.describe(settings(), 6, 10)
     assert re.search(
         r"6 outer steps of \d+\.\d ms, 3 validations, 10 test tasks; about \d+ s; memory: training about 0.0 MiB for 3 tasks", text
     )
 
 
-def test_time_of_an_evaluation_is_that_of_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_of_an_evaluation_is_that_of_whole_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """One task alone takes as long as fifty at once, so that judging one would forecast fifty times too much."""
     clock = [0.0]
 
-    def judge(actor: Algorithm, batch: Task, objective: Any, plan: Plan, *, curve: bool) -> None:
+    def judge(actor: Algorithm, batch: Task, objective: Any, plan: Plan, **dials: Any) -> dict[str, Tensor]:
         clock[0] += 0.1 + 0.001 * len(batch.key)
+        return {"loss": torch.zeros(len(batch.key))}
 
-    monkeypatch.setattr(preflight, "judge", judge)
+    monkeypatch.setattr(evaluation, "judge", judge)
     monkeypatch.setattr(preflight.time, "perf_counter", lambda: clock[0])
-    seconds = preflight._judge_seconds(
-        ToyAlgorithm(), ToySource(), TaskPlan("vmap"), replace(settings(), eval_batch_size=50), "val", curve=True
-    )
-    assert seconds == pytest.approx(0.15 / 50)
+    exam, work = Exam("val", 0, 600), (ToyAlgorithm(), ToySource(), TaskPlan("vmap"))
+    size, _ = batching_of(*work[:2], exam, work[2], None)
+    assert preflight._judge_seconds(*work, exam, size) == pytest.approx(0.15 / 50)
 
 
 class Hungry(ToyAlgorithm):

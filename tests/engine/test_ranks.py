@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from metalearn.build import build_algorithm, build_optimizer, build_source
 from metalearn.config import compose
 from metalearn.core import Algorithm, Source
+from metalearn.engine import batching
 from metalearn.engine.crew import Crew
 from metalearn.engine.execution import Executor, TaskPlan
 from metalearn.engine.ranks import EVALUATE, Link, LostError, RankedCrew, RankError, serve
@@ -173,18 +174,23 @@ def test_losses_are_the_same_bits_where_chunks_are_the_same(place: Path, tmp_pat
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("batch_size", [2, 5, 50])  # many batches for each rank; one each and one idle; one for all
-def test_evaluation_is_that_of_one_process_bit_for_bit(batch_size: int, place: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("unit", "batch_size"), [(2, None), (2, 5), (5, 3), (50, None)]
+)  # many for each rank; pairs; one idle; one for all
+def test_evaluation_is_that_of_one_process_bit_for_bit(
+    unit: int, batch_size: int | None, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "UNITS", (unit, 1))
     _, algorithm, source, settings = built(place, "algo=maml", "algo.eval_adaptation_steps=2")
 
-    def judge(crew: Crew) -> list[dict[str, list[float]]]:
+    def judge(crew: Crew, batch_size: int | None = batch_size) -> list[dict[str, list[float]]]:
         once = [
             crew.evaluate("test", seed=2**63 - 1, episodes=9, batch_size=batch_size),
             crew.evaluate("val", seed=7, episodes=4, batch_size=batch_size, curve=False),
         ]
         return [result.columns for result in once]
 
-    expected = alone(copy.deepcopy(algorithm), source, settings, judge)
+    expected = alone(copy.deepcopy(algorithm), source, settings, lambda crew: judge(crew, None))
     found = together(3, with_others(algorithm, source, settings, judge), tmp_path)
     assert [list(columns) for columns in found] == [list(columns) for columns in expected]
     assert repr(found) == repr(expected)  # of floats it tells every bit, the sign of zero too
@@ -192,7 +198,9 @@ def test_evaluation_is_that_of_one_process_bit_for_bit(batch_size: int, place: P
     assert "accuracy_step_1" not in found[1]
 
 
-def test_scores_keep_the_sign_of_zero_and_what_is_not_finite(tmp_path: Path) -> None:
+def test_scores_keep_the_sign_of_zero_and_what_is_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "UNITS", (2, 1))
+
     class Odd(ToyAlgorithm):
         def predict(self, adapted: Any, x: Any, mask: Tensor) -> Tensor:
             return x
@@ -211,7 +219,7 @@ def test_scores_keep_the_sign_of_zero_and_what_is_not_finite(tmp_path: Path) -> 
             return replace(super().spec(split), objective=OddObjective())
 
     def judge(crew: Crew) -> dict[str, list[float]]:
-        return crew.evaluate("val", seed=0, episodes=8, batch_size=2).columns
+        return crew.evaluate("val", seed=0, episodes=8, batch_size=None).columns
 
     source = OddSource()
     expected = alone(Odd(), source, SETTINGS, judge)
@@ -269,8 +277,8 @@ def test_lost_rank_is_noticed_between_the_batches_of_an_evaluation() -> None:
     source = ToySource()
     crew = RankedCrew(ToyAlgorithm(), source, Executor(ToyAlgorithm(), TaskPlan()), SETTINGS, Silent(), missing)  # type: ignore[arg-type]
     with pytest.raises(RankError, match="rank 1 is gone"):
-        crew.evaluate("val", seed=0, episodes=100, batch_size=2)
-    assert source.asked == [("val", 0, 0, 2)]
+        crew.evaluate("val", seed=0, episodes=100, batch_size=None)
+    assert source.asked[-1] == ("val", 0, 0, 50), "the first of two batches"
 
 
 def test_flat_minibatch_is_not_split_and_no_order_is_given() -> None:
