@@ -1,4 +1,4 @@
-"""The first lines of a process that is a rank of a run: whose orders it follows, and that it ends with its parent.
+"""The first lines of a process that a run starts, to be a rank or to compile: whose orders it follows, and that it ends with its parent.
 
 Nothing here imports torch, which takes seconds, in which the parent may die.
 """
@@ -22,14 +22,28 @@ WATCH_EVERY = 0.5  # seconds
 
 def main(words: Sequence[str]) -> NoReturn:
     """words: process id of the parent, rank, number of ranks, file of the store, trusted packages."""
-    # A signal from the terminal reaches every process; rank 0 alone decides what it means.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    leave_signals_to_parent()
     parent, rank, ranks = map(int, words[:3])
     end_with(parent)
     from metalearn.run.ranks import work
 
     leave(work(rank, ranks, words[3], list(words[4:])))
+
+
+def compile_plan(words: Sequence[str]) -> NoReturn:
+    """words: process id of the parent, trusted packages. What to compile is read from the standard input."""
+    leave_signals_to_parent()
+    end_session_with_this()
+    end_with(int(words[0]))
+    from metalearn.run.compiling import compile_asked
+
+    leave(compile_asked(list(words[1:])))
+
+
+def leave_signals_to_parent() -> None:
+    """A signal from the terminal or a scheduler reaches every process; rank 0 alone decides what it means."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def share(command: Callable[[], int]) -> int:
@@ -61,6 +75,18 @@ def end_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def end_session_with_this() -> None:
+    """Let all that this process starts end with it, however it ends: a compiler starts workers, and they start compilers.
+
+    This process must lead a session of its own, and have one thread.
+    """
+    leader = os.getpid()
+    if os.fork() == 0:
+        while os.getppid() == leader:
+            time.sleep(WATCH_EVERY)
+        os.killpg(leader, signal.SIGKILL)
 
 
 def leave(code: int) -> NoReturn:

@@ -163,7 +163,7 @@ class Life:
 
     def _planned(self, parts: Parts, settings: Settings) -> Parts:
         """The parts with the plan to train with, which config.yaml then names, so that a resumed run takes the same."""
-        plan = chosen_plan(self._settled(), parts.algorithm, parts.source, settings, parts.device)
+        plan = chosen_plan(self._settled(), parts.algorithm, parts.source, settings, parts.device, self.signals.check)
         device = {**self.cfg["device"], "plan": plan.name, "chunk": plan.chunk, "compile": plan.compile}
         if device != self.cfg["device"]:
             self.cfg = {**self.cfg, "device": device}

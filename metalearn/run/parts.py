@@ -21,6 +21,8 @@ from metalearn.errors import DataError
 from metalearn.run import specification
 from metalearn.run.places import settled
 
+COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"  # PyTorch's own name for the folder
+
 
 def keep_compiled() -> None:
     """Let PyTorch's compiler keep what it makes in this user's own cache folder, wherever a configuration has its data.
@@ -30,7 +32,7 @@ def keep_compiled() -> None:
     folder = cache_folder(None) / "compiler"
     with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: of a user without a home. Then the choice stays PyTorch's
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+        os.environ.setdefault(COMPILER_CACHE, str(folder))
 
 
 keep_compiled()  # before any optimizer is made, which loads the compiler, which makes the folder

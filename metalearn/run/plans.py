@@ -6,7 +6,10 @@ import hashlib
 import json
 import logging
 import os
+import sys
 import uuid
+from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,24 +22,41 @@ from metalearn.data.cache import cache_folder
 from metalearn.engine.environment import hardware
 from metalearn.engine.execution import TaskPlan
 from metalearn.engine.settings import Settings, draw_batch
-from metalearn.engine.tuning import Measured, tune, unmeasured
+from metalearn.engine.tuning import Ahead, Attempt, Measured, tune, unmeasured
+from metalearn.errors import ConfigError
+from metalearn.run.compiling import compile_ahead
 
 log = logging.getLogger(__name__)
 
 
-def chosen_plan(cfg: dict[str, Any], algorithm: Algorithm, source: Source, settings: Settings, device: torch.device) -> TaskPlan:
-    """The plan to train with. Timings are kept in the cache folder, so that an equal run on this machine takes the same plan."""
+def chosen_plan(
+    cfg: dict[str, Any],
+    algorithm: Algorithm,
+    source: Source,
+    settings: Settings,
+    device: torch.device,
+    check: Callable[[], None],
+) -> TaskPlan:
+    """The plan to train with, compiled if it is to be. Timings are kept in the cache folder, so that an equal run on this machine takes
+    the same plan. check: raises to stop.
+    """
     wish = build.plan_wish(cfg)
+
+    def ahead(plan: TaskPlan, limit: float | None) -> Attempt:
+        # A plan that was named is not proved; others are, in full precision.
+        proven = not wish.settled and cfg["device"]["precision"] == "bfloat16"
+        return compile_ahead(cfg, plan, key=graph(cfg, plan, algorithm, source, device), limit=limit, proven=proven, check=check)
+
     if wish.compile:
         torch.compiler.reset()  # the compiler's limit on rebuilds is one for the process, and this may be a job of a sweep
     if algorithm.trains_on is None:
         return unmeasured(algorithm) if wish.name == "auto" else TaskPlan(wish.name, wish.chunk)
     if wish.settled:
-        return wish.plan()
-    path = cache_folder(cfg["data"].get("cache_dir")) / "plans" / f"{workload(cfg, source, device)}.json"
+        return compiled(wish.plan(), ahead)
+    path = cache_folder(cfg["data"].get("cache_dir")) / "plans" / f"{workload(cfg, algorithm, source, device)}.json"
     found = remembered(path)
     if found is None:
-        found = tune(algorithm, draw_batch(algorithm, source, settings, 0), wish, steps=settings.outer_steps)
+        found = tune(algorithm, draw_batch(algorithm, source, settings, 0), wish, steps=settings.outer_steps, ahead=ahead)
         log.info(found.table(settings.outer_steps))
         try:
             remember(path, found)
@@ -44,15 +64,35 @@ def chosen_plan(cfg: dict[str, Any], algorithm: Algorithm, source: Source, setti
             log.warning(f"the timings could not be kept in {path.parent} ({error.strerror}); an equal run will measure again")
     else:
         log.info(f"{found.table(settings.outer_steps)}\n  (measured by an earlier run; delete {path} to measure again)")
+        return compiled(found.best(settings.outer_steps).plan, ahead)
     return found.best(settings.outer_steps).plan
 
 
-def workload(cfg: dict[str, Any], source: Source, device: torch.device) -> str:
+def compiled(plan: TaskPlan, ahead: Ahead) -> TaskPlan:
+    """A plan that was chosen before, now ready to be used."""
+    if plan.compile:
+        log.info(f"compiling {replace(plan, compile=False)} before the first step")
+        attempt = ahead(plan, None)
+        if attempt.refused:
+            raise ConfigError(str(attempt.problem))
+        if attempt.problem is not None:
+            log.warning(f"{plan}: {attempt.problem}; compiling it in this process")
+    return plan
+
+
+def graph(cfg: dict[str, Any], plan: TaskPlan, algorithm: Algorithm, source: Source, device: torch.device) -> str:
+    """Names what compiling this plan makes on this machine, however the plan came about and for however many steps."""
+    pinned = {**cfg["device"], "plan": plan.name, "chunk": plan.chunk, "compile": plan.compile}
+    return workload({**cfg, "device": pinned, "trainer": {**cfg["trainer"], "outer_steps": 0}}, algorithm, source, device)
+
+
+def workload(cfg: dict[str, Any], algorithm: Algorithm, source: Source, device: torch.device) -> str:
     """Sixteen hex digits of a sha256 over everything that the time of an outer step depends on."""
     spec = source.spec("train")
     facts = {
         "algo": {key: value for key, value in cfg["algo"].items() if key != "about"},
         "model": cfg["model"],
+        "code": code_of(algorithm),
         "tasks": [spec.kind, repr(spec.input_spec), spec.support_size, spec.query_size, spec.num_outputs, spec.max_way, spec.ragged],
         "rows": [cfg["trainer"]["meta_batch_size"], cfg["trainer"]["batch_size"], cfg["trainer"]["outer_steps"]],
         "device": {key: value for key, value in cfg["device"].items() if key != "name"},
@@ -60,6 +100,14 @@ def workload(cfg: dict[str, Any], source: Source, device: torch.device) -> str:
         "hardware": hardware(device),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def code_of(algorithm: Algorithm) -> str:
+    """sha256 over the files of the method, of its model and of what they derive from: changed, they have another gradient."""
+    classes = {cls for module in algorithm.modules() for cls in type(module).__mro__}
+    names = sorted({cls.__module__ for cls in classes if cls.__module__.partition(".")[0] not in ("torch", "builtins")})
+    files = (getattr(sys.modules[name], "__file__", None) for name in names)
+    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files if file)).hexdigest()
 
 
 def remembered(path: Path) -> Measured | None:

@@ -76,11 +76,7 @@ class Workers:
             return RankError(f"the ranks lost their connection ({why}); {NOTHING_LOST}", self._all_output())
         rank = culprits[0]
         code, output = self._code(rank), self._output(rank)
-        if code < 0:
-            hint = ", as by the system when memory runs out" if code == -signal.SIGKILL else ""
-            how = f"was ended by {signal.Signals(-code).name}{hint}"
-        else:
-            how = f"ended with exit code {code}: {last_line(output)}"
+        how = manner_of_death(code) if code < 0 else f"ended with exit code {code}: {last_line(output)}"
         return RankError(f"rank {rank} of {self.ranks} {how}; {NOTHING_LOST}", output)
 
     def farewell(self) -> list[str]:
@@ -129,6 +125,12 @@ class Siblings:
 
     def farewell(self) -> list[str]:
         return []
+
+
+def manner_of_death(code: int) -> str:
+    """code: minus the number of the signal."""
+    hint = ", as by the system when memory runs out" if code == -signal.SIGKILL else ""
+    return f"was ended by {signal.Signals(-code).name}{hint}"
 
 
 def last_line(output: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from metalearn.engine import proof, tuning
 from metalearn.engine.evaluate import draw_tasks
 from metalearn.engine.execution import Executor, TaskPlan
 from metalearn.engine.proof import Proof, references_of
-from metalearn.engine.tuning import Measured, Timing, Wish, finalists, tune
+from metalearn.engine.tuning import Attempt, Measured, Timing, Wish, finalists, tune, worth_spending
 from metalearn.errors import ConfigError, MetalearnError
 from metalearn.models.conv4 import Conv4
 from metalearn.run import plans
@@ -46,6 +46,12 @@ def no_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiler's front end only: its code generator takes a minute."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     torch.compiler.reset()
+
+
+@pytest.fixture
+def instant_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that gives back what it gets."""
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
 
 
 class WrongUnderVmap(ToyAlgorithm):
@@ -165,20 +171,69 @@ def test_all_plans_are_timed_and_the_algorithm_is_left_alone() -> None:
 
 
 def test_compilation_is_tried_only_where_it_can_pay_for_itself(
-    monkeypatch: pytest.MonkeyPatch, no_inductor: None, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, instant_compiler: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, logger="metalearn")
+    caplog.set_level("INFO", "metalearn")
     found = tune(toy(), BATCH, Wish("vmap", 0, "auto"), steps=10)
     assert [timing.plan.compile for timing in found.timings] == [False]
-    assert "not compiled: 10 outer steps take 0 s" in caplog.messages[0]
-    monkeypatch.setattr(tuning, "WORTH_COMPILING", 0.0)
-    found = tune(toy(), BATCH, Wish("vmap", 0, "auto"), steps=10)
+    assert caplog.messages == ["not compiled: vmap, as 10 outer steps allow 0 s for it, and it takes 40 s or more"]
+    monkeypatch.setattr(tuning, "SMALLEST_BUILD", 0.0)
+    found = tune(toy(), BATCH, Wish("vmap", 0, "auto"), steps=10, ahead=lambda plan, limit: Attempt(41.0))
     assert [timing.plan.compile for timing in found.timings] == [False, True]
-    assert found.timings[1].build > 0
+    assert found.timings[1].build == 41.0 + found.timings[1].again
+    assert caplog.messages[1] == "compiling vmap for at most 0 s of processor time: 10 outer steps take 0 s as they are"
+    assert caplog.messages[2].startswith(f"compiled vmap in {found.timings[1].build:.0f} s of processor time: ")
 
 
-def test_the_time_that_compiling_takes_counts() -> None:
-    slow, built = Timing(TaskPlan("vmap"), 0.01), Timing(TaskPlan("vmap", 0, True), 0.002, build=40.0)
+def test_what_others_do_on_the_machine_makes_no_plan_slow(caplog: pytest.LogCaptureFixture) -> None:
+    """Here a gradient waits as it would for a processor: 10,000 steps take 200 s by the clock, and two of computing."""
+
+    class Waits(ToyAlgorithm):
+        def gradient(self, params, tasks, how):
+            time.sleep(0.02)
+            return super().gradient(params, tasks, how)
+
+    def never(plan: TaskPlan, limit: float | None) -> Attempt:
+        raise AssertionError
+
+    found = tune(toy(Waits), BATCH, Wish("vmap", 0, "auto"), steps=10_000, ahead=never)
+    assert found.timings[0].seconds < 0.02 <= found.timings[0].wall
+    assert "by the clock: the machine is busy)" in found.table(10_000)
+
+
+def test_a_compiler_that_took_too_long_is_named_and_no_other_plan_is_tried(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "metalearn")
+    monkeypatch.setattr(tuning, "NEAR", 1000.0)  # so that two plans would be compiled
+    monkeypatch.setattr(tuning, "SMALLEST_BUILD", 0.0)
+    limits: list[float | None] = []
+
+    def ahead(plan: TaskPlan, limit: float | None) -> Attempt:
+        limits.append(limit)
+        return Attempt(9.0, "given up after 9 s of processor time: it can no longer pay for itself", ended=True)
+
+    found = tune(toy(), toy_tasks(20), Wish("auto", 0, "auto"), steps=10, ahead=ahead)
+    assert len(limits) == 1 and limits[0] is not None
+    assert not any(timing.plan.compile for timing in found.timings)
+    assert caplog.messages[-1] == f"{next(iter(found.dropped))} is dropped: {next(iter(found.dropped.values()))}"
+
+
+def test_what_hinders_the_compilers_process_does_not_hinder_who_was_told_to_compile(instant_compiler: None) -> None:
+    found = tune(toy(), BATCH, Wish("vmap", 0, True), steps=10, ahead=lambda plan, limit: Attempt(0.0, "no folder"))
+    assert [timing.plan for timing in found.timings] == [TaskPlan("vmap", 0, True)]
+
+
+def test_a_compiler_may_take_what_its_plan_can_save() -> None:
+    lean, fast = Timing(TaskPlan("loop"), 0.011), Timing(TaskPlan("vmap"), 0.010)
+    assert worth_spending([lean, fast], TaskPlan("vmap", 0, True), 10_000) == pytest.approx(10_000 * (0.010 - 0.010 / 3) / 1.15)
+    compiled = Timing(TaskPlan("vmap", 0, True), 0.005)  # twice as fast, so that 2.6 times is the most for the other
+    assert worth_spending([lean, fast, compiled], TaskPlan("loop", 0, True), 10_000) == pytest.approx(10_000 * (0.005 - 0.011 / 2.6) / 1.15)
+
+
+def test_what_compiling_took_is_no_reason_against_what_it_made() -> None:
+    """It is spent. What each process that uses it takes again is not."""
+    slow, built = Timing(TaskPlan("vmap"), 0.01), Timing(TaskPlan("vmap", 0, True), 0.002, build=400.0, again=40.0)
     measured = Measured([slow, built])
     assert measured.best(1000) is slow
     assert measured.best(10_000) is built
@@ -194,7 +249,7 @@ def test_the_fastest_plan_and_a_lean_one_that_is_near_are_compiled() -> None:
 
 
 def test_what_cannot_be_compiled_is_dropped_or_refused(monkeypatch: pytest.MonkeyPatch, no_inductor: None) -> None:
-    monkeypatch.setattr(tuning, "WORTH_COMPILING", 0.0)
+    monkeypatch.setattr(tuning, "SMALLEST_BUILD", 0.0)
     found = tune(toy(CannotBeCompiled), BATCH, Wish("vmap", 0, "auto"), steps=10)
     assert [timing.plan.compile for timing in found.timings] == [False]
     assert "cannot be compiled" in found.dropped["vmap compiled"]
