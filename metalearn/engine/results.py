@@ -6,6 +6,7 @@ import hashlib
 import re
 from typing import Any
 
+from metalearn.choices import NAMED_IN_RESULTS, chosen
 from metalearn.core import Algorithm, Source
 from metalearn.engine.checkpoint import Checkpoint, CheckpointStore
 from metalearn.engine.evaluate import Evaluation
@@ -48,7 +49,9 @@ def result_of(
         "checkpoint": checkpoint,
         "eval_seed": cfg["eval"]["seed"],
     }
+    names = chosen(cfg)
     return {
+        **{group: names[group] for group in NAMED_IN_RESULTS},
         "split": split,
         "primary": source.spec(split).objective.primary,
         "metrics": evaluation.summary,
