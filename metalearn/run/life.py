@@ -44,7 +44,7 @@ class Life:
 
     begin: for a run that is resumed, writes down what was asked anew; it is called with the step to continue at once
     everything that can be refused was checked, and until then nothing in the folder changes. None for a new run.
-    requeue: called when it was stopped by SLURM's warning, and has saved.
+    requeue: called when it was stopped by SLURM's warning, and has saved. prebuilt: what a check has built already.
     """
 
     def __init__(
@@ -55,7 +55,9 @@ class Life:
         *,
         begin: Callable[[int], None] | None = None,
         requeue: slurm.Requeue = slurm.requeue,
+        prebuilt: build.Prebuilt | None = None,
     ) -> None:
+        self.prebuilt = build.Prebuilt() if prebuilt is None else prebuilt
         self.cfg, self.log, self.signals, self.begin, self.requeue = cfg, log, signals, begin, requeue
         self.begun = False
         self.restarts = {"restarts": slurm.restarts()} if slurm.job() is not None else {}
@@ -103,10 +105,10 @@ class Life:
     def _run(self) -> None:
         cfg = self.cfg
         checkpoint = self._checkpoint()
-        parts = Parts.build(cfg)
+        parts = Parts.build(cfg, prebuilt=self.prebuilt)
         if checkpoint is not None:
             resuming.require_same(self.cfg, parts, checkpoint, self.log)
-        logger = build.build_logger(cfg)
+        logger = self.prebuilt.logger(cfg)
         if self.begin is not None:
             if cfg["trainer"]["dry_run"]:
                 log.info(f"{self.log.run_dir} can be resumed; nothing was changed (trainer.dry_run=true)")

@@ -40,13 +40,15 @@ class Parts:
     device: torch.device
 
     @staticmethod
-    def build(cfg: dict[str, Any], rank: int = 0) -> Parts:
+    def build(cfg: dict[str, Any], rank: int = 0, prebuilt: build.Prebuilt | None = None) -> Parts:
+        """prebuilt: of a check in this process; what it lacks is built."""
         build.prepare_host(cfg)
         device = build.build_device(cfg, rank)
-        source = build.build_source(cfg, device)
+        made = build.Prebuilt() if prebuilt is None else prebuilt
+        source = made.source(cfg, device)
         wish = build.plan_wish(cfg)
         plan = wish.plan() if wish.settled else TaskPlan("vmap")
-        return Parts(source, build.build_algorithm(cfg, source, device), plan, device)
+        return Parts(source, made.algorithm(cfg, source, device), plan, device)
 
 
 def settings_of(cfg: dict[str, Any]) -> Settings:

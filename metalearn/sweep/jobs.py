@@ -167,14 +167,15 @@ def readable(words: Sequence[str]) -> str:
     return re.sub(r"[^A-Za-z0-9_.+-]+", "-", "_".join(parts))[:LONGEST_NAME].strip("-._") or "job"
 
 
-def machine_check(left: Sequence[Job], num_jobs: int) -> None:
-    """Raise for what the machine and the data say against the jobs that will run."""
+def machine_check(left: Sequence[Job], num_jobs: int) -> Any:
+    """Raise for what the machine and the data say against the jobs that will run. Returns what was built for it, for these jobs."""
     if not left:
-        return
+        return None
     from metalearn import build
 
-    known: dict[str, Any] = {}
-    check_all({job.number: functools.partial(build.check_machine, job.cfg, job.folder, known) for job in left}, num_jobs)
+    prebuilt = build.Prebuilt()
+    check_all({job.number: functools.partial(build.check_machine, job.cfg, job.folder, prebuilt) for job in left}, num_jobs)
+    return prebuilt
 
 
 def check_all(checks: Mapping[int, Callable[[], Any]], num_jobs: int | None = None) -> list[Any]:

@@ -126,7 +126,8 @@ def test_null_is_kept_where_the_default_is_null_and_a_number_is_a_name_where_tex
 def test_every_key_whose_default_is_null_has_a_type() -> None:
     library = Library()
     for data in library.options("data"):
-        untyped = [name for name, value in schema.leaves(config.compose([f"data={data}"])) if value is None and name not in schema.TYPES]
+        leaves = schema.leaves({key: value for key, value in config.compose([f"data={data}"]).items() if key != "choices"})
+        untyped = [name for name, value in leaves if value is None and name not in schema.TYPES]
         assert untyped == [], f"data={data}: say in schema.TYPES what type these keys have"
 
 
