@@ -70,9 +70,10 @@ class Prebuilt:
         return algorithm
 
     def algorithm(self, cfg: Config, source: Source, device: torch.device) -> Algorithm:
-        found, self._algorithm = self._algorithm, None
+        found = self._algorithm
         if found is None or found[0] != _run_key(cfg):
             return build_algorithm(cfg, source, device)
+        self._algorithm = None
         torch.set_rng_state(found[2])  # as if it had been built just now
         return placed(cfg, found[1], device)
 
@@ -82,8 +83,12 @@ class Prebuilt:
 
     def logger(self, cfg: Config) -> Logger:
         """The logger of a run. ConfigError where its class refuses; whatever else it raises costs a warning and the logger."""
-        found, self._logger = self._logger, None
-        logger, problem = found[1:] if found is not None and found[0] == _run_key(cfg) else try_logger(cfg)
+        found = self._logger
+        if found is not None and found[0] == _run_key(cfg):
+            self._logger = None
+            logger, problem = found[1:]
+        else:
+            logger, problem = try_logger(cfg)
         if problem is not None:
             log.warning(problem)
         return logger
