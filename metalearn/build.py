@@ -13,11 +13,12 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from metalearn.core import Algorithm, Source, Split, TaskSpec
 from metalearn.engine.fitting import misfits, obstacles, plan_misfits
@@ -26,7 +27,6 @@ from metalearn.engine.tuning import Wish
 from metalearn.errors import ConfigError, DataError, MetalearnError, raise_all, raise_if
 from metalearn.library import Library, packaged_options
 from metalearn.loggers import Logger
-from metalearn.messages import unheard
 from metalearn.targets import BASES, Config, construct, resolve
 
 log = logging.getLogger(__name__)
@@ -36,11 +36,81 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names of glibc's malloc.h
 
 
-def check_machine(cfg: Config, run_dir: Path, known: dict[str, Specs] | None = None) -> None:
+@dataclass
+class Prebuilt:
+    """What was built for a check, so that the run which follows does not build it, and read its data, again.
+
+    A source has no state and is shared by all jobs of a sweep that are of its data; only the last one is held, as each may fill
+    the memory. Algorithm and logger are one run's own: those of the last check, handed out once, to the run that was checked.
+    """
+
+    specs: dict[str, Specs] = field(default_factory=dict)  # by what `_data_key` says of a configuration
+    _source: tuple[str, Source] | None = None
+    _algorithm: tuple[str, Algorithm, Tensor] | None = None  # with torch's random state after the initial weights
+    _logger: tuple[str, Logger, str | None] | None = None  # with why it is none
+
+    def __reduce__(self) -> tuple[type[Prebuilt], tuple[()]]:
+        return Prebuilt, ()  # in another process
+
+    def source(self, cfg: Config, device: torch.device) -> Source:
+        key = _data_key(cfg, device)
+        if self._source is None or self._source[0] != key:
+            self._source = None  # first, as there may not be memory for two
+            self._source = key, build_source(cfg, device)
+        return self._source[1]
+
+    def specs_for(self, cfg: Config, device: torch.device) -> Specs:
+        key = _data_key(cfg, device)
+        if key not in self.specs:
+            source = self.source(cfg, device)
+            source.check(SPLITS)
+            source.prepare()
+            self.specs[key] = specs_of(source)
+        return self.specs[key]
+
+    def check_algorithm(self, cfg: Config, specs: Specs) -> Algorithm:
+        self._algorithm = None
+        algorithm = initial_algorithm(cfg, specs, specs["train"])
+        self._algorithm = _run_key(cfg), algorithm, torch.get_rng_state()
+        return algorithm
+
+    def algorithm(self, cfg: Config, source: Source, device: torch.device) -> Algorithm:
+        found = self._algorithm
+        if found is None or found[0] != _run_key(cfg):
+            return build_algorithm(cfg, source, device)
+        self._algorithm = None
+        torch.set_rng_state(found[2])  # as if it had been built just now
+        return placed(cfg, found[1], device)
+
+    def check_logger(self, cfg: Config) -> None:
+        self._logger = None
+        self._logger = _run_key(cfg), *try_logger(cfg)
+
+    def logger(self, cfg: Config) -> Logger:
+        """The logger of a run. ConfigError where its class refuses; whatever else it raises costs a warning and the logger."""
+        found = self._logger
+        if found is not None and found[0] == _run_key(cfg):
+            self._logger = None
+            logger, problem = found[1:]
+        else:
+            logger, problem = try_logger(cfg)
+        if problem is not None:
+            log.warning(problem)
+        return logger
+
+
+def _data_key(cfg: Config, device: torch.device) -> str:
+    return json.dumps([cfg["data"], device.type, device.index or 0, cfg["device"]["precision"]])
+
+
+def _run_key(cfg: Config) -> str:
+    return json.dumps({**cfg, "device": {**cfg["device"], "ranks": None}})  # by now a number, see `metalearn.run.ranks.pinned`
+
+
+def check_machine(cfg: Config, run_dir: Path, prebuilt: Prebuilt) -> None:
     """Everything that machine, classes, data and method say against a run, in one error.
 
-    known: what the tasks of each data configuration are like, filled here, so that a sweep reads its data once.
-    Raises ConfigError if any problem is one of configuration, otherwise DataError.
+    prebuilt: holds afterwards what was built. Raises ConfigError if any problem is one of configuration, otherwise DataError.
     """
     errors: list[MetalearnError] = []
 
@@ -51,28 +121,18 @@ def check_machine(cfg: Config, run_dir: Path, known: dict[str, Specs] | None = N
             errors.append(error)
             return None
 
+    prepare_host(cfg)
     device = attempt(lambda: build_device(cfg)) or torch.device("cpu")
     for problem in folder_problems(run_dir):
         errors.append(ConfigError(problem))
     for group, base in BASES.items():
         attempt(functools.partial(resolve, f"{group}._target_", cfg[group]["_target_"], base, cfg["trusted"]))
-    specs = attempt(lambda: known_specs(cfg, device, {} if known is None else known))
-    with unheard():  # the run builds it again, and says then what became of it
-        attempt(lambda: build_logger(cfg))
-    algorithm = attempt(lambda: initial_algorithm(cfg, specs, specs["train"])) if specs else None
+    specs = attempt(lambda: prebuilt.specs_for(cfg, device))
+    attempt(lambda: prebuilt.check_logger(cfg))
+    algorithm = attempt(lambda: prebuilt.check_algorithm(cfg, specs)) if specs else None
     if algorithm is not None:
         attempt(lambda: build_optimizer(cfg, algorithm))
     raise_all(errors)
-
-
-def known_specs(cfg: Config, device: torch.device, known: dict[str, Specs]) -> Specs:
-    key = json.dumps([cfg["data"], str(device)])
-    if key not in known:
-        source = build_source(cfg, device)
-        source.check(SPLITS)
-        source.prepare()
-        known[key] = specs_of(source)
-    return known[key]
 
 
 def specs_of(source: Source, splits: Sequence[Split] = SPLITS) -> Specs:
@@ -176,12 +236,12 @@ def build_algorithm(
     """
     trained = source.spec("train") if trained is None else trained
     judged = {split: replace(spec, num_train_classes=trained.num_train_classes) for split, spec in specs_of(source, splits).items()}
-    return placed_algorithm(cfg, judged, device, trained)
+    return placed(cfg, initial_algorithm(cfg, judged, trained), device)
 
 
-def placed_algorithm(cfg: Config, specs: Specs, device: torch.device, trained: TaskSpec | None = None) -> Algorithm:
-    """The same on this device, from specifications alone. trained: as above, that of train by default."""
-    algorithm = initial_algorithm(cfg, specs, specs["train"] if trained is None else trained).to(device)
+def placed(cfg: Config, algorithm: Algorithm, device: torch.device) -> Algorithm:
+    """The algorithm on its device, in the memory format that `device.channels_last` asks for."""
+    algorithm = algorithm.to(device)
     # The weights alone: the images follow at the first convolution, and vmap knows no memory formats.
     return algorithm.to(memory_format=torch.channels_last) if cfg["device"].get("channels_last", False) else algorithm
 
@@ -259,16 +319,15 @@ def build_schedule(cfg: Config) -> Callable[[int], float]:
     raise ConfigError(f"optimizer.schedule.name={name} is none of constant, cosine, linear, step")
 
 
-def build_logger(cfg: Config) -> Logger:
-    """The logger of a run. ConfigError where its class refuses (ValueError); whatever else it raises costs a warning and the logger."""
+def try_logger(cfg: Config) -> tuple[Logger, str | None]:
+    """The logger and None, or one that does nothing and why. ConfigError where its class refuses (ValueError)."""
     try:
         logger: Logger = construct(cfg, "logger")
     except (MetalearnError, KeyboardInterrupt):
         raise
     except BaseException as error:  # noqa: BLE001 - a server that is down, a package that is broken: the run goes on without it
-        log.warning(failure(cfg["logger"]["_target_"], "to start", error))
-        return Logger()
-    return logger
+        return Logger(), failure(cfg["logger"]["_target_"], "to start", error)
+    return logger, None
 
 
 def plan_wish(cfg: Config) -> Wish:

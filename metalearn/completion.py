@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from metalearn import config, rules, schema
+from metalearn import choices, config, rules, schema
 from metalearn.bench import workloads
 from metalearn.errors import MetalearnError
 from metalearn.library import GROUPS, Library
@@ -94,8 +94,8 @@ def override_answers(word: str, given: list[str], library: Library) -> Iterator[
         done = value.rpartition(",")[0]
         yield from (f"{key}={done},{option}" if done else f"{key}={option}" for option in library.options(key))
         return
-    choices = [text for text in given if (pair := text.partition("="))[0] in GROUPS and pair[2] in library.options(pair[0])]
-    tree = {key: value for key, value in library.load(choices).items() if key != "hydra"}
+    chosen = [text for text in given if (pair := text.partition("="))[0] in GROUPS and pair[2] in library.options(pair[0])]
+    tree = {key: value for key, value in library.load(chosen).items() if key != "hydra"}
     if not is_value:
         yield from (f"{group}=" for group in GROUPS)
     yield from value_answers(word, tree)
@@ -129,4 +129,6 @@ def run_folders() -> Iterator[str]:
 
 def saved_answers(word: str, run_dir: Path) -> Iterator[str]:
     if (run_dir / "config.yaml").is_file():
-        yield from value_answers(word, config.read_saved(run_dir))
+        saved = config.read_saved(run_dir)
+        del saved[choices.KEY]  # which nobody can set
+        yield from value_answers(word, saved)

@@ -13,7 +13,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
-from metalearn import rules, schema
+from metalearn import choices, rules, schema
 from metalearn.allowlist import hydra_problems, target_problems
 from metalearn.documents import read_yaml
 from metalearn.errors import ConfigError, raise_if
@@ -49,7 +49,8 @@ def compose(overrides: list[str], config_dir: str | None = None) -> dict[str, An
     problems += target_problems(cfg, trusted) + about_problems(cfg)
     problems += [] if "hydra" in trusted else library.foreign_settings(hydra, [*request.choices, *values])
     raise_if(problems)
-    return cfg
+    names = hydra["runtime"]["choices"]
+    return {choices.KEY: {group: names.get(group) for group in GROUPS}, **cfg}
 
 
 def sweep_problems(in_yaml: Any, given: Any) -> list[str]:
@@ -71,11 +72,13 @@ def reopen(
     library = Library(config_dir)
     request = read_overrides(overrides, library)
     problems = list(request.problems)
-    config = OmegaConf.create(dict(saved, trusted=[]))
+    names: dict[str, str | None] = choices.chosen(saved)
+    config = OmegaConf.create({**{key: value for key, value in saved.items() if key != choices.KEY}, "trusted": []})
     for choice in request.choices:
         group, _, option = choice.partition("=")
         if group in CHOSEN_ANEW and group in saved:
             config[group] = OmegaConf.create(library.read(group, option))
+            names[group] = option
         elif group in CHOSEN_ANEW:
             problems.append(f"{choice}: an evaluation has no {group}; leave it out")
         elif group == "data" and sizes is not None:
@@ -90,7 +93,7 @@ def reopen(
     problems += found + wrong + rules.value_problems(cfg) + about_problems(cfg)
     problems += target_problems(cfg, cfg["trusted"] if isinstance(cfg["trusted"], list) else [])
     raise_if(problems)
-    return cfg
+    return {choices.KEY: names, **cfg}
 
 
 def with_sizes(data: dict[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,17 +206,17 @@ def options_with(key: str, library: Library) -> list[str]:
 
 
 def chosen_without_experiment(base: dict[str, Any]) -> list[str]:
-    choices = base["hydra"]["runtime"]["choices"]
-    return [f"{group}={choices[group]}" for group in GROUPS if group != "experiment" and choices.get(group)]
+    names = base["hydra"]["runtime"]["choices"]
+    return [f"{group}={names[group]}" for group in GROUPS if group != "experiment" and names.get(group)]
 
 
-def blame_experiment(problem: str, choices: Mapping[str, Any]) -> str:
+def blame_experiment(problem: str, names: Mapping[str, Any]) -> str:
     """A key that nothing has can only come from the recipe, whose choices the command line may have replaced."""
     key, is_key, _ = problem.partition(" is not a key")
     group = key.partition(".")[0]
-    if not is_key or not choices.get("experiment"):
+    if not is_key or not names.get("experiment"):
         return problem
-    return f"experiment={choices['experiment']} sets {key}, which {group}={choices.get(group)} does not have"
+    return f"experiment={names['experiment']} sets {key}, which {group}={names.get(group)} does not have"
 
 
 def refuse_existing_run(cfg: Mapping[str, Any]) -> None:
@@ -260,9 +263,9 @@ def read_saved_with_notes(run_dir: Path) -> tuple[dict[str, Any], list[str]]:
     groups = saved if isinstance(saved, dict) else {}
     if not any(group in groups for group in GROUPS):
         raise ConfigError(f"{path} is not the configuration of a run; restore it from a backup")
-    problems = [*saved_problems(groups), *about_problems(groups), *damages(groups)]
+    problems = [*saved_problems(groups), *about_problems(groups), *choices.choice_problems(groups), *damages(groups)]
     raise_if(f"{path} is damaged: {problem}; restore it from a backup" for problem in problems)
     newer = newer_keys(groups)
     values = ", ".join(f"{name}={schema.show(value)}" for name, value in newer.items())
     notes = [f"{path} is older than {', '.join(newer)}; going on with today's defaults: {values}"] if newer else []
-    return with_values(groups, newer), notes
+    return {**with_values(groups, newer), choices.KEY: choices.chosen(groups)}, notes

@@ -31,11 +31,11 @@ from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import OmegaConfBaseException
 
 from metalearn.allowlist import inner
+from metalearn.choices import GROUPS
 from metalearn.documents import check_yaml
 from metalearn.errors import ConfigError, raise_if
 from metalearn.references import RESOLVERS, reference_problems
 
-GROUPS = ("algo", "data", "model", "optimizer", "device", "logger", "experiment")
 PRIMARY = "train"
 # What Hydra and OmegaConf answer to a YAML that cannot be composed; the built-in ones are their own mistakes on odd content.
 MISTAKES = (

@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
-from metalearn.analysis.runfiles import is_locked, read_json, shown
+from metalearn.analysis.runfiles import is_locked, names_of, read_json, shown
 from metalearn.analysis.tables import grid, published
+from metalearn.choices import NAMED_IN_RESULTS
 from metalearn.config import compose
 from metalearn.errors import ConfigError, raise_if
 from metalearn.library import GROUPS, Library
@@ -99,9 +100,11 @@ def runs(folder: Path) -> str:
     """One line per run under a folder: state, result with interval, where it is."""
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder; runs are written to ./outputs, or say where: metalearn ls runs FOLDER")
-    rows = [["run", "state", "result ± 95% CI", "tasks"]]
+    rows = [["run", "algo", "data", "model", "experiment", "state", "result ± 95% CI", "tasks"]]
     for status in sorted(folder.rglob("status.json")):
-        rows.append([str(status.parent), state_of(status), *result_of(status.parent / "results.json")])
+        names = names_of(status.parent)
+        made_of = [str(names.get(group) or "") for group in NAMED_IN_RESULTS]
+        rows.append([str(status.parent), *made_of, state_of(status), *result_of(status.parent / "results.json")])
     return grid(rows) if len(rows) > 1 else f"no runs under {folder}; start one with: metalearn train"
 
 

@@ -25,8 +25,19 @@ def about_problems(cfg: Mapping[str, Any]) -> list[str]:
             problems.append(f"{path}.figures={show(figures)} is not a list of figures, each with a name and what was published")
         if published and not (isinstance(published, Mapping) and "value" in published):
             problems.append(f"{path}.published={show(published)} is not a figure with value, unit and source")
+        if named:
+            problems += [problem for figure in figures for problem in place_problems(f"{path}.figures", figure)]
+        problems += place_problems(f"{path}.published", published) if isinstance(published, Mapping) else []
+        problems += place_problems(path, about)
         if (published or figures) and not isinstance(about.get("paper"), str):
             problems.append(f"{path}.paper={show(about.get('paper'))} is not text, but figures need their source")
         if not isinstance(about.get("deviation", ""), str):
             problems.append(f"{path}.deviation={show(about['deviation'])} is not text")
     return problems
+
+
+def place_problems(path: str, figure: Mapping[str, Any]) -> list[str]:
+    """Where a figure was measured, which results are held against: data and algo are names, way and shot whole numbers."""
+    kinds = {"algo": str, "data": str, "way": int, "shot": int}
+    wrong = [key for key, kind in kinds.items() if figure.get(key) is not None and type(figure[key]) is not kind]
+    return [f"{path}.{key}={show(figure[key])} is not {'a name' if kinds[key] is str else 'a whole number'}" for key in wrong]

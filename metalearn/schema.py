@@ -156,9 +156,24 @@ def fit(name: str, default: Any, value: Any) -> tuple[Any, list[str]]:
 
 
 def fit_elements(name: str, default: list[Any], value: list[Any]) -> tuple[Any, list[str]]:
-    """Every element of a list must be of the type of the default's first element."""
-    results = [fit(f"{name}[{i}]", default[0], element) for i, element in enumerate(value)]
+    """Every element of a list must be of the type of the default's first element; one that the default holds is right as it is.
+
+    A mapping may have the keys that any mapping of the default has, and not all of them.
+    """
+    if isinstance(default[0], Mapping):
+        keys: dict[str, Any] = {}
+        for element in default:
+            keys = {**element, **keys} if isinstance(element, Mapping) else keys
+        results = [(element, []) if element in default else fit_mapping(f"{name}[{i}]", keys, element) for i, element in enumerate(value)]
+    else:
+        results = [fit(f"{name}[{i}]", default[0], element) for i, element in enumerate(value)]
     return [element for element, _ in results], [problem for _, found in results for problem in found]
+
+
+def fit_mapping(name: str, schema: dict[str, Any], element: Any) -> tuple[Any, list[str]]:
+    if not isinstance(element, dict):
+        return element, [f"{name}={show(element)} is not several keys, such as {{{', '.join(f'{key}: …' for key in list(schema)[:4])}}}"]
+    return check_types(schema, element, f"{name}.")
 
 
 def show(value: Any) -> str:

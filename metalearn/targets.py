@@ -36,15 +36,15 @@ NOT_ARGUMENTS = {"algo": ("plan", "chunk", "norm_statistics"), "optimizer": ("sc
 
 
 def construct(cfg: Config, group: str, **given: Any) -> Any:
-    """The object that a group's `_target_` names, from its keys and the given arguments."""
+    """The object that a group's `_target_` names, from its keys and the given arguments. Sources within it get the device too."""
     dropped = ("about", *NOT_ARGUMENTS.get(group, ()))
     node = {key: value for key, value in cfg[group].items() if key not in dropped}
     raise_if(target_problems({group: node}, cfg["trusted"]))
-    classes = {path: value for path, key, value in nodes(node, group) if key == "_target_"}
-    for path, target in classes.items():
-        base = BASES[group] if path == f"{group}._target_" else tuple(BASES.values())
-        resolve(path, target, base, cfg["trusted"])
     cls = resolve(f"{group}._target_", node["_target_"], BASES[group], cfg["trusted"])
+    inner = {path: value for path, key, value in nodes(node, group) if key == "_target_" and path != f"{group}._target_"}
+    classes = {path.removesuffix("._target_"): resolve(path, name, tuple(BASES.values()), cfg["trusted"]) for path, name in inner.items()}
+    if "device" in given:
+        node = with_device(node, group, [path for path, kind in classes.items() if issubclass(kind, Source)], given["device"])
     # Bound first, called second: Hydra would turn the given arguments into configuration nodes and wrap their errors.
     try:
         factory = instantiate({**node, "_partial_": True}, _convert_="all")
@@ -56,6 +56,16 @@ def construct(cfg: Config, group: str, **given: Any) -> Any:
     except ValueError as error:  # of a class that is not ours, it names no key
         says_where = any(f"{group}{mark}" in str(error) for mark in ".=")
         raise ConfigError(str(error) if says_where else f"{group}: {error}") from error
+
+
+def with_device(tree: Any, path: str, places: list[str], device: torch.device) -> Any:
+    """A copy of nested keys in which those at these paths name the device."""
+    if isinstance(tree, dict):
+        copy = {key: with_device(value, f"{path}.{key}", places, device) for key, value in tree.items()}
+        return {**copy, "device": device} if path in places else copy
+    if isinstance(tree, list):
+        return [with_device(value, f"{path}[{i}]", places, device) for i, value in enumerate(tree)]
+    return tree
 
 
 def resolve(path: str, target: str, base: type | tuple[type, ...], trusted: list[str]) -> type:

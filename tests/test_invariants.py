@@ -105,8 +105,8 @@ def test_invariant_04_val_chooses_and_test_is_read_once_after_training(cfg: dict
     def watched() -> int:
         usual = Parts.build
 
-        def build(cfg: dict[str, Any]) -> Parts:
-            parts = usual(cfg)
+        def build(cfg: dict[str, Any], **more: Any) -> Parts:
+            parts = usual(cfg, **more)
             tasks = parts.source.tasks
 
             def noted(split: Any, **numbers: int) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metalearn import documents
+from metalearn.choices import chosen
 from metalearn.errors import DataError
 
 Line = dict[str, Any]  # one line of metrics.jsonl
@@ -82,6 +83,15 @@ def read_results(path: Path) -> dict[str, Any] | None:
 def read_yaml(path: Path) -> Any:
     """What a YAML file holds, None when the file is absent."""
     return documents.read_yaml(path) if path.exists() else None
+
+
+def names_of(run_dir: Path) -> dict[str, str | None]:
+    """What a run's configuration was made of; empty where it has none that can be read."""
+    try:
+        config = read_yaml(run_dir / "config.yaml")
+    except (OSError, ValueError):
+        return {}
+    return chosen(config) if isinstance(config, dict) else {}
 
 
 def state(run_dir: Path) -> str:

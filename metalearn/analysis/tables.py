@@ -19,6 +19,7 @@ from metalearn.analysis.runfiles import (
     format_of,
     holder,
     last_words,
+    names_of,
     read_metrics,
     read_results,
     read_yaml,
@@ -26,7 +27,10 @@ from metalearn.analysis.runfiles import (
     state,
     wall_seconds,
 )
+from metalearn.choices import NAMED_IN_RESULTS
 from metalearn.errors import DataError
+
+PLACE = ("algo", "data", "way", "shot")  # of a published figure
 
 
 def grid(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
@@ -49,7 +53,7 @@ def closing(run_dir: Path) -> str:
     if results is None:
         raise FileNotFoundError(f"{run_dir}/results.json not found: the run has not been evaluated. Run: metalearn resume {run_dir}")
     config = read_yaml(run_dir / "config.yaml") or {}
-    parts = [protocol_line(results), metric_table(results), published_line(config)]
+    parts = [protocol_line(results), metric_table(results), published_line(config, results)]
     seconds = wall_seconds(read_metrics(run_dir))
     if any(seconds.values()):
         split = " · ".join(f"{part} {spent:.1f} s" for part, spent in seconds.items())
@@ -63,8 +67,8 @@ def closing(run_dir: Path) -> str:
 def protocol_line(results: dict[str, Any]) -> str:
     """One line that says what was measured, so that no number travels without its protocol."""
     protocol = results["protocol"]
-    other = f" of {protocol['data']}, trained on {protocol['trained_on']}" if protocol.get("cross_domain") else ""
-    facts = [f"{results['split']} tasks{other}"]
+    facts = [f"{results['algo']} on {results['data']}"] if results.get("algo") and results.get("data") else []
+    facts.append(f"{results['split']} tasks" + (f", trained on {protocol['trained_on']}" if protocol.get("cross_domain") else ""))
     if protocol.get("way"):
         queries = "1 query" if protocol.get("query_shot") == 1 else f"{protocol.get('query_shot')} queries"
         facts.append(f"{protocol['way']}-way {protocol.get('shot')}-shot, {queries} per class")
@@ -104,16 +108,27 @@ def beside(run_dir: Path, eval_dir: Path) -> str:
     return "\n".join([*lines, "", grid(rows, right=range(1, len(rows[0])))])
 
 
-def published_line(config: dict[str, Any]) -> str:
-    """The published figures that a recipe aims at, or else that of the algorithm; empty when none is known."""
-    about = config.get("about") or (config.get("algo") or {}).get("about") or {}
-    known = [f"{figure['name']} {figure['published']}{unit_of(figure)}" for figure in about.get("figures", []) if figure.get("published")]
-    if about.get("published"):  # of an algorithm, whatever this run's data and sizes are
-        known.append(f"under its own protocol {published(about['published'])}")
+def published_line(config: dict[str, Any], results: dict[str, Any]) -> str:
+    """The published figures of the recipe, or else of the algorithm, that this result may be held against; empty without any.
+
+    A figure says of which method, data, ways and shots it is; beside another number it would be no measure.
+    """
+    recipe = (config.get("about") or {}) if results.get("experiment") else {}
+    figures = [figure for figure in recipe.get("figures") or [] if figure.get("published") and comparable({**recipe, **figure}, results)]
+    known = [f"{figure['name']} {figure['published']}{unit_of(figure)}" for figure in figures]
+    about = recipe if known else (config.get("algo") or {}).get("about") or {}
+    if not known and about.get("published") and comparable(about["published"], results):
+        known.append(published(about["published"]))
     if not known:
         return ""
     text = f"published: {'; '.join(known)} ({about['paper']})"
     return f"{text}\ndeviation: {about['deviation'].strip()}" if about.get("deviation") else text
+
+
+def comparable(figure: dict[str, Any], results: dict[str, Any]) -> bool:
+    """Whether a result is of the method, data, ways and shots of a published figure."""
+    facts = {**results["protocol"], "algo": results.get("algo"), "data": results.get("data")}
+    return all(figure.get(key) == facts.get(key) for key in PLACE)
 
 
 def published(figure: dict[str, Any]) -> str:
@@ -146,6 +161,7 @@ class Job(NamedTuple):
     form: how people read the primary metric.
 
     reason: the last words of a job that has failed, the process of one that runs, otherwise empty.
+    names: what its configuration was made of; empty before it began.
     """
 
     folder: Path
@@ -157,6 +173,7 @@ class Job(NamedTuple):
     minutes: float
     reason: str
     form: Format = Format()
+    names: dict[str, str | None] = {}
 
 
 def jobs(sweep_dir: Path) -> list[Job]:
@@ -178,8 +195,8 @@ def _job(folder: Path) -> Job:
         return Job(folder, [], "unreadable", None, None, None, 0.0, " ".join(str(error).split()))
     primary = results["primary"] if results else None
     value = results["metrics"][primary] if results else {"mean": None, "ci95": None}
-    form = format_of(primary, results) if primary else Format()
-    return Job(folder, [str(word) for word in overrides], now, primary, value["mean"], value["ci95"], minutes, reason, form)
+    words, form = [str(word) for word in overrides], format_of(primary, results) if primary else Format()
+    return Job(folder, words, now, primary, value["mean"], value["ci95"], minutes, reason, form, names_of(folder))
 
 
 def sweep(sweep_dir: Path) -> str:
@@ -192,10 +209,19 @@ def sweep(sweep_dir: Path) -> str:
     rows = [["overrides", "state", "result ± 95% CI", "minutes", "folder"]]
     for job in found:
         rows.append([_words(job.overrides, shared), job.state, _result(job), f"{job.minutes:.1f}", str(job.folder)])
-    parts = [f"in all jobs: {' '.join(shared)}"] if shared else []
+    same = [*common_names(found, shared), *shared]
+    parts = [f"in all jobs: {' '.join(same)}"] if same else []
     parts.append(grid(rows, right=(2, 3)))
     parts.append("\n".join(f"{job.state}: {job.folder}: {job.reason}" for job in found if job.state in ("failed", "unreadable")))
     return "\n\n".join(part for part in [*parts, seed_spread(found, shared)] if part)
+
+
+def common_names(found: list[Job], shared: Sequence[str]) -> list[str]:
+    """The choices that all jobs of a sweep have in common, but for those that are said in their words."""
+    begun = [job.names for job in found if job.names]
+    groups = [group for group in NAMED_IN_RESULTS if begun and begun[0][group] and all(names[group] == begun[0][group] for names in begun)]
+    said = {word.partition("=")[0] for job in found for word in job.overrides}
+    return [f"{group}={begun[0][group]}" for group in groups if group not in said]
 
 
 def seed_spread(found: list[Job], shared: Sequence[str] = ()) -> str:
@@ -219,9 +245,10 @@ def sweep_csv(sweep_dir: Path) -> str:
     """The content of sweep.csv: one line per job, accuracies as fractions, empty cells where there is no result."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["job", "overrides", "status", "primary", "mean", "ci95", "minutes", "folder", "reason"])
+    writer.writerow(["job", "overrides", "status", "primary", "mean", "ci95", "minutes", "folder", "reason", *NAMED_IN_RESULTS])
     for job in jobs(sweep_dir):
         cells = [job.state, job.primary, job.mean, job.ci95, f"{job.minutes:.2f}", str(job.folder), job.reason]
+        cells += [job.names.get(group) for group in NAMED_IN_RESULTS]
         writer.writerow([job.folder.name, shlex.join(job.overrides), *("" if cell is None else cell for cell in cells)])
     return text.getvalue()
 

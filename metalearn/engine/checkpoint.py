@@ -57,7 +57,8 @@ class Checkpoint:
 class CheckpointStore:
     """The folder `checkpoints/` of a run, written by one process at a time (the run's lock sees to that).
 
-    keep_last, keep_best: how many of the newest and of the best-ranked checkpoints survive pruning.
+    keep_last, keep_best: how many of the newest and of the best-ranked checkpoints survive pruning. So does what was best when one
+    of these was saved: where the newest is damaged, a run that goes on from an older one would otherwise end in another record.
     """
 
     def __init__(self, run_dir: Path, *, keep_last: int = 2, keep_best: int = 1) -> None:

@@ -20,6 +20,7 @@ FREE = (
     "trusted",
     "device",
     "logger",
+    "choices",  # names, from which nothing follows
     "trainer.outer_steps",
     "trainer.checkpoint_every",
     "trainer.keep_last",

@@ -7,6 +7,7 @@ import re
 from dataclasses import asdict
 from typing import Any
 
+from metalearn.choices import NAMED_IN_RESULTS, chosen
 from metalearn.core import Algorithm, Source
 from metalearn.engine.checkpoint import Checkpoint, CheckpointStore
 from metalearn.engine.evaluate import Evaluation
@@ -62,7 +63,9 @@ def result_of(
         "eval_seed": cfg["eval"]["seed"],
         **novelty,
     }
+    names = chosen(cfg)
     return {
+        **{group: names[group] for group in NAMED_IN_RESULTS},
         "split": split,
         "primary": objective.primary,
         "metrics": evaluation.summary,

@@ -15,6 +15,7 @@ from typing import Any
 
 from metalearn import config, slurm
 from metalearn.analysis import tables
+from metalearn.build import Prebuilt
 from metalearn.engine.checkpoint import CheckpointStore, SaveError
 from metalearn.engine.faults import fault
 from metalearn.engine.identity import refuse_new_science, science
@@ -45,11 +46,18 @@ __all__ = ["Loaded", "evaluate_run", "holds_run", "load", "new_run_dir", "resume
 
 
 def train(
-    cfg: dict[str, Any], overrides: list[str], run_dir: Path, *, earlier: Sequence[str] = (), requeue: slurm.Requeue = slurm.requeue
+    cfg: dict[str, Any],
+    overrides: list[str],
+    run_dir: Path,
+    *,
+    earlier: Sequence[str] = (),
+    prebuilt: Prebuilt | None = None,
+    requeue: slurm.Requeue = slurm.requeue,
 ) -> int:
     """A new run; its exit code. ConfigError if the folder already holds one.
 
-    earlier: what was said before there was a train.log to hold it. requeue: called when SLURM's warning has stopped the run.
+    earlier: what was said before there was a train.log to hold it. prebuilt: what a check has built.
+    requeue: called when SLURM's warning has stopped the run.
     """
     config.refuse_existing_run(dict(cfg, run_dir=run_dir))
     cfg = pinned(cfg)
@@ -60,7 +68,7 @@ def train(
             fault("start:config")
             for text in earlier:
                 runlog.note(text)
-            code = Life(cfg, runlog, signals, requeue=requeue).live()
+            code = Life(cfg, runlog, signals, requeue=requeue, prebuilt=prebuilt).live()
         except (ConfigError, DataError):
             if not CheckpointStore(run_dir).steps():
                 runlog.discard()  # it never began: leave the folder to the corrected command
@@ -70,8 +78,8 @@ def train(
         return code
 
 
-def resume(run_dir: Path, overrides: list[str], *, requeue: slurm.Requeue = slurm.requeue) -> int:
-    """Continue a run exactly where its newest valid checkpoint stands; its exit code. requeue: as in `train`."""
+def resume(run_dir: Path, overrides: list[str], *, prebuilt: Prebuilt | None = None, requeue: slurm.Requeue = slurm.requeue) -> int:
+    """Continue a run exactly where its newest valid checkpoint stands; its exit code. prebuilt, requeue: as in `train`."""
     old, notes = config.read_saved_with_notes(run_dir)
     with StopSignals(*slurm.warnings()) as signals, RunLog(run_dir) as runlog:
         cfg = pinned(config.reopen(old, overrides))
@@ -92,7 +100,7 @@ def resume(run_dir: Path, overrides: list[str], *, requeue: slurm.Requeue = slur
                 runlog.write_request(cfg, [*runlog.overrides(), *overrides])
 
         place = settled(cfg, old, run_dir)["data"]
-        return Life(cfg, runlog, signals, begin=begin, requeue=requeue, data=place).live()
+        return Life(cfg, runlog, signals, begin=begin, requeue=requeue, data=place, prebuilt=prebuilt).live()
 
 
 def refuse_unused_evaluation(run_dir: Path, old: dict[str, Any], new: dict[str, Any], overrides: list[str]) -> None:

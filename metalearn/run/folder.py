@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from metalearn import config, slurm
+from metalearn.choices import as_file_name, chosen
 from metalearn.engine.identity import refuse_new_science, science
 from metalearn.errors import ConfigError
 from metalearn.run.places import places_of
@@ -23,7 +24,8 @@ def new_run_dir(cfg: dict[str, Any], overrides: Sequence[str] = ()) -> Path:
     """
     if cfg.get("run_dir"):
         return Path(cfg["run_dir"])
-    parent = Path("outputs") / "_".join(_name(cfg[group]["_target_"]) for group in ("algo", "data"))
+    names = chosen(cfg)
+    parent = Path("outputs") / "_".join(as_file_name(names[group]) for group in ("algo", "data"))
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     return slurm.own_folder(parent, overrides) or parent / f"{stamp}_{secrets.token_hex(2)}"
 
@@ -46,8 +48,3 @@ def pin_training(cfg: dict[str, Any]) -> dict[str, Any]:
     train = cfg["data"].get("train") or {}
     train.update({name: cfg["data"].get(name) for name, value in train.items() if value is None})
     return cfg
-
-
-def _name(target: str) -> str:
-    """omniglot from metalearn.data.omniglot.Omniglot."""
-    return target.split(".")[-2] if "." in target else target

@@ -49,7 +49,7 @@ class Life:
 
     begin: for a run that is resumed, writes down what was asked anew; it is called with the step to continue at once
     everything that can be refused was checked, and until then nothing in the folder changes. None for a new run.
-    requeue: called when it was stopped by SLURM's warning, and has saved.
+    requeue: called when it was stopped by SLURM's warning, and has saved. prebuilt: what a check has built already.
     data: the configuration's own with places as they are now, to build from; what is written down is what was typed.
     """
 
@@ -62,7 +62,9 @@ class Life:
         begin: Callable[[int], None] | None = None,
         requeue: slurm.Requeue = slurm.requeue,
         data: dict[str, Any] | None = None,
+        prebuilt: build.Prebuilt | None = None,
     ) -> None:
+        self.prebuilt = build.Prebuilt() if prebuilt is None else prebuilt
         self.cfg, self.log, self.signals, self.begin, self.requeue = cfg, log, signals, begin, requeue
         self.data = cfg["data"] if data is None else data
         self.begun = False
@@ -111,12 +113,12 @@ class Life:
     def _run(self) -> None:
         cfg = self.cfg
         checkpoint = self._checkpoint()
-        parts = Parts.build(self._settled())
+        parts = Parts.build(self._settled(), prebuilt=self.prebuilt)
         if checkpoint is not None:
             resuming.require_same(self.cfg, parts, checkpoint, self.log)
         elif self.begin is not None:
             resuming.require_same_start(parts, self.log)
-        logger = build.build_logger(cfg)
+        logger = self.prebuilt.logger(self._settled())
         if self.begin is not None:
             if cfg["trainer"]["dry_run"]:
                 log.info(f"{self.log.run_dir} can be resumed; nothing was changed (trainer.dry_run=true)")

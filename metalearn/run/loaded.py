@@ -59,7 +59,7 @@ def load(run_dir: str | Path, *, checkpoint: str = "best", trusted: Sequence[str
     _, step = choose(store, checkpoint)
     chosen = store.load(step)
     spec, prepare = kept or from_data(cfg, run_dir, device, chosen.facts["data_sha256"])
-    algorithm = build.placed_algorithm(cfg, {"train": spec}, device)
+    algorithm = build.placed(cfg, build.initial_algorithm(cfg, {"train": spec}, spec), device)
     load_weights(algorithm, chosen.tensors)
     return Loaded(algorithm.eval(), prepare, device)
 

@@ -49,11 +49,15 @@ class Parts:
     trained: dict[str, Any] | None = None
 
     @staticmethod
-    def build(cfg: dict[str, Any], rank: int = 0, trained: dict[str, Any] | None = None) -> Parts:
-        """trained: for an evaluation, which asks of its data only the split that is judged: `data`, `trusted` and `run_dir` of the run."""
+    def build(cfg: dict[str, Any], rank: int = 0, trained: dict[str, Any] | None = None, prebuilt: build.Prebuilt | None = None) -> Parts:
+        """trained: for an evaluation, which asks of its data only the split that is judged: `data`, `trusted` and `run_dir` of the run.
+
+        prebuilt: of a check in this process; what it lacks is built.
+        """
         build.prepare_host(cfg)
         device = build.build_device(cfg, rank)
-        source = build.build_source(cfg, device)
+        made = build.Prebuilt() if prebuilt is None else prebuilt
+        source = made.source(cfg, device)
         wish = build.plan_wish(cfg)
         splits = build.SPLITS if trained is None else (cfg["eval"]["split"],)
         if trained is None or trained["data"] == cfg["data"]:
@@ -62,7 +66,10 @@ class Parts:
             spec = trained_spec(trained, source)
             refuse_other_kind(spec, source.spec(cfg["eval"]["split"]), source.name)
         source.check(splits)
-        algorithm = build.build_algorithm(cfg, source, device, splits=splits, trained=spec)
+        if trained is None:
+            algorithm = made.algorithm(cfg, source, device)
+        else:
+            algorithm = build.build_algorithm(cfg, source, device, splits=splits, trained=spec)
         plan = wish.plan() if wish.settled else unmeasured(algorithm)
         return Parts(source, algorithm, plan, device, trained)
 

@@ -36,13 +36,13 @@ def multirun(overrides: list[str], config_dir: str | None, *, retry_failed: bool
     jobs, doubles = planned(words, config_dir, folder)
     refuse_other_folder(folder)
     left = [job for job in jobs if is_left(job, retry_failed)]
-    machine_check(left, len(jobs))
+    prebuilt = machine_check(left, len(jobs))
     ask_for(folder, jobs)
     with Stops(folder) as stops:
         record(folder)
         log.info("\n".join(overview(folder, jobs, left, doubles)))
         own = [word for word in words if word.startswith("hydra")]
-        codes = launch(RunJob(left, len(jobs), folder, stops.mark, retry_failed), own, config_dir, stops)
+        codes = launch(RunJob(left, len(jobs), folder, stops.mark, retry_failed, prebuilt), own, config_dir, stops)
         report(folder, jobs)
         code = stops.code
         if code:

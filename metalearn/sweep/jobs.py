@@ -16,7 +16,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.errors import HydraException
 
-from metalearn import config, schema
+from metalearn import choices, config, schema
 from metalearn.analysis import runfiles
 from metalearn.errors import ConfigError, DataError, MetalearnError, raise_all
 from metalearn.library import GROUPS, Library
@@ -77,7 +77,7 @@ class Job:
         except ConfigError:
             return ["config.yaml is damaged"]
         wanted = dict(schema.leaves(self.cfg))
-        keys = [key for key in wanted if key not in NOT_IDENTITY and not key.startswith("device.")]
+        keys = [key for key in wanted if key not in NOT_IDENTITY and not key.startswith(("device.", f"{choices.KEY}."))]
         return [f"{key}={schema.show(saved.get(key))}" for key in keys if saved.get(key) != wanted[key]]
 
 
@@ -141,11 +141,11 @@ def values_of(override: Override) -> list[str]:
 def identity(cfg: dict[str, Any]) -> str:
     """Eight hex digits of a sha256 over everything in a configuration that results or records may follow from.
 
-    What a logger shows is not among them. A key that an older run may lack counts only with another value than its default,
-    so that a new key makes no new jobs.
+    Neither what a logger shows nor the names of what was chosen are among them. A key that an older run may lack counts only with
+    another value than its default, so that a new key makes no new jobs.
     """
     known = defaults()
-    leaves = schema.leaves({key: value for key, value in cfg.items() if key != "logger"})
+    leaves = schema.leaves({key: value for key, value in cfg.items() if key not in ("logger", choices.KEY)})
     facts = {key: value for key, value in leaves if key not in NOT_IDENTITY and (key not in known or known[key] != value)}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -167,14 +167,15 @@ def readable(words: Sequence[str]) -> str:
     return re.sub(r"[^A-Za-z0-9_.+-]+", "-", "_".join(parts))[:LONGEST_NAME].strip("-._") or "job"
 
 
-def machine_check(left: Sequence[Job], num_jobs: int) -> None:
-    """Raise for what the machine and the data say against the jobs that will run."""
+def machine_check(left: Sequence[Job], num_jobs: int) -> Any:
+    """Raise for what the machine and the data say against the jobs that will run. Returns what was built for it, for these jobs."""
     if not left:
-        return
+        return None
     from metalearn import build
 
-    known: dict[str, Any] = {}
-    check_all({job.number: functools.partial(build.check_machine, job.cfg, job.folder, known) for job in left}, num_jobs)
+    prebuilt = build.Prebuilt()
+    check_all({job.number: functools.partial(build.check_machine, job.cfg, job.folder, prebuilt) for job in left}, num_jobs)
+    return prebuilt
 
 
 def check_all(checks: Mapping[int, Callable[[], Any]], num_jobs: int | None = None) -> list[Any]:

@@ -49,6 +49,7 @@ class RunJob:
     folder: Path
     mark: Path
     retry_failed: bool
+    prebuilt: Any = None  # of the check, in this process
     threads: int | None = None
     parent: int = field(default_factory=os.getpid)
     slurm_job: str | None = field(default_factory=slurm.job)
@@ -82,7 +83,7 @@ class RunJob:
         log.info(f"\n{title}{' goes on' if job.has_begun else ''}: {shlex.join(job.own)}")
         try:
             with silence() if silent else contextlib.nullcontext():
-                code = begin_or_go_on(job, self.requeue)
+                code = begin_or_go_on(job, self.requeue, self.prebuilt)
         except MetalearnError as error:
             if isinstance(error, InUseError) or job.state in ("running", "finished"):  # another process was faster
                 log.info(f"{job.folder.name}: {job.why_skipped()}")
@@ -165,14 +166,14 @@ def prepare(threads: int | None) -> None:
     from metalearn import run  # noqa: F401
 
 
-def begin_or_go_on(job: Job, requeue: slurm.Requeue) -> int:
+def begin_or_go_on(job: Job, requeue: slurm.Requeue, prebuilt: Any) -> int:
     """The exit code of the job's run, which is begun or resumed."""
     from metalearn import run
 
     if job.has_begun:
-        return run.resume(job.folder, job.words_for_resume, requeue=requeue)
+        return run.resume(job.folder, job.words_for_resume, prebuilt=prebuilt, requeue=requeue)
     make_room(job)
-    return run.train(job.cfg, job.words, job.folder, requeue=requeue)
+    return run.train(job.cfg, job.words, job.folder, prebuilt=prebuilt, requeue=requeue)
 
 
 @contextlib.contextmanager

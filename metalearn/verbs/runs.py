@@ -45,9 +45,10 @@ def train(args: argparse.Namespace) -> int:
     args.run_dir = run.new_run_dir(cfg, args.overrides)
     if slurm.restarts() and run.holds_run(args.run_dir, cfg):  # the job has run this command before
         return run.resume(args.run_dir, [word for word in args.overrides if word.startswith("trusted=")])
+    prebuilt = build.Prebuilt()
     with overhearing() as earlier:
-        build.check_machine(cfg, args.run_dir)
-    return run.train(cfg, args.overrides, args.run_dir, earlier=earlier)
+        build.check_machine(cfg, args.run_dir, prebuilt)
+    return run.train(cfg, args.overrides, args.run_dir, earlier=earlier, prebuilt=prebuilt)
 
 
 def train_arguments(parser: argparse.ArgumentParser) -> None:

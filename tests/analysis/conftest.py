@@ -12,8 +12,14 @@ import yaml
 ABOUT = {
     "title": "MAML on Omniglot",
     "paper": "Finn et al. 2017",
+    "algo": "maml",
+    "data": "omniglot",
     "deviation": "3,500 steps instead of 60,000",
-    "figures": [{"name": "5-way 1-shot", "published": 98.7}, {"name": "inductive", "published": None}],
+    "figures": [
+        {"name": "5-way 1-shot", "way": 5, "shot": 1, "published": 98.7},
+        {"name": "5-way 5-shot", "way": 5, "shot": 5, "published": 99.9},
+        {"name": "inductive", "way": 5, "shot": 1, "published": None},
+    ],
 }
 
 
@@ -30,7 +36,9 @@ def make_run(run_dir: Path, *, accuracy: float = 0.9631, seed: int = 0, override
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     metrics = {"accuracy": (accuracy, 0.0042), "accuracy_inductive": (0.91, 0.005), "loss": (0.1234, 0.01)}
     metrics |= {f"accuracy_step_{k}": (value, 0.005) for k, value in {10: 0.97, 0: 0.2, 1: 0.95, 2: 0.96}.items()}
+    names = {"algo": "maml", "data": "omniglot", "model": "conv4", "experiment": "omniglot_maml"}
     results = {
+        **names,
         "split": "test",
         "primary": "accuracy",
         "metrics": {name: {"mean": mean, "ci95": ci95, "std": 0.1} for name, (mean, ci95) in metrics.items()},
@@ -40,7 +48,7 @@ def make_run(run_dir: Path, *, accuracy: float = 0.9631, seed: int = 0, override
         "seed": seed,
     }
     (run_dir / "results.json").write_text(json.dumps(results))
-    config = {"seed": seed, "trusted": list(trusted), "about": ABOUT, "algo": {}, "trainer": {"outer_steps": 200}}
+    config = {"seed": seed, "trusted": list(trusted), "about": ABOUT, "choices": names, "algo": {}, "trainer": {"outer_steps": 200}}
     (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
     (run_dir / "overrides.yaml").write_text(yaml.safe_dump(list(overrides)))
     (run_dir / "status.json").write_text(json.dumps({"status": "finished", "exit_code": 0}))

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from metalearn import listing
 from metalearn.analysis import tables
+from metalearn.analysis.readme import about_blocks
 from metalearn.errors import DataError
 
 Write = Callable[..., Path]
@@ -23,7 +25,7 @@ def test_closing_gives_percent_interval_and_task_count_of_every_metric(run_dir: 
 
 def test_closing_states_the_protocol_and_the_published_figure(run_dir: Path) -> None:
     text = tables.closing(run_dir)
-    assert "test tasks · 5-way 1-shot, 15 queries per class · transductive · checkpoint best (step 150) · seed 0" in text
+    assert "maml on omniglot · test tasks · 5-way 1-shot, 15 queries per class · transductive · checkpoint best (step 150) · seed 0" in text
     assert "published: 5-way 1-shot 98.7 % (Finn et al. 2017)\ndeviation: 3,500 steps instead of 60,000" in text
 
 
@@ -55,12 +57,46 @@ def test_next_commands_name_the_folder_and_the_trusted_packages(write_run: Write
     assert f"  metalearn resume '{run_dir}' trainer.outer_steps=400 'trusted=[mine]'" in text
 
 
-def test_an_algorithms_published_figure_stands_in_where_no_recipe_has_one() -> None:
-    about = {"paper": "Snell 2017", "published": {"value": 98.8, "unit": "% Omniglot 5-way 1-shot", "source": "table 1"}}
-    assert (
-        tables.published_line({"about": None, "algo": {"about": about}})
-        == "published: under its own protocol 98.8 % Omniglot 5-way 1-shot, table 1 (Snell 2017)"
-    )
+def test_an_algorithms_published_figure_stands_in_where_no_recipe_has_one(run_dir: Path) -> None:
+    figure = {"value": 98.8, "unit": "% Omniglot 5-way 1-shot", "source": "table 1"}
+    figure |= {"algo": "maml", "data": "omniglot", "way": 5, "shot": 1}
+    config = {"algo": {"about": {"paper": "Snell 2017", "published": figure}}}
+    results = json.loads((run_dir / "results.json").read_text())
+    assert tables.published_line(config, results) == "published: 98.8 % Omniglot 5-way 1-shot, table 1 (Snell 2017)"
+    assert tables.published_line(config, {**results, "data": "glyphs"}) == ""
+    assert tables.published_line(config, {**results, "algo": "anil"}) == "", "anil's YAML may have that of maml among its defaults"
+    assert tables.published_line(config, {**results, "protocol": {**results["protocol"], "shot": 5}}) == ""
+
+
+@pytest.mark.parametrize(
+    ("names", "sizes", "line"),
+    [
+        ({}, {}, "published: 5-way 1-shot 98.7 % (Finn et al. 2017)"),
+        ({}, {"shot": 5}, "published: 5-way 5-shot 99.9 % (Finn et al. 2017)"),
+        ({}, {"way": 20}, ""),
+        ({"data": "glyphs"}, {}, ""),
+        ({"algo": "protonet"}, {}, ""),  # experiment=omniglot_maml algo=protonet
+        ({"experiment": None}, {}, ""),
+    ],
+)
+def test_a_recipes_figures_stand_under_runs_of_their_own_protocol_only(
+    names: dict[str, str], sizes: dict[str, int], line: str, run_dir: Path
+) -> None:
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    results = json.loads((run_dir / "results.json").read_text())
+    config["choices"] |= names
+    results |= {**names, "protocol": {**results["protocol"], **sizes}}
+    assert tables.published_line(config, results).partition("\n")[0] == line
+
+
+def test_no_figure_in_a_yaml_of_ours_is_unverified_or_without_its_place() -> None:
+    folder = Path(__file__).resolve().parents[2] / "conf"
+    assert [path.name for path in folder.rglob("*.yaml") if "from memory" in path.read_text(encoding="utf-8")] == []
+    for group in ("algo", "experiment"):
+        for name, about in about_blocks(folder, group):
+            figures = [{**about, **figure} for figure in about.get("figures", []) if figure["published"]]
+            for figure in [*figures, *([about["published"]] if "published" in about else [])]:
+                assert figure.keys() >= set(tables.PLACE), name
 
 
 def test_a_result_that_is_not_finite_is_called_so(run_dir: Path) -> None:
@@ -99,7 +135,7 @@ def sweep_of(write_run: Write, root: Path) -> Path:
 def test_sweep_has_a_line_per_job_and_the_spread_over_seeds(write_run: Write, tmp_path: Path) -> None:
     text = tables.sweep(sweep_of(write_run, tmp_path))
     lines = [line.split() for line in text.splitlines()]
-    assert text.startswith("in all jobs: data=glyphs\n\n")
+    assert text.startswith("in all jobs: model=conv4 experiment=omniglot_maml data=glyphs\n\n")
     assert [Path(line[-1]).name for line in lines[4:11]] == ["a", "b_2", "b_10", "c_1", "c_2", "c_3", "c_4"]
     assert lines[4] == ["algo=maml", "seed=0", "finished", "accuracy", "90.00", "±", "0.42", "%", "0.9", str(tmp_path / "a")]
     assert lines[10] == ["algo=protonet", "seed=4", "not", "started", "0.0", str(tmp_path / "c_4")]
@@ -122,7 +158,12 @@ def test_sweep_csv_says_of_every_job_what_happened_to_it(write_run: Write, tmp_p
         "minutes": "0.00",
         "folder": "",
         "reason": "the disk is full",
+        "algo": "",
+        "data": "",
+        "model": "",
+        "experiment": "",
     }
+    assert (rows[1]["algo"], rows[1]["experiment"]) == ("maml", "omniglot_maml")
 
 
 def test_a_damaged_job_does_not_hide_the_others(write_run: Write, tmp_path: Path) -> None:

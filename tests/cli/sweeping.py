@@ -29,7 +29,7 @@ class Trainings:
         self.trained: list[int] = []
         self.resumed: list[tuple[str, list[str]]] = []
 
-    def train(self, cfg: dict[str, Any], overrides: list[str], run_dir: Path, *, requeue: slurm.Requeue) -> int:
+    def train(self, cfg: dict[str, Any], overrides: list[str], run_dir: Path, *, requeue: slurm.Requeue, prebuilt: Any) -> int:
         config.refuse_existing_run(dict(cfg, run_dir=run_dir))
         self.trained.append(cfg["seed"])
         end = self.ends.get(cfg["seed"], 0)
@@ -37,7 +37,7 @@ class Trainings:
             raise end
         return finish(cfg, overrides, run_dir, end, "preempted" if end in (130, 143) else None)
 
-    def resume(self, run_dir: Path, overrides: list[str], *, requeue: slurm.Requeue) -> int:
+    def resume(self, run_dir: Path, overrides: list[str], *, requeue: slurm.Requeue, prebuilt: Any) -> int:
         self.resumed.append((run_dir.name.rpartition("_")[0], overrides))
         return finish(config.read_saved(run_dir), yaml.safe_load((run_dir / "overrides.yaml").read_text()), run_dir)
 

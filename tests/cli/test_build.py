@@ -172,3 +172,43 @@ def test_parameter_groups_hold_every_parameter_once(fault: str, monkeypatch: pyt
     what = {"left out": "head.weight, head.bias", "twice": "head.weight", "foreign": "what is no parameter of it"}[fault]
     with pytest.raises(ConfigError, match=rf"MAML.parameter_groups\(\) must hold every trainable parameter in one group.*not so {what}$"):
         build.build_optimizer(cfg, algorithm)
+
+
+MIXED = """
+from metalearn.core import Source
+
+
+class Mixed(Source):
+    name = "mixed"
+
+    def __init__(self, *, device, parts, way_of={}):
+        self.device, self.parts, self.inner = device, parts, way_of["inner"]
+
+    def spec(self, split):
+        return self.inner.spec(split)
+
+    def tasks(self, split, **which):
+        return self.inner.tasks(split, **which)
+
+    def protocol(self, split):
+        return {}
+
+    def fingerprint(self):
+        return ""
+"""
+SINE = {"_target_": "metalearn.data.sinusoid.Sinusoid", "shot": 2, "query_shot": 2}
+
+
+def test_sources_within_a_source_compute_on_its_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mixed_sources.py").write_text(MIXED)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    cfg = compose()
+    cfg["trusted"] = ["mixed_sources"]
+    sine = {**{key: value for key, value in cfg["data"].items() if key != "about"}, **SINE}
+    cfg["data"] = {"_target_": "mixed_sources.Mixed", "parts": [sine, {**sine, "shot": 3}], "way_of": {"inner": sine}}
+    device = torch.device("meta")
+    source: Any = build.build_source(cfg, device)
+    assert [part.device for part in (source, *source.parts, source.inner)] == [device] * 4
+    assert [part.spec("train").support_size for part in source.parts] == [2, 3]
+    assert "device" not in sine

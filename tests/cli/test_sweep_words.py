@@ -92,7 +92,7 @@ def test_the_folder_of_something_else_is_refused(
 
 
 def test_rehearsals_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "train", lambda cfg, overrides, run_dir, requeue: 0)
+    monkeypatch.setattr(run, "train", lambda cfg, overrides, run_dir, **more: 0)
     assert sweep(tmp_path / "sweep", "seed=0,1", "trainer.dry_run=true") == 0
     assert not (tmp_path / "sweep").exists()
 

@@ -1,0 +1,74 @@
+"""What a check has built is what the run then uses: data are read once per command, and weights are those of a run without a check."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from metalearn import cli, config, run
+from metalearn.algorithms.maml import MAML
+from metalearn.build import Prebuilt
+from metalearn.data.sinusoid import Sinusoid
+from metalearn.loggers import Logger
+
+SMALL = ["data=sinusoid", "model.hidden=[4]", "trainer.outer_steps=1", "trainer.meta_batch_size=2", "eval.episodes=2"]
+SMALL += ["eval.val_episodes=2", "device=cpu", "device.threads=1", "device.precision=float64"]
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[collections.Counter[str]]:
+    """How many of each kind were constructed."""
+    count: collections.Counter[str] = collections.Counter()
+    for kind in (Sinusoid, MAML):
+        usual = kind.__init__
+
+        def counted(self, *args, usual=usual, kind=kind, **more):
+            count[kind.__name__] += 1
+            usual(self, *args, **more)
+
+        monkeypatch.setattr(kind, "__init__", counted)
+    monkeypatch.setattr(Logger, "__init__", lambda self: count.update(["Logger"]))
+    monkeypatch.setattr("metalearn.run.life.draw_plots", lambda *parts: None)
+    return count
+
+
+@pytest.fixture(autouse=True)
+def ordinary_precision() -> Iterator[None]:
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_a_run_is_built_once_and_has_the_weights_of_one_without_a_check(tmp_path: Path, made: collections.Counter[str]) -> None:
+    assert cli.main(["train", *SMALL, f"run_dir={tmp_path}/checked"]) == 0
+    assert made == {"Sinusoid": 1, "MAML": 1, "Logger": 1}
+    assert run.train(config.compose(SMALL), [], tmp_path / "unchecked") == 0
+    first = "checkpoints/step-000000/tensors.safetensors"  # the random state is among them
+    assert (tmp_path / "checked" / first).read_bytes() == (tmp_path / "unchecked" / first).read_bytes()
+    assert (tmp_path / "checked" / "results.json").read_bytes() == (tmp_path / "unchecked" / "results.json").read_bytes()
+
+
+def test_a_sweep_reads_its_data_once(tmp_path: Path, made: collections.Counter[str]) -> None:
+    assert cli.main(["train", "-m", *SMALL, "seed=0,1,2", f"run_dir={tmp_path}/sweep"]) == 0
+    assert made["Sinusoid"] == 1
+    assert cli.main(["train", *SMALL, "seed=1", f"run_dir={tmp_path}/alone"]) == 0
+    [job] = (tmp_path / "sweep").glob("seed-1_*")
+    assert (job / "results.json").read_bytes() == (tmp_path / "alone" / "results.json").read_bytes()
+
+
+def test_sources_of_other_data_are_not_mixed_up(tmp_path: Path, made: collections.Counter[str]) -> None:
+    assert cli.main(["train", "-m", *SMALL, "data.shot=3,4", f"run_dir={tmp_path}/sweep"]) == 0
+    for shot in (3, 4):
+        [path] = (tmp_path / "sweep").glob(f"shot-{shot}_*/results.json")
+        assert json.loads(path.read_text())["protocol"]["shot"] == shot
+
+
+def test_what_was_built_stays_in_its_process() -> None:
+    prebuilt = Prebuilt()
+    prebuilt.source(config.compose(SMALL), torch.device("cpu"))
+    assert copy.copy(prebuilt) == Prebuilt(), "as pickle does it"
