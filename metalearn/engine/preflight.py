@@ -82,8 +82,8 @@ def rehearse(
     random_state = torch.get_rng_state()
     actor, plan = copy.deepcopy(algorithm), replace(plan, compile=False)
     updater = make_updater(actor)
-    _require_monitor(actor, source, plan, settings, split)
     with unheard():  # the run says itself what it does when memory runs out
+        _require_monitor(actor, source, plan, settings, split)
         demands = [training_demand(actor, source, plan, settings)] if updater is not None else []
         exams = [_exam(source, settings, split, curve=curve) for curve in (False, True)]
         sizes, evaluations = zip(*(batching_of(actor, source, exam, plan, settings.eval_batch_size) for exam in exams), strict=True)

@@ -100,8 +100,9 @@ def test_the_rehearsal_refuses_a_metric_that_validation_lacks(tmp_path: Path) ->
         rehearse(ToyAlgorithm(), lambda actor: None, ToySource(), TaskPlan("vmap"), settings, "val", tmp_path)
 
 
-def test_the_monitored_metric_chooses_the_best_and_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_monitored_metric_chooses_the_best_and_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The prior goes past the value at which the error is smallest."""
+    caplog.set_level("INFO", "metalearn")
     best = {}
     for monitor in (None, "spread"):
         run_dir = tmp_path / str(monitor)
@@ -113,7 +114,7 @@ def test_the_monitored_metric_chooses_the_best_and_is_told(tmp_path: Path, capsy
         values = {line["step"]: line["spread"] if monitor else -line["mse"] for line in lines if line["split"] == "val"}
         assert best[monitor] == max(values, key=lambda step: values[step])
     assert best[None] != best["spread"]
-    assert "step 4/4  val spread " in capsys.readouterr().out
+    assert "step 4/4  val spread " in caplog.text
 
 
 def test_patience_looks_at_the_monitored_metric(tmp_path: Path) -> None:
