@@ -109,26 +109,29 @@ def training_demand(actor: Algorithm, source: Source, plan: TaskPlan, settings: 
     if actor.trains_on == "examples":
         few = -(-settings.batch_size // 8)
         rows = draw_batch(actor, source, replace(settings, batch_size=2 * few), 0)
-        fixed, each = _line(Executor(actor, plan).sums, rows, few)
+        fixed, each = _line(Executor(actor, plan).sums, rows, few, 2 * few)
         return Demand("training", settings.batch_size, "row", fixed, each + _bytes(rows) / (2 * few), "trainer.batch_size")
-    tasks = draw_batch(actor, source, replace(settings, meta_batch_size=2), 0)
-    fixed, each = _line(Executor(actor, replace(plan, chunk=0)).sums, tasks)
-    fixed += settings.meta_batch_size * _bytes(tasks) / 2
+    # From two on: sums over a single task are views, which take no memory.
+    tasks = draw_batch(actor, source, replace(settings, meta_batch_size=3), 0)
+    fixed, each = _line(Executor(actor, replace(plan, chunk=0)).sums, tasks, 2, 3)
+    fixed += settings.meta_batch_size * _bytes(tasks) / 3
     chunk = plan.chunk_of(settings.meta_batch_size)
-    fixed += _bytes(list(actor.parameters())) if chunk < settings.meta_batch_size else 0
+    if plan.name == "vmap" and chunk < settings.meta_batch_size:
+        fixed += 3 * _bytes(list(actor.parameters()))  # the sum of the chunks in float64, and the one that is added to it
     return Demand("training", chunk, "task", fixed, each, "device.chunk" if plan.name == "vmap" else None)
 
 
-def _line(work: Callable[[Any], Any], batch: TaskBatch | Examples, unit: int = 1) -> tuple[float, float]:
-    """(fixed, each) of the bytes that work on n rows of the batch takes at its peak, from `unit` and twice as many."""
+def _line(work: Callable[[Any], Any], batch: TaskBatch | Examples, few: int, more: int) -> tuple[float, float]:
+    """(fixed, each) of the bytes that work on n rows of the batch takes at its peak, from two such numbers."""
 
     def peak(count: int) -> int:
         some = tree_map(lambda leaf: leaf[:count], batch)
         return peak_bytes(lambda: work(some), tree_leaves(batch)[0].device)
 
-    peak(unit)  # the first call of its kind also fills caches
-    one, two = peak(unit), peak(2 * unit)
-    return 2 * one - two, (two - one) / unit
+    peak(few)  # the first call of its kind also fills caches
+    low, high = peak(few), peak(more)
+    each = (high - low) / (more - few)
+    return low - few * each, each
 
 
 def _bytes(tree: Any) -> int:
