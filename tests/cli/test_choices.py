@@ -59,6 +59,9 @@ def test_nobody_can_set_a_name(word: str, tmp_path: Path) -> None:
 def test_what_is_chosen_anew_is_named_anew() -> None:
     again = config.reopen(config.compose(["device=auto"]), ["device=cpu"])
     assert again["choices"]["device"] == "cpu"
+    saved = config.compose(["data=glyphs"])
+    judged = config.reopen(saved, ["data=omniglot"], sizes=saved["data"])
+    assert judged["choices"]["data"] == "omniglot", "an evaluation on other data is of these"
 
 
 def without_choices(cfg: dict[str, Any]) -> dict[str, Any]:
