@@ -83,6 +83,7 @@ def reopen(
             problems.append(f"{choice}: an evaluation has no {group}; leave it out")
         elif group == "data" and sizes is not None:
             config[group] = OmegaConf.create(with_sizes(library.load([choice])["data"], sizes))
+            names[group] = option
         else:
             problems.append(f"{choice}: {group} was fixed when the run began; start a new run with metalearn train to change it")
     allowed = plain(config)
