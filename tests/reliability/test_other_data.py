@@ -90,10 +90,12 @@ def test_data_of_another_group_is_judged_with_the_sizes_of_the_run(place: Path, 
     words = ["data=image_folder", f"data.root={root}", "data.fractions=[0,0,1]", f"data.cache_dir={tmp_path / 'cache'}"]
     code, said = evaluated(place / "run_glyphs", words, capsys)
     assert code == 0, said
-    assert "this protocol: test tasks of image_folder, trained on glyphs · 2-way 1-shot, 2 queries per class" in said
+    assert "this protocol: protonet on image_folder · test tasks, trained on glyphs · 2-way 1-shot, 2 queries per class" in said
     [folder] = (place / "run_glyphs" / "evals").iterdir()
-    protocol = json.loads((folder / "results.json").read_text())["protocol"]
+    results = json.loads((folder / "results.json").read_text())
     shutil.rmtree(folder.parent)
+    assert results["data"] == "image_folder"
+    protocol = results["protocol"]
     expected = {"data": "image_folder", "trained_on": "glyphs", "cross_domain": True, "seen_in": "none", "num_classes": 4, "way": 2}
     expected |= {"query_shot": 2, "train_way": 2, "channels": 1, "image_size": 14, "invert": False, "fractions": [0.0, 0.0, 1.0]}
     assert {name: protocol[name] for name in expected} == expected
