@@ -57,6 +57,7 @@ class Choice:
         build.prepare_host(cfg)
         self.cfg, self.device = cfg, build.build_device(cfg)
         self.source: Source = build.build_source(cfg, self.device)
+        self.source.check(build.SPLITS)
         self.algorithm: Algorithm = build.build_algorithm(cfg, self.source, self.device)
 
     def chosen(self, group: str) -> bool:

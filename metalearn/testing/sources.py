@@ -127,6 +127,21 @@ def splits_share_no_example(trial: SourceTrial) -> str:
     return f"{len(seen)} different inputs"
 
 
+def nobody_is_in_two_splits(trial: SourceTrial) -> str:
+    """By what the source itself says, which guards evaluations on other data."""
+    said = {split: trial.source.members(split) for split in SPLITS}
+    lists = {split: members for split, members in said.items() if members is not None and not isinstance(members, str)}
+    if not lists:
+        raise NotApplicable(f"members={said['train']!r}: there is nobody to compare")
+    require(len(lists) == len(SPLITS), f"members of {', '.join(split for split in SPLITS if split not in lists)} are not said")
+    seen: dict[tuple[str, str], Split] = {}
+    for split, members in lists.items():
+        for member in members:
+            where = seen.setdefault((member.source, member.name), split)
+            require(where == split, f"{member.name} is in split {split} and in split {where}; a class or user belongs to one")
+    return f"{len(seen)} classes, users or groups"
+
+
 class Identities:
     """Numbers by which equal examples are known. Only where an input holds measured values: different examples may share codes."""
 
@@ -225,6 +240,7 @@ def more_classes_than_there_are_is_refused(trial: SourceTrial) -> str:
         raise NotApplicable("way is no dial of this source")
     try:
         source = trial.make(way=TOO_MANY)
+        source.check(SPLITS)
         source.tasks("test", seed=0, first=0, count=1)
     except (ValueError, MetalearnError) as refusal:
         require(str(TOO_MANY) in str(refusal), f"way={TOO_MANY} is refused without naming the value: {refusal}")
@@ -280,6 +296,7 @@ SOURCE_CHECKS: tuple[Check, ...] = (
     seeds_and_splits_give_different_tasks,
     support_and_query_share_no_example,
     splits_share_no_example,
+    nobody_is_in_two_splits,
     labels_do_not_follow_an_order_of_the_classes,
     examples_are_a_pure_stream_or_refused,
     more_classes_than_there_are_is_refused,

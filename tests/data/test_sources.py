@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from metalearn.core import Examples, Source, Split, TaskBatch
+from metalearn.core import Examples, Members, Source, Split, TaskBatch
 from metalearn.data import sampling
 from metalearn.data.glyphs import Glyphs
 from metalearn.data.sinusoid import Sinusoid
@@ -18,7 +18,7 @@ from metalearn.testing import sources as checks
 from metalearn.testing.checking import Check
 
 CPU = torch.device("cpu")
-DECLARATIONS = ("kind=", "input_spec has codes")
+DECLARATIONS = ("kind=", "input_spec has codes", "members=")
 Make = Callable[..., Source]
 
 
@@ -63,6 +63,11 @@ class Leaking(Glyphs):
 class OneSplit(Glyphs):
     def tasks(self, split: Split, *, seed: int, first: int, count: int) -> TaskBatch:
         return super().tasks("val", seed=seed, first=first, count=count)
+
+
+class Overlapping(Glyphs):
+    def members(self, split: Split) -> Members:
+        return super().members("train" if split == "val" else split)
 
 
 class Seedless(Glyphs):
@@ -117,6 +122,7 @@ class Unlabelled(Glyphs):
         (Leaking, checks.support_and_query_share_no_example, "tasks .* have an input in support and query"),
         (OneSplit, checks.splits_share_no_example, "stands in split"),
         (OneSplit, checks.seeds_and_splits_give_different_tasks, "300 tasks .* have 100 keys"),
+        (Overlapping, checks.nobody_is_in_two_splits, "is in split val and in split train; a class or user belongs to one"),
         (Seedless, checks.seeds_and_splits_give_different_tasks, "300 tasks .* have 150 keys"),
         (Stateful, checks.tasks_are_a_pure_function_of_their_numbers, "differ from those in a larger batch"),
         (Padded, checks.tasks_have_the_shapes_of_their_spec, "spec says ragged=False, but masks hide rows"),
