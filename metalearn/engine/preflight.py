@@ -91,8 +91,8 @@ def rehearse(
     _compare(demands, source.tasks(split, seed=settings.eval_seed, first=0, count=1).key.device, ranks)
     with unheard():
         step = _train_seconds(actor, updater, source, plan, settings) if updater is not None else 0.0
+        val_task, test_task = (_judge_seconds(actor, source, plan, exam, size) for exam, size in zip(exams, sizes, strict=True))
     save = _save_seconds(actor, updater, folder)
-    val_task, test_task = (_judge_seconds(actor, source, plan, exam, size) for exam, size in zip(exams, sizes, strict=True))
     torch.set_rng_state(random_state)
     return Forecast(step, save, val_task, test_task, demands)
 

@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from metalearn import run
+from metalearn.algorithms.protonet import ProtoNet
+from metalearn.engine import batching
 from metalearn.engine.checkpoint import CheckpointStore
 from tests.reliability import harness
 from tests.reliability.harness import KILLED, assert_same_end, finish, forking_ranks, resume, train
@@ -127,3 +131,28 @@ def test_chunks_of_another_plan_or_number_of_ranks_are_forgotten(cache: Path, tm
     words = ["trusted=[hungry]", "device.chunk=2"]
     assert finish(hungry(tmp_path, resume(run_dir, *words), most=4, bad=[7])) == 0
     assert CheckpointStore(run_dir).newest().facts["chunks"] == [2, 2]
+
+
+@pytest.mark.fault(15)
+def test_fault_15_an_evaluation_of_tasks_that_do_not_fit_ends_in_a_sentence(reference: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def evaluate() -> int:
+        ProtoNet.predict = lambda self, adapted, x, mask: torch.empty(2**60)  # type: ignore[assignment,method-assign]
+        return run.evaluate_run(reference, ["eval.seed=7"])
+
+    assert finish(evaluate) == 1
+    errors = capfd.readouterr().err
+    assert "out of memory with a single task: [enforce fail" in errors
+    assert "; choose a smaller model, fewer rows or fewer adaptation steps" in errors
+    assert not (reference / "evals" / "test_eval.seed=7").exists()
+
+
+def test_results_are_the_same_bytes_whatever_number_of_tasks_is_taken_at_once(reference: Path) -> None:
+    def evaluate(*words: str) -> int:
+        batching.UNITS = (3, 1)
+        return run.evaluate_run(reference, ["eval.episodes=8", *words])
+
+    sizes: list[list[str]] = [[], *([f"eval.batch_size={size}"] for size in (1, 2, 7, 50))]
+    assert [finish(lambda words=words: evaluate(*words)) for words in sizes] == [0] * 5
+    folders = [reference / "evals" / "_".join(["test", *sorted(["eval.episodes=8", *words])]) for words in sizes]
+    for name in ("results.json", "eval_test.csv"):
+        assert len({(folder / name).read_bytes() for folder in folders}) == 1
