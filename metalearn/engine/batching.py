@@ -7,7 +7,7 @@ shapes of the tasks alone: from the bytes that one of them takes, which are coun
 that is smaller. Free memory, timings, ranks and `eval.batch_size` have no say in it. A last unit that is not full is
 filled by repeating its last task, and every unit is copied into tensors of one layout and alignment.
 
-A unit is as large as is fast: on a CPU, time per task falls up to some 200 MiB of tensors and rises beyond. A machine
+A unit is as large as is fast: on a CPU, time per task falls up to some hundred MiB of tensors and rises beyond. A machine
 without room for that much is rare, and nothing but fewer tasks helps it: they are halved as in training, a warning says
 so, and the numbers then differ in their last digits, as those of another `device.plan` do.
 """
@@ -27,7 +27,7 @@ from metalearn.core import TaskBatch
 from metalearn.engine.memory import Demand, LiveBytes, first_line, is_out_of_memory
 from metalearn.errors import MetalearnError
 
-UNIT_BYTES = {"cpu": 256 * 2**20, "cuda": 2 * 2**30}  # of tensors
+UNIT_BYTES = {"cpu": 640 * 2**20, "cuda": 2 * 2**30}  # of tensors
 UNITS = (50, 20, 10, 5, 2, 1)  # the usual numbers of episodes are multiples of all of them
 
 log = logging.getLogger(__name__)
