@@ -26,7 +26,7 @@ def copied(reference: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(reference, tmp_path / "run"))
 
 
-def stopped_evaluation(*parts: Any, on_batch: Callable[[int], None]) -> None:
+def stopped_evaluation(*parts: Any, on_batch: Callable[[int], None], **options: Any) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     on_batch(1)
 
