@@ -1,9 +1,10 @@
 """How many tasks an evaluation takes at once: as many as are fast, no more than fit, and never to be seen in a number.
 
 The bits of a task's scores depend on how many tasks are mapped together: kernels are chosen by size, and sums are shared
-out among threads. (MAML's scores of tasks alone differ from those of 20 together in the last digit, with two threads those
-of 10 do too; an inner_lr of 0.4 makes 4e-2 of a loss out of it.) So what is mapped together, a unit, follows from the
-shapes of the tasks alone: from the bytes that one of them takes, which are counted, and from the number of episodes if
+out among threads. (In trials, MAML's scores of one task alone differed from those of 20 in the last digit, with two
+threads those of 2 or 3 did too, in float64 those of 10; an inner_lr of 0.4 made 4e-2 of a loss out of it.) So what is
+mapped together, a unit, follows from the shapes of the tasks alone: from the bytes that one of them takes, which are
+counted, and from the number of episodes if
 that is smaller. Free memory, timings, ranks and `eval.batch_size` have no say in it. A last unit that is not full is
 filled by repeating its last task, and every unit is copied into tensors of one layout and alignment.
 
