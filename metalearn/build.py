@@ -255,7 +255,9 @@ def initial_algorithm(cfg: Config, specs: Specs, trained: TaskSpec) -> Algorithm
         if not hasattr(model, "lower"):
             raise ConfigError(f"device.precision=bfloat16 needs a model derived from metalearn.models.Model, not {type(model).__name__}")
         model.lower(torch.bfloat16)
-    algorithm: Algorithm = construct(cfg, "algo", model=model, spec=trained)
+    # Whoever is judged may be ragged where the training tasks are not: masks count if any task needs them.
+    ragged = trained.ragged or any(spec.ragged for spec in specs.values())
+    algorithm: Algorithm = construct(cfg, "algo", model=model, spec=replace(trained, ragged=ragged))
     problems = []
     for spec in specs.values():
         try:

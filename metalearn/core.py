@@ -372,19 +372,25 @@ class Algorithm(nn.Module):
         return {name: home[key] for name in names for home, key in [homes[name]]}
 
     def _homes_of(self, names: Iterable[str]) -> dict[str, tuple[dict[str, Any], str]]:
-        if not self._homes.keys() >= set(names):
-            del self._homes  # parameters were added since
-        return self._homes
+        """Where the parameters of these names live: the dictionary of their module, and their key in it."""
+        family, homes = self._family
+        if not all(children.get(name) is child for children, name, child in family) or not homes.keys() >= set(names):
+            del self._family  # modules were replaced since, or parameters added
+            _, homes = self._family
+        return homes
 
     @cached_property
-    def _homes(self) -> dict[str, tuple[dict[str, Any], str]]:
-        """Where a parameter of this name lives: the dictionary of its module, and its key there."""
-        return {
+    def _family(self) -> tuple[list[tuple[dict[str, Any], str, Any]], dict[str, tuple[dict[str, Any], str]]]:
+        """Every module as a child of another, and the homes of all parameters, while these are its children."""
+        modules = list(self.named_modules())
+        family = [(parent._modules, name, child) for _, parent in modules for name, child in parent._modules.items()]
+        homes = {
             f"{prefix}.{key}" if prefix else key: (module._parameters, key)
-            for prefix, module in self.named_modules()
+            for prefix, module in modules
             for key, p in module._parameters.items()
             if p is not None
         }
+        return family, homes
 
     def forward(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """The door for `functional_call`, which can only enter a module through `forward`."""

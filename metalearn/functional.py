@@ -56,11 +56,11 @@ def slope(loss: Loss, weights: Parameters, step: int, *, first_order: bool) -> t
         return grads, value
     # Outside of every mapping `torch.func` would only wrap each operation once more than ordinary autograd.
     further = torch.is_grad_enabled() and not first_order
-    # A view each: of one that was computed from another, as a head from a body, the gradient would count twice in the other's.
-    related = not all(w.is_leaf for w in weights.values())
     with torch.enable_grad():
         if further:
-            leaves = {n: (w.view_as(w) if related else w) if w.requires_grad else w.detach().requires_grad_() for n, w in weights.items()}
+            # A view each, or what else depends on a weight would count in its gradient: a head that starts from the body, or
+            # a loss that looks back at the start.
+            leaves = {n: w.view_as(w) if w.requires_grad else w.detach().requires_grad_() for n, w in weights.items()}
         else:
             leaves = {n: w.detach().requires_grad_() for n, w in weights.items()}
         value = loss(leaves, step)

@@ -55,7 +55,7 @@ class MAML(NetworkAlgorithm):
             counts=counts,
             first_order=self.order == 1,
         )
-        return (self.prepare(weights, task) for weights in path)
+        return (self.prepare(weights, task, step) for step, weights in zip(counts, path, strict=True))
 
     def start(self, task: Task) -> Parameters:
         """What the inner loop starts from."""

@@ -39,7 +39,7 @@ class NetworkAlgorithm(Algorithm):
                 "choose transductive, support or support_and_one"
             )
 
-    def network(self, x: Inputs, given: Any = None, mask: Tensor | None = None, step: int = 0) -> tuple[Tensor, Any]:
+    def network(self, x: Inputs, given: Any = None, mask: Tensor | None = None, step: int | Tensor = 0) -> tuple[Tensor, Any]:
         """Predictions (n, num_outputs) and the statistics used. step: inner steps taken, for what differs from one to the next."""
         features, statistics = self.model(x, given=given, mask=mask, step=step)
         return self.head(features), statistics
@@ -49,31 +49,37 @@ class NetworkAlgorithm(Algorithm):
         prediction, _ = self.call(weights, "network", support.x, mask=self.real(support.mask), step=step)
         return self.objective.loss(prediction, support.y, self.real(support.mask))
 
-    def prepare(self, weights: Parameters, task: Task) -> dict[str, Any]:
-        """The adapted weights with whatever the protocol's predictions need beside them."""
+    def prepare(self, weights: Parameters, task: Task, step: int) -> dict[str, Any]:
+        """The weights after so many steps, with whatever the protocol's predictions need beside them."""
+        adapted = {"weights": weights, "step": torch.full((), step, device=task.key.device)}
         if self.norm_statistics == "support":
-            return self.inductive({"weights": weights}, task)
+            return self.inductive(adapted, task)
         if self.norm_statistics == "support_and_one":
-            return {"weights": weights, "support": task.support}
-        return {"weights": weights}
+            return {**adapted, "support": task.support}
+        return adapted
 
     def inductive(self, adapted: dict[str, Any], task: Task) -> dict[str, Any]:
         """The same weights with the statistics of the support alone."""
         if not self.transductive and self.norm_statistics != "support":
             return adapted
-        _, statistics = self.call(adapted["weights"], "network", task.support.x, mask=self.real(task.support.mask))
-        return {"weights": adapted["weights"], "statistics": statistics}
+        _, statistics = self.adapted_network(adapted, task.support.x, task.support.mask)
+        return {**adapted, "statistics": statistics}
 
     def predict(self, adapted: dict[str, Any], x: Inputs, mask: Tensor) -> Tensor:
         if "support" in adapted:
             return torch.vmap(lambda one: self.predict_alone(adapted, one))(x)
-        prediction, _ = self.call(adapted["weights"], "network", x, given=adapted.get("statistics"), mask=self.real(mask))
+        prediction, _ = self.adapted_network(adapted, x, mask)
         return prediction
 
     def predict_alone(self, adapted: dict[str, Any], x: Inputs) -> Tensor:
         """One query's prediction (num_outputs,) from a batch of it and the whole support."""
         support = adapted["support"]
         together = tree_map(lambda rows, row: torch.cat([rows, row[None]]), support.x, x)
-        mask = torch.cat([support.mask, support.mask.new_ones(1)])
-        prediction, _ = self.call(adapted["weights"], "network", together, mask=self.real(mask))
+        prediction, _ = self.adapted_network(adapted, together, torch.cat([support.mask, support.mask.new_ones(1)]))
         return prediction[-1]
+
+    def adapted_network(self, adapted: dict[str, Any], x: Inputs, mask: Tensor) -> tuple[Tensor, Any]:
+        """`network` with what was adapted."""
+        given, step = adapted.get("statistics"), adapted["step"]
+        prediction: tuple[Tensor, Any] = self.call(adapted["weights"], "network", x, given=given, mask=self.real(mask), step=step)
+        return prediction

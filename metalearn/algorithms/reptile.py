@@ -78,7 +78,8 @@ class Reptile(NetworkAlgorithm):
         return next(self.adapt_path(task, counts=[steps]))
 
     def adapt_path(self, task: Task, *, counts: Sequence[int]) -> Iterator[dict[str, Any]]:
-        return (self.prepare(weights, task) for weights in self.descent(task, counts, self.eval_inner_batch_size, self.adam(), []))
+        path = self.descent(task, counts, self.eval_inner_batch_size, self.adam(), [])
+        return (self.prepare(weights, task, step) for step, weights in zip(counts, path, strict=True))
 
     def trained(self, task: Task) -> tuple[Parameters, Parameters, Tensor]:
         """What training comes to on a task: weights, the second moment behind them, and the mean loss on the way."""

@@ -71,7 +71,7 @@ class Batching:
         complaint = demand.complaint(free, overhead)
         if complaint is None:
             return
-        log.warning(complaint)
+        log.warning(f"{complaint}, which may change the last digits of the numbers")
         while self.unit > 1 and replace(demand, count=self.unit).complaint(free, overhead) is not None:
             self.unit //= 2
 
@@ -110,17 +110,17 @@ def batching(score: Score, task: TaskBatch, *, alone: bool, episodes: int, limit
 
 
 @contextmanager
-def one_sentence(count: int = 1) -> Iterator[None]:
-    """Memory that runs out with so many tasks at once is a MetalearnError that says what to do."""
+def one_sentence(count: int = 1, *, least: bool = True) -> Iterator[None]:
+    """Memory that runs out with so many tasks at once is a MetalearnError that says what to do. least: they cannot be fewer."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise too_large(first_line(error), count) from error
+        raise too_large(first_line(error), count, least=least) from error
 
 
-def too_large(problem: str, count: int = 1) -> MetalearnError:
-    if count > 1:
-        return MetalearnError(f"out of memory with {count} tasks at once: {problem}; lower eval.batch_size")
-    return MetalearnError(f"out of memory with a single task: {problem}; choose a smaller model, fewer rows or fewer adaptation steps")
+def too_large(problem: str, count: int = 1, *, least: bool = True) -> MetalearnError:
+    many = f"{count} tasks at once" if count > 1 else "a single task"
+    way_out = "choose a smaller model, fewer rows or fewer adaptation steps" if least else "lower eval.batch_size"
+    return MetalearnError(f"out of memory with {many}: {problem}; {way_out}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -44,12 +45,21 @@ class Crew:
         """Go on with the chunks of a checkpoint; with the one that was asked for if they are of another number of processes."""
         self.executor.plan = replace(self.asked, chunk=chunks[0]) if len(chunks) == 1 else self.asked
 
-    def forecast(self, split: Split, *, seed: int, episodes: int, batch_size: int | None) -> None:
+    def units(self) -> list[list[Any]]:
+        """[split, seed, episodes, curve, unit] of every evaluation so far: what was halved when memory ran out stays so."""
+        return [[exam.split, exam.seed, exam.episodes, exam.curve, size.unit] for (exam, _), size in self.sizes.items()]
+
+    def take_back_units(self, units: Sequence[Sequence[Any]]) -> None:
+        """Go on with the units of a checkpoint, for evaluations that `forecast` has seen."""
+        for (exam, _), size in self.sizes.items():
+            size.unit = min([size.unit, *(unit for *of, unit in units if of == [exam.split, exam.seed, exam.episodes, exam.curve])])
+
+    def forecast(self, split: Split, *, seed: int, episodes: int, batch_size: int | None, curve: bool = True) -> None:
         """Warn, and take fewer tasks at once, where an evaluation needs more memory than is free.
 
-        For a process that did no work before: what an allocator keeps for later does not count as free.
+        Before the work begins: what an allocator keeps for later does not count as free.
         """
-        exam = self.exam(split, seed, episodes)
+        exam = self.exam(split, seed, episodes, curve=curve)
         size, demand = batching_of(self.algorithm, self.source, exam, self.executor.plan, batch_size)
         device = self.source.tasks(split, seed=seed, first=0, count=1).key.device
         size.fit(demand, free_share(device, self.ranks), OVERHEAD[device.type])

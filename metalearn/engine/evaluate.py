@@ -130,7 +130,7 @@ def judge_batches(
     with frozen(algorithm):
         for first in range(rank * size.held, exam.episodes, ranks * size.held):
             count = min(size.held, exam.episodes - first)
-            with one_sentence(count):
+            with one_sentence(count, least=size.held <= size.unit):
                 batch = draw_tasks(algorithm, source, exam.split, seed=exam.seed, first=first, count=count)
             yield first, size.scores(score, batch)
             if on_batch is not None:

@@ -125,7 +125,9 @@ class Executor:
             part = (grads, map_leaves(lambda leaf: leaf.sum(0), metrics))
             if len(chunks) == 1:
                 return Sums(part[0], chunk_losses, part[1])
-            flat = torch.cat([leaf.reshape(-1) for leaf in leaves_of(part)])
+            flat = torch.cat(
+                [leaf.reshape(-1) if leaf.dtype == chunk_losses.dtype else leaf.reshape(-1).double() for leaf in leaves_of(part)]
+            )
             total = flat.double() if total is None else total.add_(flat)
         assert total is not None, "a batch holds at least one task"
         pieces = iter(total.split([leaf.numel() for leaf in leaves_of(part)]))

@@ -13,7 +13,7 @@ from metalearn.errors import CheckpointError
 COUNTS = ("step", "evaluated_step", "window_count", "metrics_offset", "shift", "rollbacks", "refused", "refused_row")
 KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(COUNTS, (int,)),
-    **dict.fromkeys(("record", "optimizer", "chunks"), (list,)),
+    **dict.fromkeys(("record", "optimizer", "chunks", "units"), (list,)),
     **dict.fromkeys(("config", "plan"), (dict,)),
     **dict.fromkeys(("data_sha256", "splits_sha256"), (str,)),
     "best": (int, type(None)),
@@ -51,6 +51,9 @@ def checked(facts: Any, step: int, path: Path) -> Facts:
     for parameter, key, value in facts.get("optimizer", []):
         if not isinstance(parameter, int) or not isinstance(key, str) or isinstance(value, (list, dict)):
             raise ValueError(f"{path.name}: the optimizer's {short(key)} is {short(value)}")
+    for unit in facts.get("units", []):
+        if not isinstance(unit, list) or [*map(type, unit)] != [str, int, int, bool, int] or unit[-1] < 1:
+            raise ValueError(f"{path.name}: an evaluation took {short(unit)} tasks at once")
     if not all(type(chunk) is int and chunk in range(LARGEST_CHUNK) for chunk in facts.get("chunks", [])):
         raise ValueError(f"{path.name}: the chunks are {short(facts['chunks'])}")
     if not is_plan(facts.get("plan", PLAN)):

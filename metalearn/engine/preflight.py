@@ -75,7 +75,8 @@ def rehearse(
     """Run each kind of work once on a copy. folder: where the trial checkpoint is written and removed.
 
     settings, plan: what each of so many ranks does; a plan that compiles is rehearsed as it is before compiling.
-    Says beforehand what will not fit into memory. Raises MetalearnError when a saved checkpoint does not come back equal.
+    Says beforehand if training will not fit into memory; of evaluations the crew says it. Raises MetalearnError when a
+    saved checkpoint does not come back equal.
     """
     for leftover in folder.glob(f"{TRIAL}*"):  # of a process that was killed here
         shutil.rmtree(leftover)
@@ -84,11 +85,11 @@ def rehearse(
     updater = make_updater(actor)
     with unheard():  # the run says itself what it does when memory runs out
         _require_monitor(actor, source, plan, settings, split)
-        demands = [training_demand(actor, source, plan, settings)] if updater is not None else []
+        training = [training_demand(actor, source, plan, settings)] if updater is not None else []
         exams = [_exam(source, settings, split, curve=curve) for curve in (False, True)]
         sizes, evaluations = zip(*(batching_of(actor, source, exam, plan, settings.eval_batch_size) for exam in exams), strict=True)
-        demands.append(max(evaluations, key=lambda demand: demand.peak))
-    _compare(demands, source.tasks(split, seed=settings.eval_seed, first=0, count=1).key.device, ranks)
+        demands = [*training, max(evaluations, key=lambda demand: demand.peak)]
+    _compare(training, source.tasks(split, seed=settings.eval_seed, first=0, count=1).key.device, ranks)
     with unheard():
         step = _train_seconds(actor, updater, source, plan, settings) if updater is not None else 0.0
         val_task, test_task = (_judge_seconds(actor, source, plan, exam, size) for exam, size in zip(exams, sizes, strict=True))

@@ -175,6 +175,7 @@ def serve(algorithm: Algorithm, source: Source, executor: Executor, settings: Se
     """The life of every other rank: do what rank 0 orders, until it orders the end."""
     share = share_of(link.rank, link.ranks, settings.meta_batch_size)
     feed = Feed(algorithm, source, settings, share)
+    sizes: dict[Exam, Batching] = {}  # what was halved stays so
     while (order := link.order())[0] != END:
         if order[0] == CHUNK:
             if order[1] == link.rank:
@@ -189,7 +190,8 @@ def serve(algorithm: Algorithm, source: Source, executor: Executor, settings: Se
         else:
             split, seed, episodes, unit, held, curve = order[1:7]
             exam = Exam(SPLITS[split], seed, episodes, curve=bool(curve))
-            size = Batching(unit, held, alone=executor.plan.name == "loop")
+            size = sizes.setdefault(exam, Batching(unit, held, alone=executor.plan.name == "loop"))
+            size.unit, size.held = min(size.unit, unit), held
             pool_scores(algorithm, source, exam, size, executor, link)
 
 

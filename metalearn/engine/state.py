@@ -74,7 +74,7 @@ def _optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor
 def load_weights(algorithm: Algorithm, tensors: dict[str, Tensor]) -> None:
     """Weights and buffers of a checkpoint; CheckpointError if they are those of another model."""
     weights = {name.removeprefix(WEIGHTS): value for name, value in tensors.items() if name.startswith(WEIGHTS)}
-    weights.setdefault("outer_step", algorithm.outer_step)  # of a checkpoint that is older than it; no method of then reads it
+    weights.setdefault("outer_step", algorithm.outer_step)  # not in what older versions saved
     try:
         algorithm.load_state_dict(weights)
     except RuntimeError as error:

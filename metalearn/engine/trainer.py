@@ -27,7 +27,7 @@ from metalearn.engine.nonfinite import Guard
 from metalearn.engine.record import Record
 from metalearn.engine.runlog import RunLog
 from metalearn.engine.settings import Settings
-from metalearn.engine.state import pack, restore
+from metalearn.engine.state import WEIGHTS, pack, restore
 from metalearn.engine.update import Updater
 from metalearn.engine.window import Window
 from metalearn.errors import CheckpointError
@@ -157,7 +157,7 @@ class Trainer:
         if self.updater is not None:
             progress |= {"refused": int(self.updater.refused.item()), "refused_row": int(self.updater.row.item())}
         offset = self.log.sync_metrics()
-        plan = {"plan": asdict(self.crew.executor.plan), "chunks": self.crew.chunks()}
+        plan = {"plan": asdict(self.crew.executor.plan), "chunks": self.crew.chunks(), "units": self.crew.units()}
         rest = {"metrics_offset": offset, "record": self.record.entries, "optimizer": optimizer}
         return tensors, {**self.facts, **progress, **rest, **plan}
 
@@ -167,7 +167,10 @@ class Trainer:
         # They may have been halved before the checkpoint or since, when memory ran out. Older versions saved only that of rank 0.
         chunks = facts.get("chunks", [facts["plan"]["chunk"]])
         self.crew.take_back(chunks if facts["plan_asked"] == self.facts["plan_asked"] else [])
+        self.crew.take_back_units(facts.get("units", []))
         restore(self.algorithm, self.updater.optimizer if self.updater else None, tensors, facts["optimizer"])
+        if f"{WEIGHTS}outer_step" not in tensors:  # of an older version
+            self.algorithm.outer_step.fill_(facts["step"] - facts.get("refused", 0))
         device = next(self.algorithm.parameters(), torch.empty(0)).device
         names = [name for name in tensors if name.startswith("window.")]
         if any(tensors[name].dim() for name in names):

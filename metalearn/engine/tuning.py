@@ -35,8 +35,6 @@ SMALLEST_BUILD = 40.0  # seconds of processor time, which a compiler takes for t
 REPEATED = 0.15  # of a compiler's time, which each process that uses what it made takes again: 8% of a conv net's, 13% of the smallest
 BUSY = 1.3  # times as long by the clock as on a processor: other work keeps the machine busy
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class Wish:

@@ -35,7 +35,7 @@ class Norm(nn.Module):
         self.register_buffer("running_var", torch.ones(num_channels))
 
     def forward(
-        self, x: Tensor, given: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None, step: int = 0
+        self, x: Tensor, given: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None, step: int | Tensor = 0
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """x: (n, C, …) → the same shape, and the (mean, variance) that were used, each (C,).
 
@@ -46,7 +46,7 @@ class Norm(nn.Module):
         column = (-1, *[1] * (x.ndim - 2))
         return torch.addcmul(shift.view(column), x, scale.view(column)).to(x.dtype), (mean, var)
 
-    def affine(self, mean: Tensor, var: Tensor, step: int = 0) -> tuple[Tensor, Tensor]:
+    def affine(self, mean: Tensor, var: Tensor, step: int | Tensor = 0) -> tuple[Tensor, Tensor]:
         """Scale and shift (C,), so that scale·x + shift is the normalised x with the learned affine.
 
         step: inner steps taken, for a norm whose affine differs from one to the next.
@@ -105,7 +105,9 @@ class Model(nn.Module):
         features, statistics = functional_call(self, {name: p.to(dtype) for name, p in high.items()}, (x, *args), kwargs)
         return features.to(next(iter(high.values())).dtype), statistics
 
-    def forward(self, x: Any, given: Statistics | None = None, mask: Tensor | None = None, step: int = 0) -> tuple[Tensor, Statistics]:
+    def forward(
+        self, x: Any, given: Statistics | None = None, mask: Tensor | None = None, step: int | Tensor = 0
+    ) -> tuple[Tensor, Statistics]:
         """x: n rows → features (n, out_features), and the statistics used, one pair per norm layer."""
         raise NotImplementedError(f"{type(self).__name__} must define forward(x, given, mask, step)")
 

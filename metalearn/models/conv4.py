@@ -56,7 +56,9 @@ class Conv4(Model):
         self.out_features = channels if readout == "mean" else channels * height * width
         initialise(self, init)
 
-    def forward(self, x: Tensor, given: Statistics | None = None, mask: Tensor | None = None, step: int = 0) -> tuple[Tensor, Statistics]:
+    def forward(
+        self, x: Tensor, given: Statistics | None = None, mask: Tensor | None = None, step: int | Tensor = 0
+    ) -> tuple[Tensor, Statistics]:
         statistics = []
         for i, (conv, norm) in enumerate(zip(self.convs, self.bns, strict=True)):
             assert isinstance(conv, nn.Conv2d)

@@ -17,7 +17,7 @@ MOST_INPUTS = 32  # of an output, up to which the moments of what it sees are ch
 
 
 def normalised(
-    conv: nn.Conv2d, norm: Norm, x: Tensor, given: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None, step: int = 0
+    conv: nn.Conv2d, norm: Norm, x: Tensor, given: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None, step: int | Tensor = 0
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """`norm(conv(x), given, mask, step)` of a convolution without bias, groups and dilation.
 

@@ -31,7 +31,9 @@ class MLP(Model):
         self.out_features = widths[-1]
         initialise(self, init)
 
-    def forward(self, x: Tensor, given: Statistics | None = None, mask: Tensor | None = None, step: int = 0) -> tuple[Tensor, Statistics]:
+    def forward(
+        self, x: Tensor, given: Statistics | None = None, mask: Tensor | None = None, step: int | Tensor = 0
+    ) -> tuple[Tensor, Statistics]:
         x = x.flatten(1)
         for layer in self.layers:
             x = F.relu(layer(x))

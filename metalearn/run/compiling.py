@@ -54,7 +54,7 @@ def compile_ahead(
     if cache is None:  # of a user without a home
         return Attempt(0.0, f"there is no folder to keep compiled code in; set {COMPILER_CACHE}")
     marks = [Path(cache) / "metalearn" / name for name in ((key, f"{key}-proven") if proven else (key,))]
-    if all(mark.exists() for mark in marks):
+    if all(vouches(mark, Path(cache)) for mark in marks):
         return Attempt(0.0)
     request = {"cfg": {**cfg, "trusted": []}, "plan": asdict(plan), "proven": proven}
     command = [sys.executable, "-c", PROGRAM, "\n".join(sys.path), str(os.getpid()), *cfg["trusted"]]
@@ -63,10 +63,10 @@ def compile_ahead(
             environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), COMPILER_CACHE: str(folder)}
             attempt = run_ended_in_time(command, json.dumps(request), environment, limit=limit, check=check)
             if attempt.problem is None:
-                adopt(folder, Path(cache))
+                made = json.dumps(adopt(folder, Path(cache)))
                 for mark in marks:
                     mark.parent.mkdir(exist_ok=True)
-                    mark.touch()
+                    mark.write_text(made, encoding="utf-8")
     except OSError as error:
         return Attempt(0.0, f"the compiler could not be started in {cache}: {error.strerror or error}")
     return attempt
@@ -85,14 +85,26 @@ def private_folder(cache: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def adopt(folder: Path, cache: Path) -> None:
-    """Move the files of one cache into another, each at once. Their names are hashes of what is in them."""
+def vouches(mark: Path, cache: Path) -> bool:
+    """Whether what was compiled under this mark is still in the cache."""
+    try:
+        made = json.loads(mark.read_text(encoding="utf-8"))
+        return isinstance(made, list) and all((cache / str(name)).exists() for name in made)
+    except (OSError, ValueError):
+        return False
+
+
+def adopt(folder: Path, cache: Path) -> list[str]:
+    """Move the files of one cache into another, each at once. Their names, which are hashes of what is in them."""
+    moved = []
     for path in sorted(folder.rglob("*")):
         target = cache / path.relative_to(folder)
         if path.is_dir():
             target.mkdir(mode=0o700, exist_ok=True)
         elif path.suffix != ".lock":
             os.replace(path, target)
+            moved.append(str(path.relative_to(folder)))
+    return moved
 
 
 def run_ended_in_time(
@@ -103,14 +115,14 @@ def run_ended_in_time(
         while session.process.poll() is None:
             check()
             seconds = session.seconds()
-            if limit is not None and (reason := session.reason_to_end(limit)):
+            if reason := session.reason_to_end(limit):
                 return Attempt(seconds, f"given up after {seconds:.0f} s of processor time: {reason}", ended=True)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 session.process.wait(LOOK_EVERY)
         code, output = session.process.returncode, session.output()
         seconds = session.seconds()
     if code < 0:
-        return Attempt(seconds, f"the compiler {manner_of_death(code)}")
+        return Attempt(seconds, f"the compiler {manner_of_death(code)}", ended=True)
     return Attempt(seconds, last_line(output) if code else None, refused=code == ConfigError.exit_code)
 
 
@@ -153,11 +165,11 @@ class Session:
         self._most = max(self._most, min(elapsed if used is None else used, elapsed))
         return self._most
 
-    def reason_to_end(self, limit: float) -> str | None:
+    def reason_to_end(self, limit: float | None) -> str | None:
         now = time.monotonic()
-        if self._most > limit:
+        if limit is not None and self._most > limit:
             return "it can no longer pay for itself"
-        if now - self._start > CROWDED * max(limit, STILL):
+        if limit is not None and now - self._start > CROWDED * max(limit, STILL):
             return f"it took {now - self._start:.0f} s by the clock"
         if self._most - self._then >= LEAST:
             self._moved, self._then = now, self._most

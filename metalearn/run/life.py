@@ -33,7 +33,7 @@ from metalearn.engine.update import Clip, Updater
 from metalearn.errors import MetalearnError
 from metalearn.loggers import Logger
 from metalearn.run import resuming
-from metalearn.run.judging import draw_plots, judge_split
+from metalearn.run.judging import draw_plots, forecast, judge_split
 from metalearn.run.parts import Parts, settings_of
 from metalearn.run.places import absolute_paths, places_of
 from metalearn.run.plans import chosen_plan
@@ -140,6 +140,7 @@ class Life:
         self.signals.check()
         self._specify(parts)
         with open_crew(self._settled(), parts, check=self.signals.check, give_up=self._give_up) as crew:
+            forecast(cfg, crew, trains=parts.algorithm.trains_on is not None)
             trainer = self._train(parts, crew, settings, checkpoint, logger)
             chosen, step = choose(self.store, cfg["eval"]["checkpoint"], trainer.record)
             load_weights(parts.algorithm, load_chosen(self.store, step).tensors)
@@ -192,9 +193,9 @@ class Life:
     def _rehearse(self, parts: Parts, settings: Settings, ranks: int) -> None:
         """settings: the part of one rank, as the rehearsal is on rank 0 alone."""
         evaluation = self.cfg["eval"]
-        forecast = rehearse(parts.algorithm, self._updater, parts.source, parts.plan, settings, "val", self.log.run_dir, ranks=ranks)
+        expected = rehearse(parts.algorithm, self._updater, parts.source, parts.plan, settings, "val", self.log.run_dir, ranks=ranks)
         steps = settings.outer_steps if parts.algorithm.trains_on is not None else 0
-        log.info(replace(forecast, test_task=forecast.test_task / ranks).describe(settings, steps, evaluation["episodes"]))
+        log.info(replace(expected, test_task=expected.test_task / ranks).describe(settings, steps, evaluation["episodes"]))
 
     def _updater(self, algorithm: Algorithm) -> Updater | None:
         optimizer = build.build_optimizer(self.cfg, algorithm)

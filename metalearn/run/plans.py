@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from metalearn import build
+from metalearn import build, functional
 from metalearn.core import Algorithm, Source
 from metalearn.data.cache import cache_folder
 from metalearn.engine.environment import hardware
-from metalearn.engine.execution import TaskPlan
+from metalearn.engine.execution import Executor, TaskPlan
 from metalearn.engine.settings import Settings, draw_batch
 from metalearn.engine.tuning import Ahead, Attempt, Measured, tune, unmeasured
 from metalearn.errors import ConfigError
@@ -75,6 +75,8 @@ def compiled(plan: TaskPlan, ahead: Ahead) -> TaskPlan:
         attempt = ahead(plan, None)
         if attempt.refused:
             raise ConfigError(str(attempt.problem))
+        if attempt.ended:
+            raise ConfigError(f"{plan}: {attempt.problem}; go on without a compiler: device.compile=false")
         if attempt.problem is not None:
             log.warning(f"{plan}: {attempt.problem}; compiling it in this process")
     return plan
@@ -105,7 +107,9 @@ def workload(cfg: dict[str, Any], algorithm: Algorithm, source: Source, device: 
 def code_of(algorithm: Algorithm) -> str:
     """sha256 over the files of the method, of its model and of what they derive from: changed, they have another gradient."""
     classes = {cls for module in algorithm.modules() for cls in type(module).__mro__}
-    names = sorted({cls.__module__ for cls in classes if cls.__module__.partition(".")[0] not in ("torch", "builtins")})
+    classes |= {Algorithm, Executor, type(algorithm.objective)}
+    modules = {functional.__name__, *(cls.__module__ for cls in classes)}
+    names = sorted(name for name in modules if name.partition(".")[0] not in ("torch", "builtins"))
     files = (getattr(sys.modules[name], "__file__", None) for name in names)
     return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files if file)).hexdigest()
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map
 
 from metalearn import build, config
 from metalearn.core import Algorithm, Source
 from metalearn.data.image_classes import count_problems, episode_shapes
+from metalearn.engine.evaluate import draw_tasks
 from metalearn.engine.execution import TaskPlan
 from metalearn.errors import ConfigError
 from metalearn.library import Library
@@ -212,3 +214,17 @@ def test_sources_within_a_source_compute_on_its_device(tmp_path: Path, monkeypat
     assert [part.device for part in (source, *source.parts, source.inner)] == [device] * 4
     assert [part.spec("train").support_size for part in source.parts] == [2, 3]
     assert "device" not in sine
+
+
+def test_masks_count_where_only_those_who_are_judged_are_ragged() -> None:
+    words = ["data=synthetic_ratings", "data.num_users=40", "data.num_items=30", "data.max_ratings=10"]
+    even, ragged = (build.build_source(config.compose([*words, f"data.min_ratings={least}"]), CPU) for least in (10, 5))
+    cfg = config.compose([*words, "data.min_ratings=5", "algo.inner_lr=0.01"])
+    assert not even.spec("train").ragged
+    algorithm = build.build_algorithm(cfg, ragged, CPU, splits=("test",), trained=even.spec("train"))
+    task = tree_map(lambda leaf: leaf[0], draw_tasks(algorithm, ragged, "test", seed=0, first=0, count=1))
+    assert not task.support.mask.all()
+    padding = ~task.support.mask[:, None]
+    dirty = task._replace(support=task.support._replace(y=task.support.y.masked_fill(padding, 1e3)))
+    clean, same = (algorithm.predict(algorithm.adapt(t, steps=1), t.query.x, t.query.mask) for t in (task, dirty))
+    assert torch.equal(clean, same), "padding was learned from"

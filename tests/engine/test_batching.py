@@ -176,3 +176,20 @@ def test_forecast_takes_fewer_tasks_before_memory_runs_out(monkeypatch: pytest.M
         assert crew.size(exam, None) == Batching(unit, 40)
         assert len(caplog.records) == (unit < 40)
     assert "evaluation needs about 0.0 MiB for 40 tasks at once" in caplog.text
+
+
+def test_a_unit_that_was_halved_is_that_of_a_resumed_run() -> None:
+    algorithm, source = ToyAlgorithm(), ToySource()
+
+    def crew() -> Crew:
+        made = Crew(algorithm, source, Executor(algorithm, VMAP), SETTINGS)
+        made.forecast("val", seed=1, episodes=40, batch_size=None, curve=False)
+        made.forecast("test", seed=1, episodes=40, batch_size=None)
+        return made
+
+    first = crew()
+    assert first.units() == [["val", 1, 40, False, 40], ["test", 1, 40, True, 40]]
+    next(iter(first.sizes.values())).unit = 5  # memory ran out in a validation
+    again = crew()
+    again.take_back_units(first.units())
+    assert again.units() == [["val", 1, 40, False, 5], ["test", 1, 40, True, 40]]

@@ -7,10 +7,14 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
-from metalearn.core import leaves_of, map_leaves
+from metalearn.algorithms.maml import MAML
+from metalearn.core import blank_query, leaves_of, map_leaves
 from metalearn.models.base import Norm
+from metalearn.models.conv4 import Conv4
 from tests.engine.toy import ToyAlgorithm
+from tests.reference.tasks import IMAGE, image_spec, image_tasks
 
 
 class Nested(ToyAlgorithm):
@@ -66,12 +70,40 @@ def test_trees_keep_their_form() -> None:
     assert [leaf.numel() for leaf in leaves_of(tree)] == [1, 2, 1]
 
 
-def test_the_number_of_the_inner_step_reaches_the_norms() -> None:
-    class Stepped(Norm):
-        def affine(self, mean: Tensor, var: Tensor, step: int = 0) -> tuple[Tensor, Tensor]:
-            scale, shift = super().affine(mean, var)
-            return scale, shift + step
+def test_a_replaced_module_is_not_mistaken_for_the_one_before() -> None:
+    algorithm = Nested()
+    algorithm.values()  # its parameters are known now
+    algorithm.layer = nn.Linear(1, 1)
+    with torch.no_grad():
+        algorithm.layer.bias.fill_(4.0)
+    assert algorithm.values()["present"] == 4.0
+    assert algorithm.call({"layer.bias": torch.tensor([9.0])}, "values")["bias"] == 9.0
+    algorithm.more = nn.Linear(1, 1)
+    assert "more.bias" in algorithm.present(["more.bias"])
 
-    x = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(0))
-    norm = Stepped(2)
-    torch.testing.assert_close(norm(x, step=3)[0], norm(x)[0] + 3)
+
+class Stepped(Norm):
+    """Remembers the inner step of every call."""
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__(num_channels)
+        self.steps: list[int] = []
+
+    def affine(self, mean: Tensor, var: Tensor, step: int | Tensor = 0) -> tuple[Tensor, Tensor]:
+        self.steps.append(int(step))
+        return super().affine(mean, var, step)
+
+
+@pytest.mark.parametrize("norm_statistics", ["transductive", "support"])
+def test_the_number_of_the_inner_step_reaches_the_norms_in_adaptation_and_prediction(norm_statistics: str) -> None:
+    task = tree_map(lambda leaf: leaf[0], image_tasks(1))
+    model = Conv4(IMAGE, channels=2, norm_statistics=norm_statistics)
+    norm = model.bns[0] = Stepped(2)
+    maml = MAML(model, image_spec(), inner_lr=0.1, adaptation_steps=2, eval_adaptation_steps=3).double()
+    for count, adapted in zip([0, 3], maml.adapt_path(blank_query(task), counts=[0, 3]), strict=True):
+        norm.steps.clear()
+        maml.predict(maml.inductive(adapted, task), task.query.x, task.query.mask)
+        assert set(norm.steps) == {count}
+    norm.steps.clear()
+    maml.adapt(blank_query(task), steps=3)
+    assert norm.steps[:3] == [0, 1, 2]

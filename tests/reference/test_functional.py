@@ -101,6 +101,21 @@ def test_a_weight_that_starts_from_another_is_a_variable_of_its_own(mapped: bool
     torch.testing.assert_close(outer, torch.tensor([2.0]))  # the outer gradient does go through it
 
 
+@pytest.mark.parametrize("mapped", [False, True], ids=["alone", "under vmap"])
+def test_a_loss_that_looks_back_at_the_start_is_differentiated_by_the_weights_alone(mapped: bool) -> None:
+    """As a proximal term is: the first gradient of w·w₀ is w₀, not 2·w₀."""
+    start = torch.tensor([3.0], requires_grad=True)
+
+    def first_gradient(w: Tensor) -> Tensor:
+        keep = lambda weights, grads, step: grads  # noqa: E731
+        return next(descend(lambda v, step: (v["w"] * w).sum(), {"w": w}, keep, counts=[1], first_order=False))["w"]
+
+    grad = torch.vmap(first_gradient)(start[None])[0] if mapped else first_gradient(start)
+    torch.testing.assert_close(grad, torch.tensor([3.0]))
+    (outer,) = torch.autograd.grad(grad.sum(), start)
+    torch.testing.assert_close(outer, torch.tensor([1.0]))
+
+
 class Identity(Model):
     """Features are the inputs, so that distances can be worked out by hand."""
 

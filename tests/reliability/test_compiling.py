@@ -75,6 +75,16 @@ def test_a_compiler_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path,
 
 
 @needs_proc
+def test_a_compiler_that_may_take_as_long_as_it_wants_is_ended_all_the_same_when_it_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "STILL", 0.3)
+    monkeypatch.setattr(compiling, "LOOK_EVERY", 0.02)
+    attempt = shell("sleep 60", limit=None)
+    assert attempt.ended
+    assert "it hangs" in str(attempt.problem)
+    with pytest.raises(ConfigError, match=r"it hangs, .*; go on without a compiler: device.compile=false"):
+        plans.compiled(PLAN, lambda plan, limit: attempt)
+
+
 def test_a_compiler_is_ended_once_it_cannot_pay_for_itself(cache: Path) -> None:
     attempt = shell("while :; do :; done & wait", limit=0.3)  # what it starts counts
     assert attempt.ended
@@ -96,17 +106,17 @@ def test_a_compiler_that_is_hardly_let_compute_is_ended_by_the_clock(cache: Path
 
 
 @pytest.mark.parametrize(
-    ("lines", "problem", "refused"),
+    ("lines", "problem", "refused", "ended"),
     [
-        ("exit 0", None, False),
-        ("echo reading; echo 'InductorError: no compiler' >&2; exit 1", "InductorError: no compiler", False),
-        ("echo 'this run cannot be compiled' >&2; exit 2", "this run cannot be compiled", True),
-        ("kill -9 $$", "the compiler was ended by SIGKILL, as by the system when memory runs out", False),
+        ("exit 0", None, False, False),
+        ("echo reading; echo 'InductorError: no compiler' >&2; exit 1", "InductorError: no compiler", False, False),
+        ("echo 'this run cannot be compiled' >&2; exit 2", "this run cannot be compiled", True, False),
+        ("kill -9 $$", "the compiler was ended by SIGKILL, as by the system when memory runs out", False, True),
     ],
 )
-def test_what_became_of_a_compiler_is_told(cache: Path, lines: str, problem: str | None, refused: bool) -> None:
+def test_what_became_of_a_compiler_is_told(cache: Path, lines: str, problem: str | None, refused: bool, ended: bool) -> None:
     attempt = shell(lines, limit=1000)
-    assert (attempt.problem, attempt.refused, attempt.ended) == (problem, refused, False)
+    assert (attempt.problem, attempt.refused, attempt.ended) == (problem, refused, ended)
 
 
 def test_a_stop_ends_the_compiler_at_once(tmp_path: Path, cache: Path) -> None:
@@ -171,6 +181,8 @@ class TestCache:
         assert self.files(cache) == {"ab/c.so", "metalearn/key"}
         compiler_is(monkeypatch, "sys.exit('called again')")
         assert self.ahead() == Attempt(0.0)
+        (cache / "ab" / "c.so").unlink()
+        assert self.ahead().problem == "called again", "what it made is gone"
 
     def test_what_is_left_half_made_is_thrown_away(self, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         left = cache / "compiling-by-a-machine-that-went-away"
