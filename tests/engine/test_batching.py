@@ -16,7 +16,7 @@ from metalearn.core import Algorithm, Source, TaskBatch
 from metalearn.engine import batching
 from metalearn.engine.batching import Batching
 from metalearn.engine.crew import Crew
-from metalearn.engine.evaluate import Exam, batching_of, evaluate
+from metalearn.engine.evaluate import Exam, batching_of, evaluate, judge_batches
 from metalearn.engine.execution import Executor, TaskPlan
 from metalearn.engine.memory import LiveBytes
 from metalearn.errors import MetalearnError
@@ -90,8 +90,11 @@ def test_memory_of_an_evaluation_does_not_grow_with_its_tasks(cache: Path, monke
     algorithm, source = built("protonet", cache)
     _, one = batching_of(algorithm, source, Exam("val", 3, 2), VMAP, None)
     monkeypatch.setitem(batching.UNIT_BYTES, "cpu", 2.5 * one.each)
+    exam = Exam("val", 3, 30)
+    size, _ = batching_of(algorithm, source, exam, VMAP, None)
     with LiveBytes() as count:
-        judged(algorithm, source, 30, None)
+        for _ in judge_batches(algorithm, source, exam, VMAP, size):
+            pass
     assert count.peak < 3 * one.each
 
 
