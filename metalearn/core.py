@@ -211,7 +211,7 @@ class Source(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """sha256 over the data that tasks are drawn from, and over what lies at its `locations`."""
+        """sha256 over the data that tasks are drawn from, their division into splits, and what lies at its `locations`."""
 
     def preprocessing(self) -> dict[str, Any]:
         """What was done to inputs, to be done to a person's own: JSON values. Empty: they come as the model takes them.

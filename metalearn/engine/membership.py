@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from metalearn.core import DRAWN_WITHOUT_END, Member, Members, Source, Split, TaskSpec
-from metalearn.errors import ConfigError
+from metalearn.errors import ConfigError, DataError
 
 FILE = "splits.json"
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -95,6 +95,16 @@ def refuse_other_kind(trained: TaskSpec, found: TaskSpec, data: str) -> None:
     raise ConfigError(
         f"data={data} gives tasks of {of_data}, but this run was trained on {of_run}; choose data of the same kind and inputs"
     )
+
+
+def refuse_other_division(trained_on: str | None, found: Splits) -> None:
+    """DataError if a run's data are divided otherwise than when it began. trained_on: their digest then; None: an older run."""
+    now = digest(found.to_json())
+    if trained_on not in (None, now):
+        then_and_now = f"sha256 {now[:12]}… of {FILE}, was {str(trained_on)[:12]}…"
+        raise DataError(
+            f"who is train, val and test is not what it was for this run ({then_and_now}); divide the data as then, or start a new run"
+        )
 
 
 def _inputs(spec: TaskSpec) -> str:

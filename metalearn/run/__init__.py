@@ -99,7 +99,7 @@ def resume(run_dir: Path, overrides: list[str], *, prebuilt: Prebuilt | None = N
             if notes or cfg != old:
                 runlog.write_request(cfg, [*runlog.overrides(), *overrides])
 
-        place = settled(cfg, old, run_dir)["data"]
+        place = settled(cfg, old, run_dir, overrides)["data"]
         return Life(cfg, runlog, signals, begin=begin, requeue=requeue, data=place, prebuilt=prebuilt).live()
 
 
@@ -147,11 +147,11 @@ def evaluate_run(run_dir: Path, overrides: list[str], config_dir: str | None = N
     if not store.steps():
         raise CheckpointError(f"{run_dir} has no checkpoint yet; train it first with: metalearn resume {run_dir}")
     moved = moved_places(trained, cfg)
-    cfg, split = settled(cfg, trained, run_dir), cfg["eval"]["split"]
+    cfg, split = settled(cfg, trained, run_dir, overrides), cfg["eval"]["split"]
     parts = Parts.build(cfg, trained={"data": trained["data"], "trusted": cfg["trusted"], "run_dir": str(run_dir)})
     chosen, step = choose(store, cfg["eval"]["checkpoint"])
     checkpoint = load_chosen(store, step)
-    facts = novelty(parts, checkpoint, split)
+    facts = novelty(parts, checkpoint, split, named=any(word.startswith("data=") for word in overrides))
     load_weights(parts.algorithm, checkpoint.tensors)
     same_data = parts.source.fingerprint() == checkpoint.facts["data_sha256"]
     folder = run_dir / "evals" / protocol_name(split, without_words(overrides, moved) if same_data else overrides)

@@ -1,14 +1,14 @@
 """Where the data of a run lies. It goes on from wherever they were moved to, as long as their sha256 is equal.
 
 The class of a source says which of its keys name places (`Source.locations`). config.yaml keeps what was typed, and
-env.json the absolute paths that it meant, which stand in where a relative one leads nowhere.
+env.json the absolute paths that it meant, which a relative one still means, wherever one works, for as long as they exist.
 """
 
 from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,18 @@ def absolute_paths(cfg: Mapping[str, Any]) -> dict[str, str]:
 
 
 def settled(
-    cfg: dict[str, Any], saved: Mapping[str, Any], run_dir: Path, advice: str = "say where it is with {key}=PATH"
+    cfg: dict[str, Any],
+    saved: Mapping[str, Any],
+    run_dir: Path,
+    overrides: Sequence[str] = (),
+    advice: str = "say where it is with {key}=PATH",
 ) -> dict[str, Any]:
-    """The configuration to build from: as cfg, with relative places that lead nowhere taken from the run's env.json.
+    """The configuration to build from: as cfg, with relative places taken from the run's env.json, or else from the working folder.
 
-    saved: config.yaml of the run; a place that was just typed means what it says.
+    saved: config.yaml of the run. overrides: words of the command line; a place that was just typed means what it says.
     advice: for whom the data is gone, which raises DataError.
     """
+    typed = {word.partition("=")[0] for word in overrides}
     cfg = {**cfg, "data": copy.deepcopy(cfg["data"])}
     typed_then = {key: value for key, value, _ in _paths({**saved, "trusted": cfg["trusted"]})}
     recorded = (RunLog(run_dir).read_json("env.json") or {}).get("locations")
@@ -43,12 +48,12 @@ def settled(
     problems = []
     for key, node, location in _found(cfg["data"], cfg["trusted"], "data"):
         value = node.get(location.key)
-        if value is None or value != typed_then.get(key) or os.path.exists(os.path.expanduser(value)):
+        if value is None or value != typed_then.get(key) or not typed.isdisjoint({key, "data"}):
             continue
         there = None if os.path.isabs(os.path.expanduser(value)) else recorded.get(key)
         if isinstance(there, str) and os.path.isabs(there) and os.path.exists(there):
-            node[location.key] = there
-        elif not location.made:
+            node[location.key] = there  # first: what bears the same name in the working folder is not the run's
+        elif not location.made and not os.path.exists(os.path.expanduser(value)):
             problems.append(f"{_lost(key, value, there)}; {advice.format(key=key)}")
     if problems:
         raise DataError("\n".join(problems))

@@ -9,6 +9,7 @@ from metalearn.analysis.runfiles import read_metrics
 from metalearn.engine.checkpoint import Checkpoint, CheckpointStore
 from metalearn.engine.faults import fault
 from metalearn.engine.identity import refuse_new_science, refuse_other_data, science
+from metalearn.engine.membership import Splits, refuse_other_division
 from metalearn.engine.nonfinite import MOST_ROLLBACKS, WAY_ON, NonFiniteError
 from metalearn.engine.runlog import RunLog
 from metalearn.engine.state import load_weights
@@ -24,6 +25,7 @@ def require_same(cfg: dict[str, Any], parts: Parts, checkpoint: Checkpoint, runl
     """Raise if a run cannot go on from this checkpoint. Its folder is only read."""
     refuse_new_science(checkpoint.facts["config"], science(cfg), places_of(cfg))
     refuse_other_data(checkpoint.facts["data_sha256"], parts.source.fingerprint())
+    refuse_other_division(checkpoint.facts.get("splits_sha256"), Splits.of(parts.source))
     steps = cfg["trainer"]["outer_steps"]
     if steps < checkpoint.step:
         raise ConfigError(f"trainer.outer_steps={steps} but the run is at step {checkpoint.step}; give at least that many")

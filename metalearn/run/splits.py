@@ -36,15 +36,22 @@ def keep_splits(runlog: RunLog, source: Source) -> str:
     return digest(tree)
 
 
-def novelty(parts: Parts, checkpoint: Checkpoint, split: Split) -> dict[str, Any]:
-    """Facts for the protocol: whether the run has met, in training, who is judged in `split`. ConfigError if it has and must not."""
+def novelty(parts: Parts, checkpoint: Checkpoint, split: Split, *, named: bool) -> dict[str, Any]:
+    """Facts for the protocol: whether the run has met, in training, who is judged in `split`. ConfigError if it has and must not.
+
+    named: whether `data=` was typed; without it, nobody may have meant to judge other data than the run's.
+    """
     then, now = checkpoint.facts["data_sha256"], parts.source.fingerprint()
-    if now == then:
+    # A fingerprint may be of the content alone, whatever the division.
+    if now == then and checkpoint.facts.get("splits_sha256") in (None, digest(Splits.of(parts.source).to_json())):
         return {"seen_in": seen_in(split)}
     assert parts.trained is not None
     known = splits_of_run(parts.trained, checkpoint)
     facts = refuse_seen(known, split, parts.source.members(split), parts.source.name)
-    log.info(f"the data is not as this run was trained on it (sha256 {now[:12]}…, was {then[:12]}…); {MET[facts['seen_in']]}")
+    other = "is divided otherwise than when" if now == then else "is not as"
+    sums = "" if now == then else f" (sha256 {now[:12]}…, was {then[:12]}…)"
+    tell = log.info if named else log.warning
+    tell(f"the data {other} this run was trained on it{sums}; {MET[facts['seen_in']]}")
     return facts
 
 
@@ -69,13 +76,16 @@ def splits_of_run(trained: dict[str, Any], checkpoint: Checkpoint) -> Splits:
         sha256 = source.fingerprint()
         if sha256 != checkpoint.facts["data_sha256"]:
             raise DataError(f"it has sha256 {sha256[:12]}…, was {checkpoint.facts['data_sha256'][:12]}…")
+        splits = Splits.of(source)
+        if expected not in (None, digest(splits.to_json())):
+            raise DataError("it is divided otherwise now")
     except (ConfigError, DataError) as error:
         raise ConfigError(
             f"{run_dir}: {reason}, and the data that the run was trained on is not here to tell who was in it ({error}), so that nobody "
             f"knows whether it has met who is judged; restore one of them, or judge the run on its own data"
         ) from error
     log.warning(f"{run_dir}: {reason}; its splits were taken from its data, which has the sha256 that the checkpoint knows")
-    return Splits.of(source)
+    return splits
 
 
 def reopen_to_judge(run_dir: Path, saved: dict[str, Any], overrides: list[str], config_dir: str | None) -> dict[str, Any]:

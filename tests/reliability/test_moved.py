@@ -117,6 +117,14 @@ def test_a_run_is_judged_and_resumed_from_another_working_folder(place: Path, un
     assert yaml.safe_load((place / "run" / "config.yaml").read_text())["data"]["root"] == "images"
 
 
+def test_a_folder_of_the_same_name_is_not_the_run_s_data(place: Path, unmoved: Path) -> None:
+    draw_images(Path("images"), seed=1)
+    assert cli.main(["eval", str(place / "run")]) == 0
+    assert (place / "run" / "evals" / "test" / "results.json").read_bytes() == (place / "run" / "results.json").read_bytes()
+    assert cli.main(["resume", str(place / "run"), LONGER]) == 0
+    harness.assert_same_end(place / "run", unmoved)
+
+
 @pytest.mark.parametrize("way", ["relative", "absolute"])
 def test_a_run_goes_on_where_its_data_was_moved(place: Path, unmoved: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     there = place.parent / "there"
@@ -147,7 +155,7 @@ def test_other_content_is_refused_and_nothing_is_changed(place: Path, capsys: py
     assert_answer(capsys, 2, "that this run was trained on, by content or by name: ", "eval", str(place / "run"), divided)
     assert contents(place / "run") == before
     assert cli.main(["eval", str(place / "run"), others]) == 0
-    assert "the data is not as this run was trained on it (sha256 " in capsys.readouterr().out
+    assert "warning: the data is not as this run was trained on it (sha256 " in capsys.readouterr().out
     assert not (place / "run" / "evals" / "test").exists()  # the name of the folder says which data was judged
 
 
