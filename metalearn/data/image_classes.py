@@ -175,10 +175,11 @@ class ImageClasses(Source):
         return {"rotated_copies_are": "classes of their own", "share_of_tasks_with_rotated_twins": round(share, 4)}
 
     def members(self, split: Split) -> Members:
-        names, contents = self._set.names, self._set.contents
+        names, contents, sizes = self._set.names, self._set.contents, self._set.sizes
         if names is None:
             return None
-        return [Member(self.name, names[n], None if contents is None else contents[n]) for n in self._set.partition[split]]
+        # Classes without an image are all alike, which makes none of them the other.
+        return [Member(self.name, names[n], contents[n] if contents and sizes[n] else None) for n in self._set.partition[split]]
 
     def fingerprint(self) -> str:
         facts = {

@@ -103,7 +103,9 @@ class ImageFolder(ImageClasses):
     def _load(self) -> ImageSet:
         files = [file for folder in self.folders for file in folder.files]
         names = [folder.name for folder in self.folders]
-        dials = {"size": self.input_spec.shape[-1], "channels": self.channels, "resize": self.resize}
+        dials: dict[str, Any] = {"size": self.input_spec.shape[-1], "channels": self.channels, "resize": self.resize}
+        if empty := [folder.name for folder in self.folders if not folder.files]:
+            dials["empty"] = empty  # classes too, of which the files say nothing
         prepared = cached(self.cache, f"image_folder-{key_of(version=VERSION, files=_listing(self.root, files), **dials)}", self._build)
         sizes = [len(folder.files) for folder in self.folders]
         return ImageSet(prepared.tensors["images"], sizes, self.split_classes, prepared.sha256, names, prepared.facts[ORIGIN])

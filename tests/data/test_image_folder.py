@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from metalearn.core import Member
 from metalearn.data import folder_files, image_file
 from metalearn.data.image_folder import ImageFolder
 from metalearn.data.sampling import SPLITS
@@ -25,6 +26,22 @@ def source(root: Path, **dials: object) -> ImageFolder:
 
 def classes_of(data: ImageFolder) -> dict[str, set[str]]:
     return {split: {data.folders[number].name for number in data.split_classes[split]} for split in SPLITS}
+
+
+@pytest.mark.parametrize("name", ["class00", "class4_", "zebra"])
+def test_an_empty_folder_that_appears_gives_no_class_the_content_of_another(make_folder: Make, name: str) -> None:
+    root = make_folder(SIZES)
+
+    def contents() -> dict[str, str | None]:
+        data = source(root, fractions=(0, 0, 1))
+        data.prepare()
+        return {member.name: member.sha256 for member in data.members("test") or () if isinstance(member, Member)}
+
+    before = contents()
+    (root / name).mkdir()
+    assert contents() == {**before, name: None}
+    (root / name).rmdir()
+    assert contents() == before
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".jpeg", ".JPG"])
