@@ -7,6 +7,7 @@ stranger's: names pass the allow-list, values have their types and bounds, and t
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -94,7 +95,7 @@ def _task_of(spec: TaskSpec) -> dict[str, Any]:
             found[field.name] = {"inputs": {name: one._asdict() for name, one in value.items()}}
         elif field.name == "objective":
             cls = type(value)
-            found[field.name] = {"_target_": f"{cls.__module__}.{cls.__qualname__}", **getattr(value, "__dict__", {})}
+            found[field.name] = {"_target_": f"{cls.__module__}.{cls.__qualname__}", **_attributes(value)}
         elif isinstance(value, str | int) or field.default is MISSING or value != field.default:
             found[field.name] = value
     return found
@@ -155,17 +156,30 @@ def _one_input(saved: Any) -> InputSpec:
 
 
 def _objective(saved: Any, trusted: list[str]) -> Objective:
-    """The objective that a class makes of these arguments, which are what an objective keeps as its attributes."""
+    """The objective that a class makes of these arguments, which it must keep as its attributes: else it would be another one."""
     node = _mapping("task.objective", saved)
     raise_if(target_problems({"objective": node}, trusted))
     cls: Any = resolve("objective._target_", str(node.get("_target_")), object, trusted)
     if not all(callable(getattr(cls, name, None)) for name in ("loss", "metrics")):
         raise ValueError(f"task.objective is {node['_target_']}, which has no loss and metrics")
+    arguments = {key: value for key, value in node.items() if key != "_target_"}
+    words = ", ".join(f"{key}={str(value)[:60]}" for key, value in arguments.items()) or "nothing"
     try:
-        made: Objective = cls(**{key: value for key, value in node.items() if key != "_target_"})
+        made: Objective = cls(**arguments)
+        kept = json.loads(json.dumps(_attributes(made)))
     except TypeError as error:
         raise ValueError(f"task.objective: {node['_target_']} takes other arguments: {error}") from error
+    except Exception as error:
+        raise ValueError(f"task.objective: {node['_target_']} cannot be made of {words}: {type(error).__name__}: {error}") from error
+    if kept != arguments:
+        raise ValueError(f"task.objective: {node['_target_']} made of {words} does not have just these as its attributes")
     return made
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """What an object holds, in its slots too."""
+    slots = [name for cls in type(value).__mro__ for name, member in vars(cls).items() if inspect.ismemberdescriptor(member)]
+    return {**{name: getattr(value, name) for name in slots if hasattr(value, name)}, **getattr(value, "__dict__", {})}
 
 
 def _mapping(what: str, value: Any) -> Mapping[str, Any]:
