@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ FILE = "splits.json"
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 DIGITS = 16  # of a sha256 that the file keeps: two of a million members share them once in 40 million runs
 NAMED = 5  # members that a message names before it counts
+SHA256 = re.compile("[0-9a-f]{64}")
 Tree = dict[str, Any]
 
 
@@ -31,7 +33,8 @@ class Splits:
 
     @staticmethod
     def of(source: Source) -> Splits:
-        return Splits(source.name, {split: source.members(split) for split in SPLITS})
+        """ConfigError as in `members_of`."""
+        return Splits(source.name, {split: members_of(source, split) for split in SPLITS})
 
     def to_json(self) -> Tree:
         """{"data": name, split: {source: {name: the sha256's first digits, or null}}}; `drawn without end` or null for a split."""
@@ -54,6 +57,32 @@ class Splits:
 def digest(tree: Tree) -> str:
     """sha256 over the content of splits.json, however it is laid out."""
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def members_of(source: Source, split: Split) -> Members:
+    """What the source says of the split. ConfigError for what could not be compared, or not be read back from the file."""
+    found: Any = source.members(split)
+    if found is None or (isinstance(found, str) and found == DRAWN_WITHOUT_END):
+        return found
+    many = isinstance(found, Sequence) and not isinstance(found, str)
+    wrong = f"is {found!r:.100}"
+    if many:
+        odd = next((member for member in found if not _readable(member)), None)
+        places = {member[:2]: number for number, member in enumerate(found)} if odd is None else {}
+        twice = next((member for number, member in enumerate(found) if places.get(member[:2], number) != number), None)
+        if odd is None and twice is None:
+            return found
+        wrong = f"holds {odd!r:.200}" if twice is None else f"holds {twice!r:.200} twice"
+    raise ConfigError(
+        f"Source.members({split!r}) of data={source.name} {wrong}; expected Member(source, name, sha256) of two str and 64 hexadecimal "
+        f"digits or None, each once, or DRAWN_WITHOUT_END, or None"
+    )
+
+
+def _readable(member: Any) -> bool:
+    if not isinstance(member, Member) or not (isinstance(member.source, str) and isinstance(member.name, str)):
+        return False
+    return member.sha256 is None or (isinstance(member.sha256, str) and SHA256.fullmatch(member.sha256) is not None)
 
 
 def seen_in(split: Split) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ from metalearn import config
 from metalearn.core import InputSpec, Source, Split, TaskSpec
 from metalearn.documents import read_json
 from metalearn.engine.checkpoint import Checkpoint
-from metalearn.engine.membership import FILE, Splits, digest, refuse_seen, seen_in
+from metalearn.engine.membership import FILE, Splits, digest, members_of, refuse_seen, seen_in
 from metalearn.engine.runlog import RunLog
 from metalearn.errors import ConfigError, DataError
 from metalearn.run.parts import Parts, own_source, trained_spec
 
 log = logging.getLogger(__name__)
+
+SURROGATES = re.compile("[\ud800-\udfff]")
 
 MET = {
     "none": "nobody who is judged was met in training",
@@ -32,7 +35,9 @@ def keep_splits(runlog: RunLog, source: Source) -> str:
     if there != tree:
         if there is not None:
             log.warning(f"{runlog.run_dir / FILE} did not say who is in the splits of this run's data; written anew")
-        runlog.write(FILE, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps(tree, indent=1, ensure_ascii=False)
+        # A name of a folder may be no Unicode, which only JSON's escapes can write.
+        runlog.write(FILE, (json.dumps(tree, indent=1) if SURROGATES.search(text) else text) + "\n")
     return digest(tree)
 
 
@@ -47,7 +52,7 @@ def novelty(parts: Parts, checkpoint: Checkpoint, split: Split, *, named: bool) 
         return {"seen_in": seen_in(split)}
     assert parts.trained is not None
     known = splits_of_run(parts.trained, checkpoint)
-    facts = refuse_seen(known, split, parts.source.members(split), parts.source.name)
+    facts = refuse_seen(known, split, members_of(parts.source, split), parts.source.name)
     other = "is divided otherwise than when" if now == then else "is not as"
     sums = "" if now == then else f" (sha256 {now[:12]}…, was {then[:12]}…)"
     tell = log.info if named else log.warning

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from metalearn.core import Examples, Source, Split, TaskBatch, TaskSpec
+from metalearn.engine.membership import Splits, digest
 from metalearn.errors import MetalearnError
 from metalearn.testing.checking import Check, NotApplicable, close, equal, require, run_all
 
@@ -129,16 +130,22 @@ def splits_share_no_example(trial: SourceTrial) -> str:
 
 def nobody_is_in_two_splits(trial: SourceTrial) -> str:
     """By what the source itself says, which guards evaluations on other data."""
-    said = {split: trial.source.members(split) for split in SPLITS}
+    splits = Splits.of(trial.source)
+    said, tree = splits.members, splits.to_json()
     lists = {split: members for split, members in said.items() if members is not None and not isinstance(members, str)}
     if not lists:
         raise NotApplicable(f"members={said['train']!r}: there is nobody to compare")
     require(len(lists) == len(SPLITS), f"members of {', '.join(split for split in SPLITS if split not in lists)} are not said")
+    again = Splits.from_json(json.loads(json.dumps(tree))).to_json()
+    require(digest(again) == digest(tree), "members do not come back from JSON as they were; give them plain strings")
     seen: dict[tuple[str, str], Split] = {}
+    contents: dict[str, tuple[str, Split]] = {}
     for split, members in lists.items():
         for member in members:
             where = seen.setdefault((member.source, member.name), split)
             require(where == split, f"{member.name} is in split {split} and in split {where}; a class or user belongs to one")
+            twin, home = (member.name, split) if member.sha256 is None else contents.setdefault(member.sha256, (member.name, split))
+            require(home == split, f"{member.name} of split {split} has the content of {twin} of split {home}; leave one of them out")
     return f"{len(seen)} classes, users or groups"
 
 

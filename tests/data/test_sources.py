@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from metalearn.core import Examples, Members, Source, Split, TaskBatch
+from metalearn.core import Examples, Member, Members, Source, Split, TaskBatch
 from metalearn.data import sampling
 from metalearn.data.glyphs import Glyphs
 from metalearn.data.sinusoid import Sinusoid
@@ -105,6 +105,16 @@ class TooGenerous(Glyphs):
         super().__init__(way=min(way, 5), **dials)
 
 
+class Numbered(Glyphs):
+    def members(self, split: Split) -> Members:
+        return [Member("glyphs", number) for number in range(3)]  # type: ignore[arg-type]
+
+
+class Twins(Glyphs):
+    def members(self, split: Split) -> Members:
+        return [Member("glyphs", f"{split}{number}", 64 * str(number)) for number in range(3)]
+
+
 class Wordless(Glyphs):
     def protocol(self, split: Split) -> dict[str, Any]:
         return {"data": "glyphs"}
@@ -123,6 +133,8 @@ class Unlabelled(Glyphs):
         (OneSplit, checks.splits_share_no_example, "stands in split"),
         (OneSplit, checks.seeds_and_splits_give_different_tasks, "300 tasks .* have 100 keys"),
         (Overlapping, checks.nobody_is_in_two_splits, "is in split val and in split train; a class or user belongs to one"),
+        (Numbered, checks.nobody_is_in_two_splits, r"Source.members\('train'\) of data=glyphs holds .*name=0.*; expected Member"),
+        (Twins, checks.nobody_is_in_two_splits, "val0 of split val has the content of train0 of split train"),
         (Seedless, checks.seeds_and_splits_give_different_tasks, "300 tasks .* have 150 keys"),
         (Stateful, checks.tasks_are_a_pure_function_of_their_numbers, "differ from those in a larger batch"),
         (Padded, checks.tasks_have_the_shapes_of_their_spec, "spec says ragged=False, but masks hide rows"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -71,6 +72,27 @@ def test_the_file_says_what_the_source_did(members: dict[Any, Members]) -> None:
     assert again.to_json() == splits.to_json()
     with pytest.raises(ConfigError) if members["train"] != DRAWN_WITHOUT_END else pytest.MonkeyPatch.context():
         refuse_seen(again, "test", [A], "letters")
+
+
+@pytest.mark.parametrize(
+    ("members", "found"),
+    [
+        ([A, Member("letters", 3)], "name=3"),  # type: ignore[arg-type]
+        ([A, Member("letters", "e", "abc")], "sha256='abc'"),
+        ([A, Member("letters", "e", 64 * "A")], "sha256='AAAA"),
+        ([A, Member("letters", "e", b"0" * 64)], "sha256=b'0000"),  # type: ignore[arg-type]
+        ([A, B, A], "Member.source='letters', name='a', .* twice"),
+        ([A, ("letters", "e", None)], r"\('letters', 'e', None\)"),
+        ("endless", "'endless'"),
+        (5, "5"),
+        (iter([A]), "iterator"),
+    ],
+)
+def test_members_that_could_not_be_read_back_are_refused(members: Any, found: str) -> None:
+    source: Any = SimpleNamespace(name="letters", members=lambda split: members if split == "val" else [C])
+    with pytest.raises(ConfigError, match=rf"^Source.members\('val'\) of data=letters (holds|is) .*{found}.*; expected Member") as caught:
+        Splits.of(source)
+    assert len(str(caught.value)) < 400
 
 
 def test_the_digest_sees_who_is_where_and_not_how_it_is_laid_out() -> None:

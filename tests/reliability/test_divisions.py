@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from metalearn.core import Member, Members, Source, Split
+from metalearn.documents import read_json
 from metalearn.engine.membership import Splits, digest
 from metalearn.errors import ConfigError, DataError
 from metalearn.run.resuming import require_same
@@ -36,7 +37,7 @@ class Letters(Source):
 
 def trained_on(run_dir: Path, source: Source) -> Any:
     """The checkpoint of a run, whose splits.json stands in its folder."""
-    written = SimpleNamespace(run_dir=run_dir, read_json=lambda name: None, write=lambda name, text: (run_dir / name).write_text(text))
+    written = SimpleNamespace(run_dir=run_dir, read_json=lambda name: None, write=lambda name, text: (run_dir / name).write_bytes(text.encode()))
     facts = {"data_sha256": source.fingerprint(), "splits_sha256": keep_splits(written, source)}  # type: ignore[arg-type]
     return SimpleNamespace(facts={**facts, "config": {}, "metrics_offset": 0}, step=0, tensors={})
 
@@ -49,6 +50,13 @@ def test_an_equal_fingerprint_does_not_make_training_classes_new(tmp_path: Path)
     checkpoint = trained_on(tmp_path, Letters())  # type: ignore[abstract]
     with pytest.raises(ConfigError, match="split 'test' of data=letters holds 2 that this run was trained on, by content or by name: a, b"):
         novelty(parts_of(Letters(first=2), tmp_path), checkpoint, "test", named=True)  # type: ignore[abstract]
+
+
+def test_a_name_that_is_no_unicode_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Letters()  # type: ignore[abstract]
+    monkeypatch.setattr(source, "members", lambda split: [Member("letters", f"\udce9{split}ß")])
+    trained_on(tmp_path, source)
+    assert Splits.from_json(read_json(tmp_path / "splits.json")) == Splits.of(source)
 
 
 @pytest.mark.parametrize("split", SPLITS)
