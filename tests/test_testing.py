@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -178,6 +179,44 @@ def test_an_algorithm_is_not_checked_on_tasks_that_it_does_not_declare() -> None
     source = Sinusoid(device=CPU)
     with pytest.raises(ContractError, match="ProtoNet takes tasks of classification .*, but these are tasks of regression"):
         check_algorithm(ProtoNet(MLP(InputSpec((1,))), source.spec("train")), source)
+
+
+def untraceable(glyphs: Glyphs) -> ProtoNet:
+    class Branching(ProtoNet):
+        """What it does depends on a value."""
+
+        plans = ("loop",)
+
+        def task_loss(self, task: Task) -> tuple[Tensor, dict[str, Any]]:
+            loss, metrics = super().task_loss(task)
+            return (loss if float(loss.detach()) > 0 else 2 * loss), metrics
+
+    return Branching(Conv4(InputSpec((1, 12, 12)), channels=4), glyphs.spec("train"))
+
+
+def test_what_cannot_be_compiled_fails_unless_nothing_is_to_be(glyphs: Glyphs) -> None:
+    trial = Trial(untraceable(glyphs), glyphs)
+    with pytest.raises(ContractError, match="this run cannot be compiled .*; use device.compile=false"):
+        run(checks.a_compiled_gradient_is_that_of_the_loop, trial)
+    with pytest.raises(NotApplicable, match="^compiles=False: device.compile=true, but this run cannot be compiled"):
+        run(checks.a_compiled_gradient_is_that_of_the_loop, dataclasses.replace(trial, compiles=False))
+
+
+def test_without_vmap_the_reason_is_the_one_that_holds(glyphs: Glyphs) -> None:
+    with pytest.raises(NotApplicable, match=r"^plans=\('loop',\): there is no other"):
+        run(checks.loop_equals_vmap, Trial(untraceable(glyphs), glyphs))
+    declared = ProtoNet(Conv4(InputSpec((1, 12, 12)), channels=4), glyphs.spec("train"))
+    with pytest.raises(NotApplicable, match=r"^only loop is asked for, as by device.plan=loop: there is no other"):
+        run(checks.loop_equals_vmap, Trial(declared, glyphs, plans=("loop",)))
+
+
+def test_whatever_a_check_raises_is_a_broken_promise_with_its_place() -> None:
+    def stumbles(trial: Any) -> str:
+        raise LookupError("nobody knows why")
+
+    with pytest.raises(ContractError, match=r"^LookupError: nobody knows why \(at .*test_testing.py:\d+\)$") as caught:
+        run(stumbles, ModelTrial(*MODELS["mlp"]()))
+    assert isinstance(caught.value.__cause__, LookupError)
 
 
 def test_nothing_of_a_test_framework_is_imported() -> None:

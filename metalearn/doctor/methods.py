@@ -76,7 +76,7 @@ class Choice:
         if (self.chosen("data") or self.chosen("model")) and not self.chosen("algo"):
             return
         plans = ("loop",) if self.cfg["device"]["plan"] == "loop" else ()
-        trial = Trial(self.algorithm, self.source, plans)
+        trial = Trial(self.algorithm, self.source, plans, compiles=build.plan_wish(self.cfg).compile is not False)
         yield from ((f"algo, {name_of(check)}", partial(outcome, check, trial, told)) for check in ALGORITHM_CHECKS)
 
     def _make_source(self) -> Callable[..., Source]:

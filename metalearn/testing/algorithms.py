@@ -33,11 +33,15 @@ COMPILED_STEPS = 2  # the compiler unrolls the inner steps, and the second alrea
 
 @dataclass(frozen=True)
 class Trial:
-    """An algorithm on a source. plans: those that it is to be mapped by; by default the ones that it declares."""
+    """An algorithm on a source.
+
+    plans: those that it is to be mapped by; by default the ones that it declares. compiles: whether it may be compiled.
+    """
 
     algorithm: Algorithm
     source: Source
     plans: Sequence[str] = ()
+    compiles: bool = True
 
     @property
     def parts(self) -> tuple[Any, ...]:
@@ -82,12 +86,12 @@ class Trial:
             raise NotApplicable("trains_on=None: there is nothing to train")
 
 
-def check_algorithm(algorithm: Algorithm, source: Source, *, plans: Sequence[str] = ()) -> None:
+def check_algorithm(algorithm: Algorithm, source: Source, *, plans: Sequence[str] = (), compiles: bool = True) -> None:
     """Raise ContractError at the first promise that the algorithm does not keep on tasks of this source.
 
-    plans: those to hold it to; by default the ones that it declares.
+    plans: those to hold it to; by default the ones that it declares. compiles: False excuses one that the compiler cannot take.
     """
-    run_all(ALGORITHM_CHECKS, Trial(algorithm, source, plans))
+    run_all(ALGORITHM_CHECKS, Trial(algorithm, source, plans, compiles))
 
 
 def refused_as_declared(method: type[Algorithm], source: Source, refusal: str) -> str:
@@ -166,7 +170,8 @@ def loss_gradient_and_metrics_are_finite(trial: Trial) -> str:
 def loop_equals_vmap(trial: Trial) -> str:
     """In the precision of a run as `device.plan=auto` proves it, and to the last digits in float64."""
     if not trial.vmaps:
-        raise NotApplicable("plans=('loop',): there is no other plan to compare with")
+        declared = "plans=('loop',)" if "vmap" not in trial.algorithm.plans else "only loop is asked for, as by device.plan=loop"
+        raise NotApplicable(f"{declared}: there is no other plan to compare with")
     algorithm = trial.algorithm
     if algorithm.trains_on is None:
         tasks = trial.tasks()
@@ -198,7 +203,8 @@ def a_compiled_gradient_is_that_of_the_loop(trial: Trial) -> str:
         try:
             problem = Proof(actor, trial.batch()).problem(Executor(actor, TaskPlan(trial.plan.name, compile=True)))
         except ConfigError as refusal:
-            raise NotApplicable(f"device.compile=false: {refusal}") from refusal
+            require(not trial.compiles, str(refusal))
+            raise NotApplicable(f"compiles=False: {refusal}") from refusal
     require(problem is None, f"compiled, {problem}; use device.compile=false")
     return "traced without its code generator"
 

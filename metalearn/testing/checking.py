@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -36,7 +37,7 @@ def name_of(check: Check) -> str:
 
 
 def run(check: Check, trial: OnTrial) -> str:
-    """What the check found. Raises ContractError, or NotApplicable; whatever the author's own code raises becomes a sentence."""
+    """What the check found. Raises ContractError, or NotApplicable; whatever else is raised becomes a sentence, of the author's line if it is known."""
     try:
         return check(trial)
     except (ContractError, NotApplicable):
@@ -44,10 +45,9 @@ def run(check: Check, trial: OnTrial) -> str:
     except MetalearnError as error:
         raise ContractError(str(error)) from error
     except Exception as error:
-        sentence = explanation(error, *trial.parts)
-        if sentence is None:
-            raise
-        raise ContractError(sentence) from error
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        unexplained = f"{type(error).__name__}: {error} (at {place.filename}:{place.lineno})"
+        raise ContractError(explanation(error, *trial.parts) or unexplained) from error
 
 
 def run_all(checks: Iterable[Check], trial: OnTrial) -> None:
