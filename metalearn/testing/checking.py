@@ -37,7 +37,7 @@ def name_of(check: Check) -> str:
 
 
 def run(check: Check, trial: OnTrial) -> str:
-    """What the check found. Raises ContractError, or NotApplicable; whatever else is raised becomes a sentence, of the author's line if it is known."""
+    """What the check found. Raises ContractError, in which all that code on trial raises becomes a sentence, or NotApplicable."""
     try:
         return check(trial)
     except (ContractError, NotApplicable):

@@ -37,7 +37,9 @@ class Letters(Source):
 
 def trained_on(run_dir: Path, source: Source) -> Any:
     """The checkpoint of a run, whose splits.json stands in its folder."""
-    written = SimpleNamespace(run_dir=run_dir, read_json=lambda name: None, write=lambda name, text: (run_dir / name).write_bytes(text.encode()))
+    written = SimpleNamespace(
+        run_dir=run_dir, read_json=lambda name: None, write=lambda name, text: (run_dir / name).write_bytes(text.encode())
+    )
     facts = {"data_sha256": source.fingerprint(), "splits_sha256": keep_splits(written, source)}  # type: ignore[arg-type]
     return SimpleNamespace(facts={**facts, "config": {}, "metrics_offset": 0}, step=0, tensors={})
 
@@ -76,7 +78,9 @@ def test_a_run_older_than_its_file_of_splits_is_known_by_its_fingerprint(tmp_pat
 def test_a_run_does_not_go_on_with_another_division(tmp_path: Path) -> None:
     checkpoint, before = trained_on(tmp_path, Letters()), (tmp_path / "splits.json").read_bytes()  # type: ignore[abstract]
     cfg = {"data": {}, "trusted": [], "trainer": {"outer_steps": 1}}
-    with pytest.raises(DataError, match=r"who is train, val and test is not what it was for this run .*; divide the data as then, or start"):
+    with pytest.raises(
+        DataError, match=r"who is train, val and test is not what it was for this run .*; divide the data as then, or start"
+    ):
         require_same(cfg, parts_of(Letters(first=2), tmp_path), checkpoint, None)  # type: ignore[arg-type, abstract]
     assert digest(Splits.of(Letters()).to_json()) == checkpoint.facts["splits_sha256"]  # type: ignore[abstract]
     assert (tmp_path / "splits.json").read_bytes() == before
