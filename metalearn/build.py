@@ -41,7 +41,8 @@ class Prebuilt:
     """What was built for a check, so that the run which follows does not build it, and read its data, again.
 
     A source has no state and is shared by jobs of a sweep that follow each other and are of its data; only the last one is held,
-    as each may fill the memory, so that jobs whose data alternate read theirs every time. Algorithm and logger are one run's own: those of the last check, handed out once, to the run that was checked.
+    as each may fill the memory, so that jobs whose data alternate read theirs every time. Algorithm and logger are one run's
+    own: those of the last check, handed out once, to the run that was checked.
     """
 
     specs: dict[str, Specs] = field(default_factory=dict)  # by what `_data_key` says of a configuration
