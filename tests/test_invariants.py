@@ -91,8 +91,9 @@ def test_invariant_03_evaluation_changes_nothing_and_everyone_meets_the_same_tas
     assert all(torch.equal(before[name], value) for name, value in algorithm.state_dict().items())
     assert torch.equal(random_state, torch.get_rng_state())
     assert asked == [("test", {"seed": 1000, "first": 0, "count": count}) for count in (1, 4)], "one to count its bytes, then all"
-    crew, seen = Crew(algorithm, source, Executor(algorithm, plan_wish(cfg).plan()), settings_of(cfg)), []
+    seen = []
     for seed in (0, 1):
+        crew = Crew(algorithm, source, Executor(algorithm, plan_wish(cfg).plan()), settings_of(cfg))
         asked.clear()
         life.judge_split({**cfg, "seed": seed}, crew, on_batch=lambda done: None)
         seen.append(list(asked))

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metalearn.core import Algorithm
 from metalearn.errors import CheckpointError
 
 WEIGHTS, OPTIMIZER, RANDOM, RANDOM_CUDA = "weights.", "optimizer.", "random.cpu", "random.cuda"
@@ -35,7 +34,7 @@ def pack(algorithm: nn.Module, optimizer: torch.optim.Optimizer | None) -> tuple
     return {name: value.contiguous() for name, value in tensors.items()}, values
 
 
-def restore(algorithm: Algorithm, optimizer: torch.optim.Optimizer | None, tensors: dict[str, Tensor], values: list[list[Any]]) -> None:
+def restore(algorithm: nn.Module, optimizer: torch.optim.Optimizer | None, tensors: dict[str, Tensor], values: list[list[Any]]) -> None:
     """The inverse of `pack`, in place. CheckpointError for weights or a state that are not those of such a run."""
     load_weights(algorithm, tensors)
     try:
@@ -71,10 +70,11 @@ def _optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor
     return state
 
 
-def load_weights(algorithm: Algorithm, tensors: dict[str, Tensor]) -> None:
+def load_weights(algorithm: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Weights and buffers of a checkpoint; CheckpointError if they are those of another model."""
     weights = {name.removeprefix(WEIGHTS): value for name, value in tensors.items() if name.startswith(WEIGHTS)}
-    weights.setdefault("outer_step", algorithm.outer_step)  # not in what older versions saved
+    own = algorithm.state_dict()
+    weights |= {name: own[name] for name in ("outer_step",) if name in own and name not in weights}  # not in what older versions saved
     try:
         algorithm.load_state_dict(weights)
     except RuntimeError as error:

@@ -22,6 +22,8 @@ def doctor(args: argparse.Namespace) -> int:
 
         words = [args.run, *args.overrides]
         compose(words, args.config_dir)  # before torch: what is misspelt is answered at once
+        if all(word.startswith("trusted=") for word in words):
+            raise ConfigError(f"{' '.join(words)} chooses nothing to examine; name a choice, as algo=mine, or a RUN_DIR before it")
         from metalearn.doctor import examine_method
 
         return examine_method(words, args.config_dir)

@@ -190,7 +190,7 @@ class TestRunFolder:
         assert said.startswith(f"error: {tmp_path} is not a run: it holds no config.yaml")
         assert answer(capsys, "trusted=[mine]") == (
             2,
-            "error: trusted=[mine] is no folder; the folder of a run comes first: RUN_DIR trusted=[mine]\n",
+            "error: trusted=[mine] chooses nothing to examine; name a choice, as algo=mine, or a RUN_DIR before it\n",
         )
 
     def test_runs_are_completed(self, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

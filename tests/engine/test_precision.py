@@ -23,7 +23,8 @@ from metalearn.engine.execution import Executor, Sums, TaskPlan
 from metalearn.engine.state import pack, restore
 from metalearn.engine.tuning import Wish, tune
 from metalearn.errors import ConfigError
-from tests.test_contract import built, training_batch
+from metalearn.testing import Trial
+from tests.test_contract import built
 
 LOW = torch.bfloat16
 
@@ -53,7 +54,7 @@ def test_model_computes_in_bfloat16_and_all_around_it_in_float32(plan: TaskPlan,
     algorithm, source = pair
     if algorithm.trains_on is None or source.name in ("omniglot", "image_folder"):
         return  # nothing to train, or tasks of the same form as those of glyphs
-    actor, batch = lowered(algorithm), training_batch(algorithm, source)
+    actor, batch = lowered(algorithm), Trial(algorithm, source).batch()
     with Types() as seen:
         sums = Executor(actor, plan).sums(batch)
     if source.name == "glyphs":
@@ -141,7 +142,7 @@ def test_channels_last_changes_no_gradient_and_no_update_and_survives_a_checkpoi
     algorithm, source = built(algo, "glyphs", folder)
     plain, moved = copy.deepcopy(algorithm), copy.deepcopy(algorithm).to(memory_format=torch.channels_last)
     assert any(not p.is_contiguous() for p in moved.parameters())
-    batch, ends = training_batch(algorithm, source), []
+    batch, ends = Trial(algorithm, source).batch(), []
     for actor, resumed in ((plain, False), (moved, False), (copy.deepcopy(moved), True)):
         optimizer = torch.optim.Adam(actor.parameters(), lr=0.01, fused=True)
         for step in range(3):
