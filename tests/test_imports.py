@@ -52,6 +52,7 @@ ALLOWED: dict[str, set[str]] = {
         "analysis",
         "core",
         "data",
+        "functional",
         "hashing",
         "loggers",
         "launcher",

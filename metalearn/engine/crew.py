@@ -20,14 +20,16 @@ from metalearn.engine.settings import Settings
 class Crew:
     """This process alone; `metalearn.engine.ranks` has the crew of several."""
 
-    ranks = 1
-
-    def __init__(self, algorithm: Algorithm, source: Source, executor: Executor, settings: Settings) -> None:
+    def __init__(self, algorithm: Algorithm, source: Source, executor: Executor, settings: Settings, *, ranks: int = 1) -> None:
         self.algorithm, self.source = algorithm, source
         self.executor, self.settings = executor, settings
         self.asked = executor.plan
         self.feed = Feed(algorithm, source, settings)
         self.sizes: dict[tuple[Exam, int | None], Batching] = {}
+        self.saved_units: list[list[Any]] = []
+        self.device = algorithm.outer_step.device
+        # Before the work begins: what an allocator keeps for later does not count as free.
+        self.free = free_share(self.device, ranks)
 
     def draw(self, step: int) -> TaskBatch | Examples:
         """What this process has to do for outer step number `step`; `execute` must follow."""
@@ -49,29 +51,22 @@ class Crew:
         """[split, seed, episodes, curve, unit] of every evaluation so far: what was halved when memory ran out stays so."""
         return [[exam.split, exam.seed, exam.episodes, exam.curve, size.unit] for (exam, _), size in self.sizes.items()]
 
-    def take_back_units(self, units: Sequence[Sequence[Any]]) -> None:
-        """Go on with the units of a checkpoint, for evaluations that `forecast` has seen."""
-        for (exam, _), size in self.sizes.items():
-            size.unit = min([size.unit, *(unit for *of, unit in units if of == [exam.split, exam.seed, exam.episodes, exam.curve])])
-
-    def forecast(self, split: Split, *, seed: int, episodes: int, batch_size: int | None, curve: bool = True) -> None:
-        """Warn, and take fewer tasks at once, where an evaluation needs more memory than is free.
-
-        Before the work begins: what an allocator keeps for later does not count as free.
-        """
-        exam = self.exam(split, seed, episodes, curve=curve)
-        size, demand = batching_of(self.algorithm, self.source, exam, self.executor.plan, batch_size)
-        device = self.source.tasks(split, seed=seed, first=0, count=1).key.device
-        size.fit(demand, free_share(device, self.ranks), OVERHEAD[device.type])
-        self.sizes[exam, batch_size] = size
+    def take_back_units(self, units: list[list[Any]]) -> None:
+        """Go on with the units of a checkpoint."""
+        self.saved_units = units
+        self.sizes.clear()
 
     def exam(self, split: Split, seed: int, episodes: int, *, curve: bool = True) -> Exam:
         return Exam(split, seed, num_episodes(self.source, split, episodes), curve=curve)
 
     def size(self, exam: Exam, limit: int | None) -> Batching:
-        """Found once for each kind of evaluation: it costs the scores of a few tasks, and what was halved stays so."""
+        """Found once for each kind of evaluation, as it costs the scores of a task. With a warning fewer, where memory is short."""
         if (exam, limit) not in self.sizes:
-            self.sizes[exam, limit], _ = batching_of(self.algorithm, self.source, exam, self.executor.plan, limit)
+            size, demand = batching_of(self.algorithm, self.source, exam, self.executor.plan, limit)
+            size.fit(demand, self.free, OVERHEAD[self.device.type])
+            kind = [exam.split, exam.seed, exam.episodes, exam.curve]
+            size.unit = min([size.unit, *(unit for *of, unit in self.saved_units if of == kind)])
+            self.sizes[exam, limit] = size
         return self.sizes[exam, limit]
 
     def evaluate(

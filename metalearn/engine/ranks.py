@@ -112,8 +112,8 @@ class RankedCrew(Crew):
         link: Link,
         require_all: Callable[[], None],
     ) -> None:
-        super().__init__(algorithm, source, executor, settings)
-        self.link, self.require_all, self.ranks = link, require_all, link.ranks
+        super().__init__(algorithm, source, executor, settings, ranks=link.ranks)
+        self.link, self.require_all = link, require_all
         self.chunks_then = torch.tensor([executor.plan.chunk] * link.ranks)
         self.share = share_of(link.rank, link.ranks, settings.meta_batch_size)
         if algorithm.trains_on != "examples":

@@ -27,7 +27,7 @@ from metalearn.engine.signals import PreemptedError, StopSignals
 from metalearn.engine.state import load_weights
 from metalearn.errors import CheckpointError, ConfigError, DataError
 from metalearn.run.folder import holds_run, new_run_dir, pin_training
-from metalearn.run.judging import forecast, judge_split
+from metalearn.run.judging import judge_split
 from metalearn.run.life import Life
 from metalearn.run.loaded import Loaded, load
 from metalearn.run.parts import Parts
@@ -164,7 +164,6 @@ def evaluate_run(run_dir: Path, overrides: list[str], config_dir: str | None = N
 
         try:
             with open_crew(cfg, parts, check=signals.check, give_up=give_up) as crew:
-                forecast(cfg, crew, trains=False)
                 result = judge_split(cfg, crew, on_batch=lambda done: signals.check())
             runlog.write_csv(f"eval_{split}.csv", result.columns)
             results = result_of(cfg, parts.source, parts.algorithm, result, step=step, checkpoint=chosen, novelty=facts)

@@ -16,18 +16,8 @@ from metalearn.run.parts import Parts
 
 def judge_split(cfg: dict[str, Any], crew: Crew, on_batch: Callable[[int], None]) -> Evaluation:
     """The final evaluation that `eval.*` describes."""
-    return crew.evaluate(cfg["eval"]["split"], **sizes_of(cfg), on_batch=on_batch)
-
-
-def forecast(cfg: dict[str, Any], crew: Crew, *, trains: bool) -> None:
-    """Memory for the final evaluation and, of a run that trains, for its validations; see `Crew.forecast`."""
-    if trains:
-        crew.forecast("val", **{**sizes_of(cfg), "episodes": cfg["eval"]["val_episodes"]}, curve=False)
-    crew.forecast(cfg["eval"]["split"], **sizes_of(cfg))
-
-
-def sizes_of(cfg: dict[str, Any]) -> dict[str, Any]:
-    return {name: cfg["eval"][name] for name in ("seed", "episodes", "batch_size")}
+    sizes = {name: cfg["eval"][name] for name in ("seed", "episodes", "batch_size")}
+    return crew.evaluate(cfg["eval"]["split"], **sizes, on_batch=on_batch)
 
 
 def draw_plots(cfg: dict[str, Any], parts: Parts, run_dir: Path) -> None:

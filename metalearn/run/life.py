@@ -33,7 +33,7 @@ from metalearn.engine.update import Clip, Updater
 from metalearn.errors import MetalearnError
 from metalearn.loggers import Logger
 from metalearn.run import resuming
-from metalearn.run.judging import draw_plots, forecast, judge_split
+from metalearn.run.judging import draw_plots, judge_split
 from metalearn.run.parts import Parts, settings_of
 from metalearn.run.places import absolute_paths, places_of
 from metalearn.run.plans import chosen_plan
@@ -140,7 +140,6 @@ class Life:
         self.signals.check()
         self._specify(parts)
         with open_crew(self._settled(), parts, check=self.signals.check, give_up=self._give_up) as crew:
-            forecast(cfg, crew, trains=parts.algorithm.trains_on is not None)
             trainer = self._train(parts, crew, settings, checkpoint, logger)
             chosen, step = choose(self.store, cfg["eval"]["checkpoint"], trainer.record)
             load_weights(parts.algorithm, load_chosen(self.store, step).tensors)

@@ -167,32 +167,23 @@ def test_tasks_that_cannot_be_drawn_at_once_are_said_to_be_too_many() -> None:
         judged(ToyAlgorithm(), Large(), 120, 100)
 
 
-def test_forecast_takes_fewer_tasks_before_memory_runs_out(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    crew = Crew(ToyAlgorithm(), ToySource(), Executor(ToyAlgorithm(), VMAP), SETTINGS)
-    exam = crew.exam("test", 0, 40)
-    _, demand = batching_of(crew.algorithm, crew.source, exam, VMAP, None)
+def test_fewer_tasks_are_taken_before_memory_runs_out(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(batching, "UNITS", (50, 1))
+    _, demand = batching_of(ToyAlgorithm(), ToySource(), Exam("test", 0, 40), VMAP, None)
     for free, unit in ((None, 40), (2**40, 40), (1.6 * (demand.fixed + 12 * demand.each), 10), (0, 1)):
-        monkeypatch.setattr(batching, "UNITS", (50, 1))
         monkeypatch.setattr("metalearn.engine.crew.free_share", lambda device, ranks, free=free: free)
         caplog.clear()
-        crew.forecast("test", seed=0, episodes=40, batch_size=None)
-        assert crew.size(exam, None) == Batching(unit, 40)
+        crew = Crew(ToyAlgorithm(), ToySource(), Executor(ToyAlgorithm(), VMAP), SETTINGS)
+        assert crew.size(crew.exam("test", 0, 40), None) == Batching(unit, 40)
         assert len(caplog.records) == (unit < 40)
     assert "evaluation needs about 0.0 MiB for 40 tasks at once" in caplog.text
 
 
 def test_a_unit_that_was_halved_is_that_of_a_resumed_run() -> None:
-    algorithm, source = ToyAlgorithm(), ToySource()
-
-    def crew() -> Crew:
-        made = Crew(algorithm, source, Executor(algorithm, VMAP), SETTINGS)
-        made.forecast("val", seed=1, episodes=40, batch_size=None, curve=False)
-        made.forecast("test", seed=1, episodes=40, batch_size=None)
-        return made
-
-    first = crew()
-    assert first.units() == [["val", 1, 40, False, 40], ["test", 1, 40, True, 40]]
-    next(iter(first.sizes.values())).unit = 5  # memory ran out in a validation
-    again = crew()
+    first, again = (Crew(ToyAlgorithm(), ToySource(), Executor(ToyAlgorithm(), VMAP), SETTINGS) for _ in range(2))
+    val, test = first.exam("val", 1, 40, curve=False), first.exam("test", 1, 40)
+    first.size(val, None).unit = 5  # memory ran out in a validation
+    assert first.size(test, None).unit == 40
+    assert first.units() == [["val", 1, 40, False, 5], ["test", 1, 40, True, 40]]
     again.take_back_units(first.units())
-    assert again.units() == [["val", 1, 40, False, 5], ["test", 1, 40, True, 40]]
+    assert [again.size(exam, None).unit for exam in (val, test)] == [5, 40]
