@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -133,26 +134,31 @@ def test_chunks_of_another_plan_or_number_of_ranks_are_forgotten(cache: Path, tm
     assert CheckpointStore(run_dir).newest().facts["chunks"] == [2, 2]
 
 
+@pytest.fixture
+def finished(reference: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(reference, tmp_path / "finished"))
+
+
 @pytest.mark.fault(15)
-def test_fault_15_an_evaluation_of_tasks_that_do_not_fit_ends_in_a_sentence(reference: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_fault_15_an_evaluation_of_tasks_that_do_not_fit_ends_in_a_sentence(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def evaluate() -> int:
         ProtoNet.predict = lambda self, adapted, x, mask: torch.empty(2**60)  # type: ignore[assignment,method-assign]
-        return run.evaluate_run(reference, ["eval.seed=7"])
+        return run.evaluate_run(finished, ["eval.seed=7"])
 
     assert finish(evaluate) == 1
     errors = capfd.readouterr().err
     assert "out of memory with a single task: [enforce fail" in errors
     assert "; choose a smaller model, fewer rows or fewer adaptation steps" in errors
-    assert not (reference / "evals" / "test_eval.seed=7").exists()
+    assert not (finished / "evals" / "test_eval.seed=7").exists()
 
 
-def test_results_are_the_same_bytes_whatever_number_of_tasks_is_taken_at_once(reference: Path) -> None:
+def test_results_are_the_same_bytes_whatever_number_of_tasks_is_taken_at_once(finished: Path) -> None:
     def evaluate(*words: str) -> int:
         batching.UNITS = (3, 1)
-        return run.evaluate_run(reference, ["eval.episodes=8", *words])
+        return run.evaluate_run(finished, ["eval.episodes=8", *words])
 
     sizes: list[list[str]] = [[], *([f"eval.batch_size={size}"] for size in (1, 2, 7, 50))]
     assert [finish(lambda words=words: evaluate(*words)) for words in sizes] == [0] * 5
-    folders = [reference / "evals" / "_".join(["test", *sorted(["eval.episodes=8", *words])]) for words in sizes]
+    folders = [finished / "evals" / "_".join(["test", *sorted(["eval.episodes=8", *words])]) for words in sizes]
     for name in ("results.json", "eval_test.csv"):
         assert len({(folder / name).read_bytes() for folder in folders}) == 1
