@@ -397,6 +397,11 @@ class Algorithm(nn.Module):
         return getattr(self, method)(*args, **kwargs)
 
 
+def is_transformed() -> bool:
+    """Whether a compiler or a transform of `torch.func` sees these operations, rather than ordinary autograd alone."""
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def map_leaves(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     """The same tree of tuples and dictionaries with the function applied to every tensor; a tenth of what a general pytree costs."""
     if isinstance(tree, Tensor):
@@ -414,6 +419,12 @@ def leaves_of(tree: Any) -> Iterator[Tensor]:
     else:
         for value in tree.values() if isinstance(tree, dict) else tree:
             yield from leaves_of(value)
+
+
+def rebuilt(tree: Any, leaves: Iterable[Tensor]) -> Any:
+    """A tree like this one with other tensors, given in the order of `leaves_of`."""
+    following = iter(leaves)
+    return map_leaves(lambda leaf: next(following), tree)
 
 
 def blank_query(task: Task) -> Task:

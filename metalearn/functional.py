@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from metalearn.core import Parameters
+from metalearn.core import Parameters, is_transformed
 
 Loss = Callable[[Parameters, int], Tensor]
 Update = Callable[[Parameters, Parameters, int], Parameters]
@@ -49,7 +49,7 @@ def descend(
 
 def slope(loss: Loss, weights: Parameters, step: int, *, first_order: bool) -> tuple[Parameters, Tensor]:
     """Gradient and value of the loss at these weights, each of which counts as a variable of its own."""
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+    if is_transformed():
         # Without grad mode nothing is recorded here, so that first order does not pay second order's memory.
         with torch.no_grad() if first_order else nullcontext():
             grads, value = grad_and_value(loss)(weights, step)

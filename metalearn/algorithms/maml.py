@@ -63,4 +63,4 @@ class MAML(NetworkAlgorithm):
 
     def update(self, weights: Parameters, grads: Parameters, step: int) -> Parameters:
         """One inner step: w ← w − inner_lr·∇."""
-        return {name: torch.sub(w, grads[name], alpha=self.inner_lr) for name, w in weights.items()}
+        return {name: torch.add(w, grads[name], alpha=-self.inner_lr) for name, w in weights.items()}

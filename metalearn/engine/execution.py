@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from metalearn.core import Algorithm, Examples, Metrics, Parameters, TaskBatch, leaves_of, map_leaves
+from metalearn.core import Algorithm, Examples, Metrics, Parameters, TaskBatch, leaves_of, map_leaves, rebuilt
 from metalearn.engine.memory import first_line, is_out_of_memory
 from metalearn.errors import ConfigError, MetalearnError
 
@@ -41,7 +41,8 @@ class TaskPlan:
 
     def map(self, function: Callable[..., Any], *batches: Any) -> Any:
         if self.name == "vmap":
-            return torch.vmap(function)(*batches)
+            # A flat list of tensors is all that vmap has to go through; it takes as long for a nested one as for a small network.
+            return torch.vmap(lambda *leaves: function(*rebuilt(batches, leaves)))(*leaves_of(batches))
         count = len(next(leaves_of(batches)))
         if count == 1:
             return map_leaves(lambda leaf: leaf[None], function(*map_leaves(lambda leaf: leaf[0], batches)))
@@ -58,8 +59,8 @@ class TaskPlan:
         if size == count:
             yield tasks
             return
-        for start in range(0, count, size):
-            yield map_leaves(lambda leaf: leaf[start : start + size], tasks)
+        for pieces in zip(*(leaf.split(size) for leaf in leaves_of(tasks)), strict=True):
+            yield rebuilt(tasks, pieces)
 
 
 class Sums(NamedTuple):
@@ -110,28 +111,25 @@ class Executor:
                 # The fused optimizers walk through memory: where the layouts differ they are silently wrong on the CPU.
                 p.grad = grad if grad.stride() == p.stride() else torch.empty_like(p).copy_(grad)
         dtype = sums.losses.dtype
-        mean: Metrics = tree_map(lambda total: (total / count).to(dtype), sums.metrics)
+        mean: Metrics = map_leaves(lambda total: (total / count).to(dtype), sums.metrics)
         return mean
 
     def _sums(self, batch: TaskBatch | Examples) -> Sums:
         # Detached, or a graph would be chained from chunk to chunk.
         params = {name: p.detach() for name, p in self.algorithm.named_parameters() if p.requires_grad}
         chunks = [batch] if isinstance(batch, Examples) else list(self.plan.chunks(batch))
-        total: Tensor | None = None
-        losses = []
+        losses, totals = [], []
         for chunk in chunks:
             grads, chunk_losses, metrics = self.gradient(params, chunk)
             losses.append(chunk_losses)
             part = (grads, map_leaves(lambda leaf: leaf.sum(0), metrics))
             if len(chunks) == 1:
                 return Sums(part[0], chunk_losses, part[1])
-            flat = torch.cat(
-                [leaf.reshape(-1) if leaf.dtype == chunk_losses.dtype else leaf.reshape(-1).double() for leaf in leaves_of(part)]
-            )
-            total = flat.double() if total is None else total.add_(flat)
-        assert total is not None, "a batch holds at least one task"
-        pieces = iter(total.split([leaf.numel() for leaf in leaves_of(part)]))
-        grads, metrics = map_leaves(lambda leaf: next(pieces).view(leaf.shape), part)
+            if totals:
+                torch._foreach_add_(totals, list(leaves_of(part)))
+            else:
+                totals = [leaf.double() for leaf in leaves_of(part)]
+        grads, metrics = rebuilt(part, totals)
         return Sums(grads, torch.cat(losses), metrics)
 
     def _gradient(self, params: Parameters, chunk: TaskBatch | Examples) -> tuple[Parameters, Tensor, Metrics]:
