@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +49,12 @@ def train(
     overrides: list[str],
     run_dir: Path,
     *,
-    earlier: Sequence[str] = (),
     prebuilt: Prebuilt | None = None,
     requeue: slurm.Requeue = slurm.requeue,
 ) -> int:
     """A new run; its exit code. ConfigError if the folder already holds one.
 
-    earlier: what was said before there was a train.log to hold it. prebuilt: what a check has built.
+    prebuilt: what a check has built; what was said meanwhile goes into train.log, too.
     requeue: called when SLURM's warning has stopped the run.
     """
     config.refuse_existing_run(dict(cfg, run_dir=run_dir))
@@ -66,8 +64,6 @@ def train(
         try:
             runlog.write_request(cfg, overrides)
             fault("start:config")
-            for text in earlier:
-                runlog.note(text)
             code = Life(cfg, runlog, signals, requeue=requeue, prebuilt=prebuilt).live()
         except (ConfigError, DataError):
             if not CheckpointStore(run_dir).steps():

@@ -113,6 +113,8 @@ class Life:
     def _run(self) -> None:
         cfg = self.cfg
         checkpoint = self._checkpoint()
+        for text in self.prebuilt.said(self._settled(), build.build_device(cfg)):
+            self.log.note(text)  # the person has heard it while the parts were checked
         parts = Parts.build(self._settled(), prebuilt=self.prebuilt)
         if checkpoint is not None:
             resuming.require_same(self.cfg, parts, checkpoint, self.log)
