@@ -16,6 +16,7 @@ from metalearn import config, slurm
 from metalearn.analysis import tables
 from metalearn.build import Prebuilt
 from metalearn.engine.checkpoint import CheckpointStore, SaveError
+from metalearn.engine.explain import explained
 from metalearn.engine.faults import fault
 from metalearn.engine.identity import refuse_new_science, science
 from metalearn.engine.lock import refuse_links
@@ -159,7 +160,10 @@ def evaluate_run(run_dir: Path, overrides: list[str], config_dir: str | None = N
             sys.stderr.write(f"{error.details}error: {error}\n")
 
         try:
-            with open_crew(cfg, parts, check=signals.check, give_up=give_up) as crew:
+            with (
+                explained(parts.algorithm, parts.source),
+                open_crew(cfg, parts, check=signals.check, give_up=give_up) as crew,
+            ):
                 result = judge_split(cfg, crew, on_batch=lambda done: signals.check())
             runlog.write_csv(f"eval_{split}.csv", result.columns)
             results = result_of(cfg, parts.source, parts.algorithm, result, step=step, checkpoint=chosen, novelty=facts)

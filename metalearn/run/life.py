@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shlex
 import sys
@@ -141,7 +142,9 @@ class Life:
             return
         self.signals.check()
         self._specify(parts)
-        with open_crew(self._settled(), parts, check=self.signals.check, give_up=self._give_up) as crew:
+        # A run that goes on is not rehearsed, and its method may have been changed since it was.
+        again = contextlib.nullcontext() if checkpoint is None else explained(parts.algorithm, parts.source)
+        with again, open_crew(self._settled(), parts, check=self.signals.check, give_up=self._give_up) as crew:
             trainer = self._train(parts, crew, settings, checkpoint, logger)
             chosen, step = choose(self.store, cfg["eval"]["checkpoint"], trainer.record)
             load_weights(parts.algorithm, load_chosen(self.store, step).tensors)
