@@ -196,10 +196,20 @@ class Life:
 
     def _rehearse(self, parts: Parts, settings: Settings, ranks: int) -> None:
         """settings: the part of one rank, as the rehearsal is on rank 0 alone."""
-        evaluation = self.cfg["eval"]
-        expected = rehearse(parts.algorithm, self._updater, parts.source, parts.plan, settings, "val", self.log.run_dir, ranks=ranks)
+        episodes = self.cfg["eval"]["episodes"]
+        expected = rehearse(
+            parts.algorithm,
+            self._updater,
+            parts.source,
+            parts.plan,
+            settings,
+            "val",
+            self.log.run_dir,
+            test_episodes=episodes,
+            ranks=ranks,
+        )
         steps = settings.outer_steps if parts.algorithm.trains_on is not None else 0
-        log.info(replace(expected, test_task=expected.test_task / ranks).describe(settings, steps, evaluation["episodes"]))
+        log.info(expected.describe(settings, steps, episodes))
 
     def _updater(self, algorithm: Algorithm) -> Updater | None:
         optimizer = build.build_optimizer(self.cfg, algorithm)
