@@ -12,11 +12,13 @@ import math
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,77 +29,144 @@ from metalearn.engine.tuning import Wish
 from metalearn.errors import ConfigError, DataError, MetalearnError, raise_all, raise_if
 from metalearn.library import Library, packaged_options
 from metalearn.loggers import Logger
+from metalearn.messages import overhearing
 from metalearn.targets import BASES, Config, construct, resolve
 
 log = logging.getLogger(__name__)
 
 Specs = dict[Split, TaskSpec]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+KEPT_BYTES = 2**28  # of parts, each kind for itself, that are kept beside the next one
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names of glibc's malloc.h
+
+
+@dataclass
+class Part:
+    """Something that was built, what was said meanwhile, and the bytes of its tensors."""
+
+    thing: Any
+    said: list[str]
+    size: int
+
+
+@dataclass
+class Shelf:
+    """Parts by what they were built from: the newest, however large, and others while they take little memory.
+
+    lazy: they are larger once they are used.
+    """
+
+    lazy: bool = False
+    parts: dict[str, Part] = field(default_factory=dict)
+
+    def make(self, key: str, make: Callable[[], Any]) -> Any:
+        self.parts.pop(key, None)
+        if self.lazy:
+            for part in self.parts.values():
+                part.size = bytes_of(part.thing)
+        while self.parts and sum(part.size for part in self.parts.values()) > KEPT_BYTES:
+            del self.parts[max(self.parts, key=lambda key: self.parts[key].size)]
+        with overhearing() as said:
+            thing = make()
+        self.parts[key] = Part(thing, said, bytes_of(thing))
+        return thing
+
+    def said(self, key: str) -> list[str]:
+        return self.parts[key].said if key in self.parts else []
+
+    def take(self, key: str) -> Any:
+        """The thing, which is handed out once; None if it is not here."""
+        part = self.parts.pop(key, None)
+        return None if part is None else part.thing
 
 
 @dataclass
 class Prebuilt:
     """What was built for a check, so that the run which follows does not build it, and read its data, again.
 
-    A source has no state and is shared by jobs of a sweep that follow each other and are of its data; only the last one is held,
-    as each may fill the memory, so that jobs whose data alternate read theirs every time. Algorithm and logger are one run's
-    own: those of the last check, handed out once, to the run that was checked.
+    A source has no state and is shared by the jobs of a sweep that are of its data. Algorithm and logger are one run's
+    own, handed out once, to the run that was checked.
     """
 
     specs: dict[str, Specs] = field(default_factory=dict)  # by what `_data_key` says of a configuration
-    _source: tuple[str, Source] | None = None
-    _algorithm: tuple[str, Algorithm, Tensor] | None = None  # with torch's random state after the initial weights
-    _logger: tuple[str, Logger, str | None] | None = None  # with why it is none
+    _sources: Shelf = field(default_factory=lambda: Shelf(lazy=True))
+    _algorithms: Shelf = field(default_factory=Shelf)  # each with torch's random state after the initial weights
+    _loggers: Shelf = field(default_factory=Shelf)  # each with why it is none
 
     def __reduce__(self) -> tuple[type[Prebuilt], tuple[()]]:
         return Prebuilt, ()  # in another process
 
+    def said(self, cfg: Config, device: torch.device) -> list[str]:
+        """What was said while the parts were built that a run of this configuration will find here."""
+        key = _run_key(cfg)
+        return [*self._sources.said(_data_key(cfg, device)), *self._loggers.said(key), *self._algorithms.said(key)]
+
     def source(self, cfg: Config, device: torch.device) -> Source:
         key = _data_key(cfg, device)
-        if self._source is None or self._source[0] != key:
-            self._source = None  # first, as there may not be memory for two
-            self._source = key, build_source(cfg, device)
-        return self._source[1]
+        found = self._sources.parts.get(key)
+        source: Source = found.thing if found else self._sources.make(key, lambda: build_source(cfg, device))
+        return source
 
     def specs_for(self, cfg: Config, device: torch.device) -> Specs:
         key = _data_key(cfg, device)
         if key not in self.specs:
             source = self.source(cfg, device)
-            source.check(SPLITS)
-            source.prepare()
+            with overhearing() as said:
+                source.check(SPLITS)
+                source.prepare()
+            self._sources.said(key).extend(said)
             self.specs[key] = specs_of(source)
         return self.specs[key]
 
     def check_algorithm(self, cfg: Config, specs: Specs) -> Algorithm:
-        self._algorithm = None
-        algorithm = initial_algorithm(cfg, specs, specs["train"])
-        self._algorithm = _run_key(cfg), algorithm, torch.get_rng_state()
+        def make() -> tuple[Algorithm, Tensor]:
+            return initial_algorithm(cfg, specs, specs["train"]), torch.get_rng_state()
+
+        algorithm: Algorithm = self._algorithms.make(_run_key(cfg), make)[0]
         return algorithm
 
     def algorithm(self, cfg: Config, source: Source, device: torch.device) -> Algorithm:
-        found = self._algorithm
-        if found is None or found[0] != _run_key(cfg):
+        found = self._algorithms.take(_run_key(cfg))
+        if found is None:
             return build_algorithm(cfg, source, device)
-        self._algorithm = None
-        torch.set_rng_state(found[2])  # as if it had been built just now
-        return placed(cfg, found[1], device)
+        algorithm, random_state = found
+        torch.set_rng_state(random_state)  # as if it had been built just now
+        return placed(cfg, algorithm, device)
 
     def check_logger(self, cfg: Config) -> None:
-        self._logger = None
-        self._logger = _run_key(cfg), *try_logger(cfg)
+        self._loggers.make(_run_key(cfg), lambda: try_logger(cfg))
 
     def logger(self, cfg: Config) -> Logger:
         """The logger of a run. ConfigError where its class refuses; whatever else it raises costs a warning and the logger."""
-        found = self._logger
-        if found is not None and found[0] == _run_key(cfg):
-            self._logger = None
-            logger, problem = found[1:]
-        else:
-            logger, problem = try_logger(cfg)
+        logger: Logger
+        logger, problem = self._loggers.take(_run_key(cfg)) or try_logger(cfg)
         if problem is not None:
             log.warning(problem)
         return logger
+
+
+def bytes_of(thing: Any) -> int:
+    """Of the tensors and arrays that a part holds, each once, at any depth of attributes and containers."""
+    sizes: dict[int, int] = {}
+    seen: dict[int, Any] = {}
+    left = [thing]
+    while left:
+        found = left.pop()
+        if id(found) in seen or isinstance(found, type | types.ModuleType | types.FunctionType):
+            continue
+        seen[id(found)] = found
+        if isinstance(found, Tensor):
+            storage = found.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(found, np.ndarray):
+            sizes[id(found)] = found.nbytes
+        elif isinstance(found, Mapping):
+            left += found.values()
+        elif isinstance(found, list | tuple | set):
+            left += found
+        else:
+            left += getattr(found, "__dict__", {}).values()
+    return sum(sizes.values())
 
 
 def _data_key(cfg: Config, device: torch.device) -> str:

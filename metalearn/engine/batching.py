@@ -66,6 +66,12 @@ class Batching:
             self._halve(problem)  # after the handler, which holds on to the tensors of the attempt
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
+    def busiest(self, episodes: int, ranks: int) -> int:
+        """How many of so many tasks the busiest rank takes, which has whole batches; a unit that is filled up counts whole."""
+        batches = -(-episodes // self.held)
+        computed = episodes if self.alone else -(-episodes // self.unit) * self.unit
+        return min(-(-batches // ranks) * self.held, computed)
+
     def fit(self, demand: Demand, free: int | None, overhead: float) -> None:
         """Halve the unit before the work begins, where so many tasks would take more than is free; see `Demand.complaint`."""
         complaint = demand.complaint(free, overhead)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from metalearn.core import Algorithm, Examples, Metrics, Parameters, TaskBatch, leaves_of, map_leaves, rebuilt
+from metalearn.engine.compiler_cache import drop_half_written
 from metalearn.engine.memory import first_line, is_out_of_memory
 from metalearn.errors import ConfigError, MetalearnError
 
@@ -138,6 +139,7 @@ class Executor:
     def _compiled(self) -> Gradient:
         from torch._dynamo.exc import TorchDynamoException  # here, since loading the compiler takes a second
 
+        drop_half_written()
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a missing GPU on every CPU
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_BUILDS)
         on_cuda = any(p.is_cuda for p in self.algorithm.parameters())
@@ -147,7 +149,10 @@ class Executor:
             try:
                 result = compiled(params, chunk)
             except TorchDynamoException as error:
-                reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+                # A first line such as "backend='inductor' raised:" says nothing; the second is why.
+                lines = [line.strip() for line in str(error).strip().splitlines()]
+                why = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+                reason = f"{type(error).__name__}: {why}"
                 raise ConfigError(f"device.compile=true, but this run cannot be compiled ({reason}); use device.compile=false") from error
             # A CUDA graph writes the results of the next chunk into the same memory.
             return tree_map(torch.clone, result) if on_cuda else result

@@ -42,17 +42,17 @@ JUDGING = 1.0  # seconds; the same for a first unit of an evaluation
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds for an outer step, a save, a validation task and a test task (with its curve); memory of training and evaluation."""
+    """Seconds of an outer step, a save, a validation and the test (with its curve); memory of training and evaluation."""
 
     step: float
     save: float
-    val_task: float
-    test_task: float
+    val: float
+    test: float
     demands: list[Demand]
 
     def describe(self, settings: Settings, steps: int, test_episodes: int) -> str:
         validations = -(-steps // settings.eval_every)
-        judging = self.val_task * validations * settings.val_episodes + self.test_task * test_episodes
+        judging = self.val * validations + self.test
         saving = self.save * (1 + -(-steps // settings.checkpoint_every))
         total = steps * self.step + judging + saving
         return (
@@ -70,6 +70,7 @@ def rehearse(
     split: Split,
     folder: Path,
     *,
+    test_episodes: int,
     ranks: int = 1,
 ) -> Forecast:
     """Run each kind of work once on a copy. folder: where the trial checkpoint is written and removed.
@@ -89,13 +90,16 @@ def rehearse(
         exams = [_exam(source, settings, split, curve=curve) for curve in (False, True)]
         sizes, evaluations = zip(*(batching_of(actor, source, exam, plan, settings.eval_batch_size) for exam in exams), strict=True)
         demands = [*training, max(evaluations, key=lambda demand: demand.peak)]
+        test = exams[1]._replace(episodes=test_episodes)
+        test_size, _ = batching_of(actor, source, test, plan, settings.eval_batch_size)
     _compare(training, source.tasks(split, seed=settings.eval_seed, first=0, count=1).key.device, ranks)
     with unheard():
         step = _train_seconds(actor, updater, source, plan, settings) if updater is not None else 0.0
         val_task, test_task = (_judge_seconds(actor, source, plan, exam, size) for exam, size in zip(exams, sizes, strict=True))
     save = _save_seconds(actor, updater, folder)
     torch.set_rng_state(random_state)
-    return Forecast(step, save, val_task, test_task, demands)
+    val = val_task * sizes[0].busiest(exams[0].episodes, ranks)
+    return Forecast(step, save, val, test_task * test_size.busiest(test_episodes, ranks), demands)
 
 
 def _require_monitor(actor: Algorithm, source: Source, plan: TaskPlan, settings: Settings, split: Split) -> None:

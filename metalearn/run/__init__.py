@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from metalearn import config, slurm
 from metalearn.analysis import tables
 from metalearn.build import Prebuilt
 from metalearn.engine.checkpoint import CheckpointStore, SaveError
+from metalearn.engine.explain import explained
 from metalearn.engine.faults import fault
 from metalearn.engine.identity import refuse_new_science, science
 from metalearn.engine.lock import refuse_links
@@ -50,13 +50,12 @@ def train(
     overrides: list[str],
     run_dir: Path,
     *,
-    earlier: Sequence[str] = (),
     prebuilt: Prebuilt | None = None,
     requeue: slurm.Requeue = slurm.requeue,
 ) -> int:
     """A new run; its exit code. ConfigError if the folder already holds one.
 
-    earlier: what was said before there was a train.log to hold it. prebuilt: what a check has built.
+    prebuilt: what a check has built; what was said meanwhile goes into train.log, too.
     requeue: called when SLURM's warning has stopped the run.
     """
     config.refuse_existing_run(dict(cfg, run_dir=run_dir))
@@ -66,8 +65,6 @@ def train(
         try:
             runlog.write_request(cfg, overrides)
             fault("start:config")
-            for text in earlier:
-                runlog.note(text)
             code = Life(cfg, runlog, signals, requeue=requeue, prebuilt=prebuilt).live()
         except (ConfigError, DataError):
             if not CheckpointStore(run_dir).steps():
@@ -163,7 +160,10 @@ def evaluate_run(run_dir: Path, overrides: list[str], config_dir: str | None = N
             sys.stderr.write(f"{error.details}error: {error}\n")
 
         try:
-            with open_crew(cfg, parts, check=signals.check, give_up=give_up) as crew:
+            with (
+                explained(parts.algorithm, parts.source),
+                open_crew(cfg, parts, check=signals.check, give_up=give_up) as crew,
+            ):
                 result = judge_split(cfg, crew, on_batch=lambda done: signals.check())
             runlog.write_csv(f"eval_{split}.csv", result.columns)
             results = result_of(cfg, parts.source, parts.algorithm, result, step=step, checkpoint=chosen, novelty=facts)

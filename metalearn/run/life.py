@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shlex
 import sys
@@ -113,6 +114,8 @@ class Life:
     def _run(self) -> None:
         cfg = self.cfg
         checkpoint = self._checkpoint()
+        for text in self.prebuilt.said(self._settled(), build.build_device(cfg)):
+            self.log.note(text)  # the person has heard it while the parts were checked
         parts = Parts.build(self._settled(), prebuilt=self.prebuilt)
         if checkpoint is not None:
             resuming.require_same(self.cfg, parts, checkpoint, self.log)
@@ -139,7 +142,9 @@ class Life:
             return
         self.signals.check()
         self._specify(parts)
-        with open_crew(self._settled(), parts, check=self.signals.check, give_up=self._give_up) as crew:
+        # A run that goes on is not rehearsed, and its method may have been changed since it was.
+        again = contextlib.nullcontext() if checkpoint is None else explained(parts.algorithm, parts.source)
+        with again, open_crew(self._settled(), parts, check=self.signals.check, give_up=self._give_up) as crew:
             trainer = self._train(parts, crew, settings, checkpoint, logger)
             chosen, step = choose(self.store, cfg["eval"]["checkpoint"], trainer.record)
             load_weights(parts.algorithm, load_chosen(self.store, step).tensors)
@@ -191,10 +196,20 @@ class Life:
 
     def _rehearse(self, parts: Parts, settings: Settings, ranks: int) -> None:
         """settings: the part of one rank, as the rehearsal is on rank 0 alone."""
-        evaluation = self.cfg["eval"]
-        expected = rehearse(parts.algorithm, self._updater, parts.source, parts.plan, settings, "val", self.log.run_dir, ranks=ranks)
+        episodes = self.cfg["eval"]["episodes"]
+        expected = rehearse(
+            parts.algorithm,
+            self._updater,
+            parts.source,
+            parts.plan,
+            settings,
+            "val",
+            self.log.run_dir,
+            test_episodes=episodes,
+            ranks=ranks,
+        )
         steps = settings.outer_steps if parts.algorithm.trains_on is not None else 0
-        log.info(replace(expected, test_task=expected.test_task / ranks).describe(settings, steps, evaluation["episodes"]))
+        log.info(expected.describe(settings, steps, episodes))
 
     def _updater(self, algorithm: Algorithm) -> Updater | None:
         optimizer = build.build_optimizer(self.cfg, algorithm)

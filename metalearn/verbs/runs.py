@@ -8,7 +8,6 @@ from pathlib import Path
 from metalearn import listing, slurm
 from metalearn.errors import ConfigError
 from metalearn.launcher import launched
-from metalearn.messages import overhearing
 from metalearn.verbs.arguments import RUN_DIR, add_config_dir
 
 OVERRIDES = "key=value to set, group=name to choose; `metalearn ls` lists the choices, `metalearn show NAME` the keys"
@@ -46,9 +45,8 @@ def train(args: argparse.Namespace) -> int:
     if slurm.restarts() and run.holds_run(args.run_dir, cfg):  # the job has run this command before
         return run.resume(args.run_dir, [word for word in args.overrides if word.startswith("trusted=")])
     prebuilt = build.Prebuilt()
-    with overhearing() as earlier:
-        build.check_machine(cfg, args.run_dir, prebuilt)
-    return run.train(cfg, args.overrides, args.run_dir, earlier=earlier, prebuilt=prebuilt)
+    build.check_machine(cfg, args.run_dir, prebuilt)
+    return run.train(cfg, args.overrides, args.run_dir, prebuilt=prebuilt)
 
 
 def train_arguments(parser: argparse.ArgumentParser) -> None:

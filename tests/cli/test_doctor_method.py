@@ -138,6 +138,26 @@ def test_so_it_is_at_the_start_of_a_run_which_leaves_no_folder(riddle: str, writ
     assert not Path("run").exists()
 
 
+@pytest.mark.parametrize("riddle", ["branch", "typo"])
+def test_so_it_is_when_a_method_that_was_changed_is_judged_or_goes_on(
+    riddle: str, write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line, what, way_out = RIDDLES[riddle]
+    write()
+    small = ["trainer.meta_batch_size=2", "eval.val_episodes=2", "eval.episodes=2", "run_dir=run"]
+    asked = [word for word in words(*small) if word != "trainer.dry_run=true"]
+    assert answer(capsys, "train", "--config-dir", "conf", *asked)[0] == 0
+    place = write(line)
+    del sys.modules["mine"]
+    for command in (["eval", "run", "eval.episodes=3"], ["resume", "run", "trainer.outer_steps=2"]):
+        code, _, complaint = answer(capsys, *command, "trusted=[mine]")
+        assert (code, complaint.count("\n")) == (2, 1), complaint
+        assert complaint.startswith(f"error: {place} {what}")
+        assert way_out in complaint
+    assert not Path("run", "evals").exists()
+    assert not list(Path("run").glob("eval_*.csv")), "the run is open again, at its new end"
+
+
 @pytest.mark.parametrize("plan", ["vmap", "loop"])
 def test_a_float_among_the_metrics_is_named(plan: str, write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     write(metric="0.5")

@@ -86,6 +86,22 @@ def test_as_many_tasks_are_taken_as_their_bytes_allow_and_no_more_than_there_are
     assert [unit(100, limit=limit)[1] for limit in (1, 10, 19, 20, 55)] == [10, 10, 10, 20, 50], "whole units are held"
 
 
+@pytest.mark.parametrize(
+    ("episodes", "held", "ranks", "alone", "tasks"),
+    [
+        (100, 50, 1, False, 100),
+        (120, 50, 1, False, 150),  # the last unit is filled up
+        (120, 50, 1, True, 120),
+        (50, 50, 2, False, 50),  # a batch is not shared
+        (120, 50, 2, False, 100),
+        (600, 100, 4, False, 200),
+        (3, 1, 8, True, 1),
+    ],
+)
+def test_the_busiest_rank_has_whole_batches(episodes: int, held: int, ranks: int, alone: bool, tasks: int) -> None:
+    assert Batching(min(held, 50), held, alone).busiest(episodes, ranks) == tasks
+
+
 def test_memory_of_an_evaluation_does_not_grow_with_its_tasks(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     algorithm, source = built("protonet", cache)
     _, one = batching_of(algorithm, source, Exam("val", 3, 2), VMAP, None)

@@ -97,7 +97,7 @@ def test_a_metric_that_is_not_measured_is_named_with_the_closest_match() -> None
 def test_the_rehearsal_refuses_a_metric_that_validation_lacks(tmp_path: Path) -> None:
     settings = replace(SETTINGS, monitor="mse_inductiv")
     with pytest.raises(ConfigError, match="did you mean mse_inductive"):
-        rehearse(ToyAlgorithm(), lambda actor: None, ToySource(), TaskPlan("vmap"), settings, "val", tmp_path)
+        rehearse(ToyAlgorithm(), lambda actor: None, ToySource(), TaskPlan("vmap"), settings, "val", tmp_path, test_episodes=2)
 
 
 def test_the_monitored_metric_chooses_the_best_and_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -220,7 +220,7 @@ def test_preflight_names_memory_and_warns_before_it_takes_any(
         caplog.clear()
         monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
         args = (updater, ToySource(), TaskPlan("vmap", 3), settings(), "val", tmp_path)
-        found = rehearse(Careful(), *args, ranks=ranks)
+        found = rehearse(Careful(), *args, test_episodes=10, ranks=ranks)
         assert len(caplog.messages) == warnings, caplog.messages
     assert caplog.messages[0].startswith("training needs about 0.0 MiB for 3 tasks at once")
     assert "evaluation about 0.0 MiB for 8 tasks at once" in found.describe(settings(), 6, 10)  # of which the crew warns
@@ -228,6 +228,19 @@ def test_preflight_names_memory_and_warns_before_it_takes_any(
     assert re.search(
         r"6 outer steps of \d+\.\d ms, 3 validations, 10 test tasks; about \d+ s; memory: training about 0.0 MiB for 3 tasks", text
     )
+
+
+@pytest.mark.parametrize(("ranks", "test_episodes", "total"), [(1, 100, "2.1 min"), (2, 50, "74 s"), (2, 100, "74 s"), (2, 130, "2.1 min")])
+def test_ranks_share_an_evaluation_by_whole_batches(
+    ranks: int, test_episodes: int, total: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 3 validations of 8 tasks, which are one batch, and a test of batches of 50, a second per task."""
+    monkeypatch.setattr(preflight, "_judge_seconds", lambda *work: 1.0)
+    monkeypatch.setattr(preflight, "_save_seconds", lambda *work: 0.0)
+    asked = replace(settings(), eval_batch_size=None)
+    work = (ToyAlgorithm(), lambda actor: None, ToySource(), TaskPlan("vmap"), asked, "val", tmp_path)
+    found = rehearse(*work, test_episodes=test_episodes, ranks=ranks)
+    assert f"{test_episodes} test tasks; about {total};" in found.describe(asked, 6, test_episodes)
 
 
 def test_time_of_an_evaluation_is_that_of_whole_units(monkeypatch: pytest.MonkeyPatch) -> None:

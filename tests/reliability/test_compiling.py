@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._filelock import FileLock
 
 from metalearn.config import compose
+from metalearn.engine.compiler_cache import drop_half_written
 from metalearn.engine.execution import Executor, TaskPlan
 from metalearn.engine.settings import draw_batch
 from metalearn.engine.signals import PreemptedError
@@ -62,6 +65,7 @@ def is_alive(process: int) -> bool:
         return False
 
 
+needs_elf = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there is a file ELF")
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system does not list processes in /proc")
 
 
@@ -230,3 +234,62 @@ def test_what_was_compiled_ahead_is_found_by_this_process(tmp_path: Path, monkey
     found.clear()
     Executor(parts.algorithm, PLAN).sums(draw_batch(parts.algorithm, parts.source, settings_of(cfg), 0))
     assert (found["autograd_cache_hit"], found["autograd_cache_miss"]) == (1, 0)
+
+
+@pytest.mark.slow
+def test_kernels_left_half_written_by_a_killed_compiler_are_made_again(cache: Path) -> None:
+    small = ["data=sinusoid", "model.hidden=[4]", "trainer.meta_batch_size=3"]
+    cfg = compose([*small, "device=cpu", "device.threads=1"])
+    assert compile_ahead(cfg, PLAN, key="key", limit=None, proven=False, check=nothing).problem is None
+    kernels = sorted(cache.glob("??/*.main.so"))
+    for kernel in kernels[:2]:
+        os.truncate(kernel, 0)
+    parts = Parts.build(cfg)
+    torch.compiler.reset()
+    batch = draw_batch(parts.algorithm, parts.source, settings_of(cfg), 0)
+    losses = Executor(parts.algorithm, PLAN).sums(batch).losses
+    torch.testing.assert_close(losses, Executor(parts.algorithm, TaskPlan()).sums(batch).losses)
+
+
+@needs_elf
+class TestHalfWritten:
+    """Libraries that the linker did not finish, by how far it came."""
+
+    @pytest.fixture
+    def kernel(self, cache: Path) -> Path:
+        kernel = cache / "ab" / "cabc.main.so"
+        kernel.parent.mkdir(parents=True)
+        shutil.copy(torch._C.__file__, kernel)
+        return kernel
+
+    @pytest.mark.parametrize("size", [0, 10, 64, 5000])
+    def test_they_are_removed_and_that_is_said(self, kernel: Path, cache: Path, size: int, caplog: pytest.LogCaptureFixture) -> None:
+        os.truncate(kernel, size)
+        whole = shutil.copy(torch._C.__file__, kernel.with_name("cdef.so"))
+        drop_half_written()
+        assert not kernel.exists()
+        assert whole.exists()
+        [line] = caplog.messages
+        assert line.startswith(f"removed 1 file that a killed compiler left half written in {cache}")
+
+    def test_one_whose_header_is_still_to_be_written_is_removed(self, kernel: Path) -> None:
+        with kernel.open("r+b") as file:
+            file.write(bytes(64))
+        drop_half_written()
+        assert not kernel.exists()
+
+    def test_one_that_is_being_written_is_left_alone(self, kernel: Path, cache: Path) -> None:
+        os.truncate(kernel, 0)
+        elsewhere = cache / "compiling-x" / "ab" / "cdef.so"
+        elsewhere.parent.mkdir(parents=True)
+        elsewhere.touch()
+        (cache / "locks").mkdir()
+        with FileLock(str(cache / "locks" / "cabc.lock")):
+            drop_half_written()
+        assert kernel.exists()
+        assert elsewhere.exists()
+
+    def test_a_process_looks_for_them_before_it_compiles(self, kernel: Path, tmp_path: Path) -> None:
+        os.truncate(kernel, 0)
+        Executor(Parts.build(configuration(tmp_path, *QUICK)).algorithm, PLAN)
+        assert not kernel.exists()
