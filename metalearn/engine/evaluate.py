@@ -88,11 +88,14 @@ def evaluate(
     exam = Exam(split, seed, num_episodes(source, split, episodes), steps, curve)
     if size is None:
         size, _ = batching_of(algorithm, source, exam, plan, batch_size)
-    parts: dict[str, list[Tensor]] = {}
-    for _, judged in judge_batches(algorithm, source, exam, plan, size, on_batch=on_batch):
+    kept: dict[str, Tensor] = {}
+    for first, judged in judge_batches(algorithm, source, exam, plan, size, on_batch=on_batch):
         for name, values in judged.items():
-            parts.setdefault(name, []).append(values.cpu())
-    return Evaluation.of({name: torch.cat(values) for name, values in parts.items()}, source.spec(split).objective)
+            # In one block for all tasks: small ones of every batch would lie between the large ones that are given back, and hold them.
+            if name not in kept:
+                kept[name] = torch.empty((exam.episodes, *values.shape[1:]), dtype=values.dtype)
+            kept[name][first : first + len(values)] = values
+    return Evaluation.of(kept, source.spec(split).objective)
 
 
 def num_episodes(source: Source, split: Split, wanted: int) -> int:
