@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from metalearn.run import load
+    from metalearn.inference.learner import load
 
 __all__ = ["load"]
 
@@ -13,7 +13,7 @@ __all__ = ["load"]
 def __getattr__(name: str) -> Any:
     # Lazy, since `metalearn --help` imports this package and must not wait for torch.
     if name == "load":
-        from metalearn.run import load
+        from metalearn.inference.learner import load
 
         return load
     raise AttributeError(f"module 'metalearn' has no attribute {name!r}")

@@ -9,7 +9,7 @@ from pathlib import Path
 if not sys.flags.safe_path and Path(sys.path[0]).resolve() != Path(__file__).resolve().parent.parent:
     del sys.path[0]
 
-from metalearn.cli import main
+from metalearn.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -96,7 +96,9 @@ class MetricFormat:
 
     def __post_init__(self) -> None:
         if self.percent and self.unit:
-            raise ValueError(f"a metric in percent has no other unit, but unit={self.unit!r}; leave one of them out")
+            raise ValueError(
+                f"a metric in percent has no other unit, but unit={self.unit!r}; leave one of them out"
+            )
 
 
 class Objective(Protocol):
@@ -222,7 +224,7 @@ class Source(ABC):
 
 
 class Plan(Protocol):
-    """How the tasks of a chunk are mapped; see `metalearn.engine.execution`."""
+    """How the tasks of a chunk are mapped; see `metalearn.engine.executor`."""
 
     def map(self, function: Callable[..., Any], *batches: Any) -> Any:
         """function applied to every task of the batches (leading dimension), results stacked."""
@@ -238,7 +240,9 @@ class Algorithm(nn.Module):
 
     kinds: tuple[Kind, ...] = ("classification", "regression", "rating")  # of the tasks that it takes
     handles_ragged: bool = False  # True: padded rows, which the masks hide, never count
-    order_matters: bool = False  # True: predictions depend on the order of the support's rows, as with minibatches
+    order_matters: bool = (
+        False  # True: predictions depend on the order of the support's rows, as with minibatches
+    )
     plans: tuple[Literal["loop", "vmap"], ...] = ("loop", "vmap")  # by which its tasks can be mapped
     trains_on: Literal["tasks", "examples"] | None = "tasks"  # None: nothing to train
     evaluates_on: Literal["tasks"] = "tasks"
@@ -248,7 +252,9 @@ class Algorithm(nn.Module):
     norm_statistics: str = "none"  # whose batch-norm statistics predictions use
     formats: Mapping[str, MetricFormat] = {}  # of what `report` returns
 
-    outer_step: Tensor  # int64: updates of the outer loop that were applied, for what changes as training goes on
+    outer_step: (
+        Tensor  # int64: updates of the outer loop that were applied, for what changes as training goes on
+    )
 
     def __init__(self, spec: TaskSpec) -> None:
         super().__init__()
@@ -309,7 +315,9 @@ class Algorithm(nn.Module):
     def judge(self, prediction: Tensor, rows: Examples) -> tuple[Tensor, Metrics]:
         """The objective's loss, and its metrics, of which no gradient is taken."""
         mask = self.real(rows.mask)
-        return self.objective.loss(prediction, rows.y, mask), dict(self.objective.metrics(prediction.detach(), rows.y, mask))
+        return self.objective.loss(prediction, rows.y, mask), dict(
+            self.objective.metrics(prediction.detach(), rows.y, mask)
+        )
 
     def real(self, mask: Tensor) -> Tensor | None:
         """The mask where tasks are ragged; None elsewhere, which says that all rows are real and is faster."""
@@ -320,7 +328,9 @@ class Algorithm(nn.Module):
         losses, metrics = how.map(self.task_loss, tasks)
         return losses, metrics
 
-    def gradient(self, params: Parameters, tasks: TaskBatch | Examples, how: Plan) -> tuple[Parameters, Tensor, Metrics]:
+    def gradient(
+        self, params: Parameters, tasks: TaskBatch | Examples, how: Plan
+    ) -> tuple[Parameters, Tensor, Metrics]:
         """Gradient summed over the chunk, its losses (C,) and metrics {name: (C, …)}. Pure."""
 
         def total(params: Parameters) -> tuple[Tensor, tuple[Tensor, Metrics]]:
@@ -334,8 +344,16 @@ class Algorithm(nn.Module):
         leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
         with torch.enable_grad():
             summed, (losses, metrics) = total(leaves)
-            found = torch.autograd.grad(summed, list(leaves.values()), materialize_grads=True) if summed.requires_grad else ()
-        grads = dict(zip(leaves, found, strict=True)) if found else {name: torch.zeros_like(p) for name, p in leaves.items()}
+            found = (
+                torch.autograd.grad(summed, list(leaves.values()), materialize_grads=True)
+                if summed.requires_grad
+                else ()
+            )
+        grads = (
+            dict(zip(leaves, found, strict=True))
+            if found
+            else {name: torch.zeros_like(p) for name, p in leaves.items()}
+        )
         return grads, losses.detach(), map_leaves(Tensor.detach, metrics)
 
     def update_running(self, statistics: Any) -> None:
@@ -343,7 +361,9 @@ class Algorithm(nn.Module):
 
         statistics: as the metrics had them, averaged over tasks.
         """
-        raise NotImplementedError(f"{type(self).__name__} returns statistics, so it must say what follows them")
+        raise NotImplementedError(
+            f"{type(self).__name__} returns statistics, so it must say what follows them"
+        )
 
     def call(self, params: Parameters, method: str, *args: Any, **kwargs: Any) -> Any:
         """self.<method>(…) with some or all parameters replaced. Nests: the rest keep their present values."""
@@ -374,7 +394,9 @@ class Algorithm(nn.Module):
     def _homes_of(self, names: Iterable[str]) -> dict[str, tuple[dict[str, Any], str]]:
         """Where the parameters of these names live: the dictionary of their module, and their key in it."""
         family, homes = self._family
-        if not all(children.get(name) is child for children, name, child in family) or not homes.keys() >= set(names):
+        if not all(
+            children.get(name) is child for children, name, child in family
+        ) or not homes.keys() >= set(names):
             del self._family  # modules were replaced since, or parameters added
             _, homes = self._family
         return homes
@@ -383,7 +405,9 @@ class Algorithm(nn.Module):
     def _family(self) -> tuple[list[tuple[dict[str, Any], str, Any]], dict[str, tuple[dict[str, Any], str]]]:
         """Every module as a child of another, and the homes of all parameters, while these are its children."""
         modules = list(self.named_modules())
-        family = [(parent._modules, name, child) for _, parent in modules for name, child in parent._modules.items()]
+        family = [
+            (parent._modules, name, child) for _, parent in modules for name, child in parent._modules.items()
+        ]
         homes = {
             f"{prefix}.{key}" if prefix else key: (module._parameters, key)
             for prefix, module in modules

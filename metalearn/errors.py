@@ -52,7 +52,9 @@ def raise_if(problems: Iterable[str]) -> None:
 
 def raise_all(errors: Sequence[MetalearnError]) -> None:
     """One error with every sentence of these: ConfigError if any of them is one, otherwise DataError."""
-    problems = list(dict.fromkeys(problem for error in errors for problem in getattr(error, "problems", [str(error)])))
+    problems = list(
+        dict.fromkeys(problem for error in errors for problem in getattr(error, "problems", [str(error)]))
+    )
     if any(isinstance(error, ConfigError) for error in errors):
         raise ConfigError(problems)
     if problems:

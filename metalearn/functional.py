@@ -60,11 +60,16 @@ def slope(loss: Loss, weights: Parameters, step: int, *, first_order: bool) -> t
         if further:
             # A view each, or what else depends on a weight would count in its gradient: a head that starts from the body, or
             # a loss that looks back at the start.
-            leaves = {n: w.view_as(w) if w.requires_grad else w.detach().requires_grad_() for n, w in weights.items()}
+            leaves = {
+                n: w.view_as(w) if w.requires_grad else w.detach().requires_grad_()
+                for n, w in weights.items()
+            }
         else:
             leaves = {n: w.detach().requires_grad_() for n, w in weights.items()}
         value = loss(leaves, step)
-        found = torch.autograd.grad(value, list(leaves.values()), create_graph=further, materialize_grads=True)
+        found = torch.autograd.grad(
+            value, list(leaves.values()), create_graph=further, materialize_grads=True
+        )
     return dict(zip(leaves, found, strict=True)), value if further else value.detach()
 
 
@@ -78,7 +83,10 @@ class Momentum:
     def __call__(self, weights: Parameters, grads: Parameters, step: int) -> Parameters:
         decayed = {name: grads[name] + self.weight_decay * w for name, w in weights.items()}
         if self.velocity:
-            decayed = {name: self.momentum * self.velocity[name] + (1 - self.dampening) * g for name, g in decayed.items()}
+            decayed = {
+                name: self.momentum * self.velocity[name] + (1 - self.dampening) * g
+                for name, g in decayed.items()
+            }
         self.velocity = decayed
         return {name: w - self.lr * decayed[name] for name, w in weights.items()}
 
@@ -89,13 +97,19 @@ class Adam:
     second, taken: the second moment to start from, before bias correction, and the number of steps that it has seen.
     """
 
-    def __init__(self, second: Parameters, taken: Tensor, *, lr: float, beta2: float = 0.999, eps: float = 1e-8) -> None:
+    def __init__(
+        self, second: Parameters, taken: Tensor, *, lr: float, beta2: float = 0.999, eps: float = 1e-8
+    ) -> None:
         self.second, self.taken = second, taken
         self.lr, self.beta2, self.eps = lr, beta2, eps
 
     def __call__(self, weights: Parameters, grads: Parameters, step: int) -> Parameters:
         dtype = next(iter(weights.values())).dtype
-        correction = -torch.expm1((self.taken + step + 1).to(dtype) * math.log(self.beta2))  # 1 − beta2^t, exact for small t too
-        self.second = {name: self.beta2 * s + (1 - self.beta2) * grads[name].square() for name, s in self.second.items()}
+        correction = -torch.expm1(
+            (self.taken + step + 1).to(dtype) * math.log(self.beta2)
+        )  # 1 − beta2^t, exact for small t too
+        self.second = {
+            name: self.beta2 * s + (1 - self.beta2) * grads[name].square() for name, s in self.second.items()
+        }
         root = {name: (s / correction).sqrt() + self.eps for name, s in self.second.items()}
         return {name: w - self.lr * grads[name] / root[name] for name, w in weights.items()}

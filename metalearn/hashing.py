@@ -34,7 +34,11 @@ def fold(*words: int | Tensor, device: torch.device | str | None = None) -> Tens
     """One int64 hash of a sequence of integers, broadcasting over tensors; the order matters."""
     state = torch.zeros((), dtype=torch.int64, device=device)
     for word in words:
-        word = word if isinstance(word, Tensor) else torch.full((), _wrap(word), dtype=torch.int64, device=state.device)
+        word = (
+            word
+            if isinstance(word, Tensor)
+            else torch.full((), _wrap(word), dtype=torch.int64, device=state.device)
+        )
         state = mix(state.to(word.device) ^ mix(word))
     return state
 
@@ -77,7 +81,10 @@ def permutation(key: Tensor, shape: Sequence[int]) -> Tensor:
 def draw(key: Tensor, wanted: dict[str, Draw]) -> dict[str, Tensor]:
     """The random numbers that an algorithm wants, for tasks with these keys (T,)."""
     kinds = {"normal": normal, "uniform": uniform, "permutation": permutation}
-    return {name: kinds[d.kind](fold(key, number), d.shape) for number, (name, d) in enumerate(sorted(wanted.items()))}
+    return {
+        name: kinds[d.kind](fold(key, number), d.shape)
+        for number, (name, d) in enumerate(sorted(wanted.items()))
+    }
 
 
 def _words(key: Tensor, shape: Sequence[int]) -> Tensor:

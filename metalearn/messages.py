@@ -72,5 +72,8 @@ def echo(text: str, *, beside: Any = None) -> None:
             sys.stdout.flush()
         else:
             beside.write(text)
-    except (OSError, MetalearnError):  # the command line has its own word for a full disk behind standard output
+    except (
+        OSError,
+        MetalearnError,
+    ):  # the command line has its own word for a full disk behind standard output
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - lives as long as the process

@@ -22,7 +22,9 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return values.mean()
     if values.shape != mask.shape:
-        raise ValueError(f"a mask of shape {tuple(mask.shape)} does not fit values of shape {tuple(values.shape)}; both must be (n,)")
+        raise ValueError(
+            f"a mask of shape {tuple(mask.shape)} does not fit values of shape {tuple(values.shape)}; both must be (n,)"
+        )
     return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
 
 
@@ -130,7 +132,11 @@ class BinnedAUC(NamedTuple):
 
     def totals(self, scores: Tensor, positive: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """scores, positive (bool) and mask: (n,). Rows per bin, float64 (bins,); all NaN for a score that is."""
-        place = ((scores.double() - self.low) / (self.high - self.low) * self.bins).floor().clamp(0, self.bins - 1)
+        place = (
+            ((scores.double() - self.low) / (self.high - self.low) * self.bins)
+            .floor()
+            .clamp(0, self.bins - 1)
+        )
         inside = place[:, None] == torch.arange(self.bins, device=scores.device)
         lost = torch.where(mask & place.isnan(), place, 0.0).sum()  # 0, or NaN: such a row is in no bin
         sides = {"positives": positive & mask, "negatives": ~positive & mask}

@@ -16,14 +16,18 @@ from metalearn.algorithms.maml import MAML
 from metalearn.algorithms.pixel_nn import PixelNN
 from metalearn.algorithms.protonet import ProtoNet
 from metalearn.algorithms.reptile import Reptile
-from metalearn.build import build_algorithm, build_source
-from metalearn.config import compose
+from metalearn.build.instantiate import resolve
+from metalearn.build.objects import build_algorithm, build_source
+from metalearn.config.compose import compose
 from metalearn.core import Algorithm, Source, TaskSpec
 from metalearn.errors import ConfigError
-from metalearn.targets import resolve
-from metalearn.testing import ALGORITHM_CHECKS, ContractError, NotApplicable, Trial, name_of, run
-from metalearn.testing.algorithms import a_compiled_gradient_is_that_of_the_loop, refused_as_declared
-from metalearn.testing.checking import Check
+from metalearn.testing.algorithms import (
+    ALGORITHM_CHECKS,
+    Trial,
+    a_compiled_gradient_is_that_of_the_loop,
+    refused_as_declared,
+)
+from metalearn.testing.checking import Check, ContractError, NotApplicable, name_of, run
 
 CONF = Path(__file__).parents[1] / "conf"
 ALGOS = sorted(path.stem for path in (CONF / "algo").glob("*.yaml"))
@@ -75,7 +79,9 @@ def built(algo: str, data: str, folder: Path) -> tuple[Algorithm, Source] | str:
     try:
         return build_algorithm(cfg, source, CPU), source
     except ConfigError as refusal:
-        return refused_as_declared(resolve("algo._target_", cfg["algo"]["_target_"], Algorithm, []), source, str(refusal))
+        return refused_as_declared(
+            resolve("algo._target_", cfg["algo"]["_target_"], Algorithm, []), source, str(refusal)
+        )
 
 
 @pytest.fixture(params=[(a, d) for d in DATA for a in ALGOS], ids=lambda pair: f"{pair[0]}-{pair[1]}")
@@ -104,7 +110,10 @@ def test_contract(check: Check, pair: tuple[Algorithm, Source]) -> None:
 def test_our_methods_declare_what_they_have_always_taken() -> None:
     """What they declare decides which pairs the contract leaves out."""
     every = ("classification", "regression", "rating")
-    declared = {cls: (cls.kinds, cls.handles_ragged, cls.order_matters, cls.plans) for cls in (MAML, Reptile, ProtoNet, Baseline, PixelNN)}
+    declared = {
+        cls: (cls.kinds, cls.handles_ragged, cls.order_matters, cls.plans)
+        for cls in (MAML, Reptile, ProtoNet, Baseline, PixelNN)
+    }
     assert declared == {
         MAML: (every, True, False, ("loop", "vmap")),
         Reptile: (every, False, True, ("loop", "vmap")),
@@ -114,10 +123,15 @@ def test_our_methods_declare_what_they_have_always_taken() -> None:
     }
 
 
-def test_a_refusal_that_no_declaration_promises_is_no_pass(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_that_no_declaration_promises_is_no_pass(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(self: MAML, spec: TaskSpec) -> None:
         raise ValueError("not for curves")
 
     monkeypatch.setattr(MAML, "check", refuse)
-    with pytest.raises(ContractError, match="MAML refuses tasks of regression that it declares to take .*not for curves.*`kinds`"):
+    with pytest.raises(
+        ContractError,
+        match="MAML refuses tasks of regression that it declares to take .*not for curves.*`kinds`",
+    ):
         built.__wrapped__("maml", "sinusoid", folder)

@@ -10,18 +10,19 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from metalearn import run
-from metalearn.build import build_algorithm, build_source
-from metalearn.config import compose
+from metalearn.build.objects import build_algorithm, build_source
+from metalearn.config.compose import compose
 from metalearn.core import Algorithm, Examples, Source, Task
-from metalearn.engine.checkpoint import CheckpointStore
-from metalearn.engine.crew import Crew
 from metalearn.engine.evaluate import evaluate
-from metalearn.engine.execution import Executor, Sums, TaskPlan
+from metalearn.engine.executor import Executor, Sums, TaskPlan
+from metalearn.engine.history import RunningMeans
+from metalearn.engine.loader import draw_batch
 from metalearn.engine.memory import free_bytes, peak_bytes
-from metalearn.engine.settings import draw_batch
+from metalearn.engine.strategy import SingleProcess
 from metalearn.engine.update import Clip, Updater
-from metalearn.engine.window import Window
+from metalearn.run.resume import resume
+from metalearn.run.train import train
+from metalearn.rundir.checkpoints import CheckpointStore
 from tests.engine.test_no_sync import outer_step
 from tests.engine.test_trainer import SETTINGS
 
@@ -59,7 +60,9 @@ def assert_close(found: Sums, expected: Sums, tolerance: float) -> None:
     largest = max(grad.norm() for grad in expected.grads.values())
     for name, grad in expected.grads.items():
         gap = (found.grads[name] - grad).norm()
-        assert gap <= tolerance * (grad.norm() + 0.1 * largest), f"{name}: {gap / grad.norm():.1e} of its size"
+        assert gap <= tolerance * (grad.norm() + 0.1 * largest), (
+            f"{name}: {gap / grad.norm():.1e} of its size"
+        )
 
 
 @pytest.mark.parametrize("algo", TRAINED)
@@ -85,17 +88,23 @@ def test_gradients_equal_those_of_the_cpu_to_rounding_in_float64(algo: str, tmp_
 def test_plans_agree(algo: str, plan: TaskPlan, tmp_path: Path) -> None:
     algorithm, source = built(algo, DEVICE, tmp_path)
     batch = batch_of(algorithm, source)
-    assert_close(Executor(algorithm, plan).sums(batch), Executor(algorithm, TaskPlan("vmap")).sums(batch), 1e-2)
+    assert_close(
+        Executor(algorithm, plan).sums(batch), Executor(algorithm, TaskPlan("vmap")).sums(batch), 1e-2
+    )
 
 
 @pytest.mark.parametrize("plan", [TaskPlan("vmap", compile=True), TaskPlan("vmap", 2, compile=True)], ids=str)
 @pytest.mark.parametrize("algo", ["maml", "reptile"])
-def test_compiled_plans_agree_and_later_steps_leave_earlier_results_alone(algo: str, plan: TaskPlan, tmp_path: Path) -> None:
+def test_compiled_plans_agree_and_later_steps_leave_earlier_results_alone(
+    algo: str, plan: TaskPlan, tmp_path: Path
+) -> None:
     """The results of a CUDA graph lie in memory that its next run writes to."""
     torch.compiler.reset()
     algorithm, source = built(algo, DEVICE, tmp_path)
     executor = Executor(algorithm, plan)
-    batches = [batch_of(algorithm, source, step) for step in range(4)]  # the graph is recorded in the second run and replayed later
+    batches = [
+        batch_of(algorithm, source, step) for step in range(4)
+    ]  # the graph is recorded in the second run and replayed later
     found = [executor.sums(batch) for batch in batches]
     for batch, sums in zip(batches, found, strict=True):
         assert_close(sums, Executor(algorithm, TaskPlan("vmap")).sums(batch), 1e-2)
@@ -105,13 +114,21 @@ def test_compiled_plans_agree_and_later_steps_leave_earlier_results_alone(algo: 
 @pytest.mark.parametrize("algo", TRAINED)
 def test_a_step_does_not_wait_for_the_device(algo: str, plan: TaskPlan, tmp_path: Path) -> None:
     algorithm, source = built(algo, DEVICE, tmp_path)
-    updater = Updater(algorithm, torch.optim.Adam(algorithm.parameters(), lr=0.1, fused=True), lambda step: 1.0, Clip(norm=1.0))
-    crew, window = Crew(algorithm, source, Executor(algorithm, plan), SETTINGS), Window()
-    outer_step(crew, updater, window, 0)  # the first one fills caches
+    updater = Updater(
+        algorithm,
+        torch.optim.Adam(algorithm.parameters(), lr=0.1, fused=True),
+        lambda step: 1.0,
+        Clip(norm=1.0),
+    )
+    strategy, running_means = (
+        SingleProcess(algorithm, source, Executor(algorithm, plan), SETTINGS),
+        RunningMeans(),
+    )
+    outer_step(strategy, updater, running_means, 0)  # the first one fills caches
     torch.cuda.set_sync_debug_mode("error")
     try:
-        outer_step(crew, updater, window, 1)
-        outer_step(crew, updater, window, 2)
+        outer_step(strategy, updater, running_means, 1)
+        outer_step(strategy, updater, running_means, 2)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert updater.bad_step.item() == -1
@@ -138,7 +155,9 @@ def test_evaluation_equals_that_of_the_cpu(tmp_path: Path) -> None:
     assert means[0] == pytest.approx(means[1], rel=1e-3)
 
 
-def test_memory_is_measured_and_chunks_are_halved_when_it_runs_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_memory_is_measured_and_chunks_are_halved_when_it_runs_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     assert 2**22 <= peak_bytes(lambda: torch.zeros(2**20, device=DEVICE), DEVICE) < 2**23
     free = free_bytes(DEVICE)
     assert free is not None and 0 < free <= torch.cuda.get_device_properties(DEVICE).total_memory
@@ -166,12 +185,27 @@ def host() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("algo", ["maml", "protonet"])
-def test_resumed_run_ends_in_the_bits_of_one_that_was_not_stopped(algo: str, host: None, tmp_path: Path) -> None:
-    words = [f"algo={algo}", f"device={DEVICE.type}", "device.deterministic=true", "data.way=3", "data.query_shot=2", "model.channels=8"]
-    words += [f"data.cache_dir={tmp_path}", "eval.episodes=4", "eval.val_episodes=4", "trainer.eval_every=2", "trainer.meta_batch_size=4"]
+def test_resumed_run_ends_in_the_bits_of_one_that_was_not_stopped(
+    algo: str, host: None, tmp_path: Path
+) -> None:
+    words = [
+        f"algo={algo}",
+        f"device={DEVICE.type}",
+        "device.deterministic=true",
+        "data.way=3",
+        "data.query_shot=2",
+        "model.channels=8",
+    ]
+    words += [
+        f"data.cache_dir={tmp_path}",
+        "eval.episodes=4",
+        "eval.val_episodes=4",
+        "trainer.eval_every=2",
+        "trainer.meta_batch_size=4",
+    ]
     for name, steps in (("whole", 4), ("parts", 2)):
-        assert run.train(compose([*words, f"trainer.outer_steps={steps}"]), [], tmp_path / name) == 0
-    assert run.resume(tmp_path / "parts", ["trainer.outer_steps=4"]) == 0
+        assert train(compose([*words, f"trainer.outer_steps={steps}"]), [], tmp_path / name) == 0
+    assert resume(tmp_path / "parts", ["trainer.outer_steps=4"]) == 0
     ends = [CheckpointStore(tmp_path / name).newest().tensors for name in ("whole", "parts")]
     assert ends[0].keys() == ends[1].keys()
     for name, value in ends[0].items():

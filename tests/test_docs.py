@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metalearn.analysis.readme import fill
+from metalearn.report.readme import fill
 from tests.reliability import report
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -38,8 +38,15 @@ def blocks(text: str, language: str) -> list[str]:
 def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a printed command line with this environment's `metalearn` first on the path, caches inside the folder."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, "XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    environment = {
+        **os.environ,
+        "PATH": path,
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def test_readme_tables_are_those_of_the_about_blocks() -> None:
@@ -48,12 +55,17 @@ def test_readme_tables_are_those_of_the_about_blocks() -> None:
 
 
 def test_a_changed_figure_is_noticed(tmp_path: Path) -> None:
-    figure = "{name: 5-way, published: 98.7, measured: 96.4, ci95: 0.3, episodes: 2000, command: metalearn train}"
+    figure = (
+        "{name: 5-way, published: 98.7, measured: 96.4, ci95: 0.3, episodes: 2000, command: metalearn train}"
+    )
     about = f"about: {{figures: [{figure}], run: {{steps: 8000, minutes: 21, seed: 0, date: 2026-11-22}}}}\n"
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text(about)
     text = fill(document("README.md"), tmp_path)
-    assert "| `mine` | 5-way | 98.7 % | 96.4 ± 0.3 % | 2,000 | 8,000 | 21 | 0 | 2026-11-22 | `metalearn train` |" in text
+    assert (
+        "| `mine` | 5-way | 98.7 % | 96.4 ± 0.3 % | 2,000 | 8,000 | 21 | 0 | 2026-11-22 | `metalearn train` |"
+        in text
+    )
     assert text != document("README.md")
 
 
@@ -89,7 +101,9 @@ def test_the_python_lines_of_the_readme_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("section", ["An algorithm", "A dataset", "A logger"])
 def test_what_contributing_shows_works_in_an_empty_folder(section: str, tmp_path: Path) -> None:
     text = document("CONTRIBUTING.md").split(f"\n## {section}\n")[1].split("\n## ")[0].split("\n# ")[0]
-    files = re.findall(r"^`([\w/]+\.(?:py|yaml))`:\n\n```\w+\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    files = re.findall(
+        r"^`([\w/]+\.(?:py|yaml))`:\n\n```\w+\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE
+    )
     assert len(files) in (2, 4)  # a file of code and a YAML for each thing that is added
     for name, content in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +118,9 @@ def test_what_contributing_shows_works_in_an_empty_folder(section: str, tmp_path
 
 def test_every_fault_has_a_test_that_injects_it() -> None:
     found = report.injecting(REPOSITORY / "tests")
-    assert found.keys() == report.FAULTS.keys(), "name its tests test_fault_NN_…, or mark them with pytest.mark.fault(NUMBER)"
+    assert found.keys() == report.FAULTS.keys(), (
+        "name its tests test_fault_NN_…, or mark them with pytest.mark.fault(NUMBER)"
+    )
 
 
 def test_the_page_says_how_every_fault_ended() -> None:
@@ -113,7 +129,9 @@ def test_the_page_says_how_every_fault_ended() -> None:
     for number, (fault, injected, survived, compared, files) in rows.items():
         assert (fault, compared) == report.FAULTS[number]
         assert 0 < int(survived) == int(injected)
-        assert set(re.findall(r"`([^`]+)`", files)) == found[number], "docs/reliability.md is out of date; run scripts/fault_report"
+        assert set(re.findall(r"`([^`]+)`", files)) == found[number], (
+            "docs/reliability.md is out of date; run scripts/fault_report"
+        )
 
 
 def test_a_fault_that_was_not_survived_stands_on_the_page(tmp_path: Path) -> None:
@@ -125,7 +143,9 @@ def test_a_fault_that_was_not_survived_stands_on_the_page(tmp_path: Path) -> Non
     )
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = fault(number, ...)\n")
     tally = report.Tally()
-    pytest.main(["-q", "-p", "no:cacheprovider", "-c", str(tmp_path / "pytest.ini"), str(tmp_path)], plugins=[tally])
+    pytest.main(
+        ["-q", "-p", "no:cacheprovider", "-c", str(tmp_path / "pytest.ini"), str(tmp_path)], plugins=[tally]
+    )
     page = report.fill(f"before\n{report.START}\n{report.END}\nafter\n", tally, "here")
     rows = report.rows_of(page)
     assert [rows[number][1:3] for number in (4, 5, 6, 25)] == [["2", "1"], ["2", "1"], ["0", "0"], ["0", "0"]]

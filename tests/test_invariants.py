@@ -18,19 +18,19 @@ import pytest
 import torch
 from torch.utils._pytree import tree_map
 
-from metalearn.build import build_algorithm, build_source, plan_wish
+from metalearn.build.objects import build_algorithm, build_source, plan_wish
+from metalearn.build.parts import Parts, settings_of
 from metalearn.core import Algorithm, Source, TaskBatch
 from metalearn.data.sampling import draw_classes, task_keys
-from metalearn.engine.checkpoint import TENSORS, CheckpointStore
-from metalearn.engine.crew import Crew
+from metalearn.distributed.strategy import Link, pool
 from metalearn.engine.evaluate import draw_tasks, evaluate, judge
-from metalearn.engine.execution import Executor, TaskPlan
-from metalearn.engine.ranks import Link, pool
+from metalearn.engine.executor import Executor, TaskPlan
 from metalearn.engine.results import REQUIRED
 from metalearn.engine.settings import share_of
-from metalearn.run import life
-from metalearn.run.parts import Parts, settings_of
-from tests.engine.test_ranks import together
+from metalearn.engine.strategy import SingleProcess
+from metalearn.run import evaluate as judging
+from metalearn.rundir.checkpoints import TENSORS, CheckpointStore
+from tests.distributed.test_ranks import together
 from tests.reference.tasks import image_tasks
 from tests.reference.test_gradients import gradients, maml, mismatch
 from tests.reliability import harness
@@ -62,14 +62,18 @@ def built(place: Path, *overrides: str) -> tuple[dict[str, Any], Algorithm, Sour
     return cfg, build_algorithm(cfg, source, CPU), source
 
 
-def test_invariant_01_equal_configurations_give_equal_runs(cfg: dict[str, Any], finished: Path, place: Path, tmp_path: Path) -> None:
+def test_invariant_01_equal_configurations_give_equal_runs(
+    cfg: dict[str, Any], finished: Path, place: Path, tmp_path: Path
+) -> None:
     assert finish(train(cfg, tmp_path / "again")) == 0
     assert_same_end(tmp_path / "again", finished)
     assert finish(train(harness.configuration(place / "cache", *QUICK, "seed=1"), tmp_path / "other")) == 0
     assert harness.metrics(tmp_path / "other") != harness.metrics(finished)
 
 
-@pytest.mark.parametrize("place_of_death", ["step:end@5", "save:before_rename@3", "eval:batch@3", "end:before_results"])
+@pytest.mark.parametrize(
+    "place_of_death", ["step:end@5", "save:before_rename@3", "eval:batch@3", "end:before_results"]
+)
 def test_invariant_02_killed_and_resumed_equals_never_killed(
     place_of_death: str, cfg: dict[str, Any], finished: Path, tmp_path: Path
 ) -> None:
@@ -79,7 +83,9 @@ def test_invariant_02_killed_and_resumed_equals_never_killed(
 
 
 @pytest.mark.parametrize("algo", ["maml", "protonet", "reptile", "baseline", "pixel_nn"])
-def test_invariant_03_evaluation_changes_nothing_and_everyone_meets_the_same_tasks(algo: str, place: Path) -> None:
+def test_invariant_03_evaluation_changes_nothing_and_everyone_meets_the_same_tasks(
+    algo: str, place: Path
+) -> None:
     words = [f"algo={algo}", *(["model.norm_statistics=running"] if algo == "baseline" else [])]
     words += ["algo.eval_adaptation_steps=1"] if algo in ("maml", "reptile", "baseline") else []
     cfg, algorithm, source = built(place, *words, "seed=7")
@@ -90,17 +96,23 @@ def test_invariant_03_evaluation_changes_nothing_and_everyone_meets_the_same_tas
     evaluate(algorithm, source, "test", seed=1000, episodes=4, plan=plan_wish(cfg).plan())
     assert all(torch.equal(before[name], value) for name, value in algorithm.state_dict().items())
     assert torch.equal(random_state, torch.get_rng_state())
-    assert asked == [("test", {"seed": 1000, "first": 0, "count": count}) for count in (1, 4)], "one to count its bytes, then all"
+    assert asked == [("test", {"seed": 1000, "first": 0, "count": count}) for count in (1, 4)], (
+        "one to count its bytes, then all"
+    )
     seen = []
     for seed in (0, 1):
-        crew = Crew(algorithm, source, Executor(algorithm, plan_wish(cfg).plan()), settings_of(cfg))
+        strategy = SingleProcess(
+            algorithm, source, Executor(algorithm, plan_wish(cfg).plan()), settings_of(cfg)
+        )
         asked.clear()
-        life.judge_split({**cfg, "seed": seed}, crew, on_batch=lambda done: None)
+        judging.judge_split({**cfg, "seed": seed}, strategy, on_batch=lambda done: None)
         seen.append(list(asked))
     assert seen[0] == seen[1], "the tasks of the final evaluation must not depend on `seed`"
 
 
-def test_invariant_04_val_chooses_and_test_is_read_once_after_training(cfg: dict[str, Any], finished: Path, tmp_path: Path) -> None:
+def test_invariant_04_val_chooses_and_test_is_read_once_after_training(
+    cfg: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
     journal = tmp_path / "journal"
 
     def watched() -> int:
@@ -128,7 +140,9 @@ def test_invariant_04_val_chooses_and_test_is_read_once_after_training(cfg: dict
     assert len(read[first_test:]) == 2  # six tasks, three at a time
     values = {line["step"]: line["accuracy"] for line in harness.metrics(finished) if line["split"] == "val"}
     assert CheckpointStore(finished).pointed("best") == max(values, key=lambda step: (values[step], -step))
-    assert json.loads((finished / "results.json").read_text())["step"] == CheckpointStore(finished).pointed("best")
+    assert json.loads((finished / "results.json").read_text())["step"] == CheckpointStore(finished).pointed(
+        "best"
+    )
 
 
 def test_invariant_05_class_order_in_an_episode_is_random_and_does_not_matter(place: Path) -> None:
@@ -136,14 +150,18 @@ def test_invariant_05_class_order_in_an_episode_is_random_and_does_not_matter(pl
     key = task_keys(0, "train", first=0, count=4000, device=CPU)
     smallest = draw_classes(key, source.spec("train").num_train_classes, 4).argmin(1)
     counts = torch.bincount(smallest, minlength=4)
-    assert ((counts - 1000).abs() < 5 * 27.4).all(), f"labels of the lowest class: {counts.tolist()}"  # 5 binomial deviations
+    assert ((counts - 1000).abs() < 5 * 27.4).all(), (
+        f"labels of the lowest class: {counts.tolist()}"
+    )  # 5 binomial deviations
     for algo in ("protonet", "pixel_nn", "baseline"):  # the methods that claim it; MAML's head has an order
         cfg, algorithm, source = built(place, f"algo={algo}", "data.way=4", "data.query_shot=2")
         tasks = draw_tasks(algorithm, source, "test", seed=0, first=0, count=20)
         other = torch.tensor([2, 0, 3, 1])
         support, query = (rows._replace(y=other[rows.y]) for rows in (tasks.support, tasks.query))
         scores = [
-            judge(algorithm, batch, source.spec("test").objective, plan_wish(cfg).plan(), curve=False)["accuracy"]
+            judge(algorithm, batch, source.spec("test").objective, plan_wish(cfg).plan(), curve=False)[
+                "accuracy"
+            ]
             for batch in (tasks, tasks._replace(support=support, query=query))
         ]
         assert torch.equal(*scores), algo
@@ -152,7 +170,10 @@ def test_invariant_05_class_order_in_an_episode_is_random_and_does_not_matter(pl
 
 def gradients_by_ranks(tasks: TaskBatch) -> Callable[[Link], dict[str, torch.Tensor]]:
     def part(link: Link) -> dict[str, torch.Tensor]:
-        share, executor = share_of(link.rank, link.ranks, len(tasks.key)), Executor(maml(order=2), TaskPlan("vmap"))
+        share, executor = (
+            share_of(link.rank, link.ranks, len(tasks.key)),
+            Executor(maml(order=2), TaskPlan("vmap")),
+        )
         sums = executor.sums(tree_map(lambda leaf: leaf[share.start : share.stop], tasks))
         executor.write(pool(sums, share, len(tasks.key), link)[0])
         return {name: p.grad for name, p in executor.algorithm.named_parameters() if p.grad is not None}
@@ -170,7 +191,9 @@ def test_invariant_06_plans_and_ranks_agree_and_second_order_is_really_on(tmp_pa
     for name, grad in together(2, gradients_by_ranks(tasks), tmp_path).items():
         torch.testing.assert_close(grad, reference[name], rtol=1e-9, atol=1e-12)
     assert mismatch(maml(order=2), image_tasks(2)) < 1e-5
-    assert mismatch(maml(order=1), image_tasks(2)) > 1e-2, "the first-order gradient must fail this check, or it checks nothing"
+    assert mismatch(maml(order=1), image_tasks(2)) > 1e-2, (
+        "the first-order gradient must fail this check, or it checks nothing"
+    )
 
 
 def test_invariant_07_no_number_without_interval_tasks_protocol_seed_and_step(finished: Path) -> None:
@@ -185,24 +208,39 @@ def test_invariant_07_no_number_without_interval_tasks_protocol_seed_and_step(fi
     assert len(rows) - 1 == results["episodes"]
     for line in harness.metrics(finished):
         if line["split"] != "train":
-            named = {name for name in line if name not in ("step", "split", "episodes") and not name.endswith("_ci95")}
+            named = {
+                name
+                for name in line
+                if name not in ("step", "split", "episodes") and not name.endswith("_ci95")
+            }
             assert {f"{name}_ci95" for name in named} <= set(line)
             assert "episodes" in line
 
 
-def test_invariant_08_what_is_not_finite_never_reaches_the_weights(place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_invariant_08_what_is_not_finite_never_reaches_the_weights(
+    place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     run_dir = tmp_path / "run"
-    wild = harness.configuration(place / "cache", "algo.inner_lr=1.0e+38", "algo.adaptation_steps=2", "algo.eval_adaptation_steps=1")
+    wild = harness.configuration(
+        place / "cache", "algo.inner_lr=1.0e+38", "algo.adaptation_steps=2", "algo.eval_adaptation_steps=1"
+    )
     assert finish(train(wild, run_dir)) == 1
-    assert "is not finite at step 0 (counted from 0), train tasks 0, 1, algo.inner_lr=1e+38" in capfd.readouterr().err
+    assert (
+        "is not finite at step 0 (counted from 0), train tasks 0, 1, algo.inner_lr=1e+38"
+        in capfd.readouterr().err
+    )
     assert harness.status(run_dir)["status"] == "failed"
     assert harness.status(run_dir)["exit_code"] == 1
     weights = CheckpointStore(run_dir).newest()
     assert weights.step == 0
-    assert all(torch.isfinite(value).all() for name, value in weights.tensors.items() if name.startswith("weights."))
+    assert all(
+        torch.isfinite(value).all() for name, value in weights.tensors.items() if name.startswith("weights.")
+    )
 
 
-def test_invariant_09_a_corrupt_checkpoint_is_named_and_the_one_before_it_used(cfg: dict[str, Any], finished: Path, tmp_path: Path) -> None:
+def test_invariant_09_a_corrupt_checkpoint_is_named_and_the_one_before_it_used(
+    cfg: dict[str, Any], finished: Path, tmp_path: Path
+) -> None:
     run_dir = tmp_path / "run"
     assert finish(train(cfg, run_dir), fault="end:before_results") == KILLED
     store = CheckpointStore(run_dir)
@@ -211,7 +249,10 @@ def test_invariant_09_a_corrupt_checkpoint_is_named_and_the_one_before_it_used(c
     content[len(content) // 2] ^= 1
     (damaged / TENSORS).write_bytes(content)
     assert finish(resume(run_dir)) == 0
-    assert f"{damaged.name} is not valid: {TENSORS} does not have the sha256" in (run_dir / "train.log").read_text()
+    assert (
+        f"{damaged.name} is not valid: {TENSORS} does not have the sha256"
+        in (run_dir / "train.log").read_text()
+    )
     assert_same_end(run_dir, finished)
 
 
@@ -226,12 +267,19 @@ def test_invariant_09_a_corrupt_checkpoint_is_named_and_the_one_before_it_used(c
         (["train", "run_dir={tmp}/file/run"], 2, "choose another run_dir"),
     ],
 )
-def test_invariant_10_nothing_that_is_typed_gives_a_traceback(words: list[str], code: int, expected: str, tmp_path: Path) -> None:
+def test_invariant_10_nothing_that_is_typed_gives_a_traceback(
+    words: list[str], code: int, expected: str, tmp_path: Path
+) -> None:
     (tmp_path / "file").touch()
     typed = [word.format(tmp=tmp_path) for word in words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "METALEARN_DATA": ""}
     done = subprocess.run(
-        [sys.executable, "-m", "metalearn", *typed], capture_output=True, text=True, check=False, env=environment, cwd=tmp_path
+        [sys.executable, "-m", "metalearn", *typed],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        cwd=tmp_path,
     )
     assert done.returncode == code, done.stderr
     assert expected.format(tmp=tmp_path) in done.stderr

@@ -10,13 +10,28 @@ from pathlib import Path
 
 import pytest
 
-from metalearn import cli, run
-from metalearn.config import compose
+from metalearn.cli import main as cli
+from metalearn.config.compose import compose
 from metalearn.errors import MetalearnError
 from metalearn.messages import LOGGER, listening, overhearing, unheard
+from metalearn.run.train import train
 
-TINY = ["device=cpu", "device.threads=1", "algo=protonet", "data.num_classes=48", "data.num_drawings=6", "data.image_size=14", "data.way=3"]
-TINY += ["data.query_shot=2", "model.channels=4", "trainer.outer_steps=2", "trainer.meta_batch_size=2", "eval.val_episodes=2"]
+TINY = [
+    "device=cpu",
+    "device.threads=1",
+    "algo=protonet",
+    "data.num_classes=48",
+    "data.num_drawings=6",
+    "data.image_size=14",
+    "data.way=3",
+]
+TINY += [
+    "data.query_shot=2",
+    "model.channels=4",
+    "trainer.outer_steps=2",
+    "trainer.meta_batch_size=2",
+    "eval.val_episodes=2",
+]
 TINY += ["eval.episodes=4", "trainer.log_every=1"]
 log = logging.getLogger("metalearn.data.something")
 
@@ -31,11 +46,13 @@ def left_as_it_was() -> None:
 @pytest.fixture(scope="module", autouse=True)
 def no_plots() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("metalearn.run.life.draw_plots", lambda *parts: None)
+        patch.setattr("metalearn.run.session.draw_plots", lambda *parts: None)
         yield
 
 
-def test_what_the_data_say_reaches_screen_and_train_log_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_the_data_say_reaches_screen_and_train_log_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     cache = tmp_path / "cache"
     assert cli.main(["train", *TINY, f"data.cache_dir={cache}", f"run_dir={tmp_path}/run"]) == 0
     shown, complaint = capsys.readouterr()
@@ -49,7 +66,9 @@ def test_what_the_data_say_reaches_screen_and_train_log_once(tmp_path: Path, cap
     assert (tmp_path / "run" / "train.log").read_text() == written, "an evaluation is no part of the run"
 
 
-def test_runs_of_one_process_do_not_hear_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_of_one_process_do_not_hear_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = [*TINY, f"data.cache_dir={tmp_path}/cache"]
     assert cli.main(["train", "-m", *words, "seed=0,1", f"run_dir={tmp_path}/sweep"]) == 0
     shown = capsys.readouterr().out
@@ -61,14 +80,16 @@ def test_runs_of_one_process_do_not_hear_each_other(tmp_path: Path, capsys: pyte
         assert shown.count(f"run folder: {folder}\n") == 1
 
 
-def test_a_run_that_fails_no_longer_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_fails_no_longer_listens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def break_off(*parts: object) -> None:
         log.warning("about to break")
         raise MetalearnError("broken")
 
-    monkeypatch.setattr("metalearn.run.resuming.train", break_off)
+    monkeypatch.setattr("metalearn.run.rollback.train", break_off)
     with pytest.raises(MetalearnError):
-        run.train(compose([*TINY, f"data.cache_dir={tmp_path}/cache"]), [], tmp_path / "run")
+        train(compose([*TINY, f"data.cache_dir={tmp_path}/cache"]), [], tmp_path / "run")
     log.warning("afterwards")
     text = (tmp_path / "run" / "train.log").read_text()
     assert " warning: about to break\n" in text

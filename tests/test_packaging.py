@@ -26,7 +26,10 @@ def project() -> dict[str, Any]:
 
 
 def test_every_subpackage_is_listed() -> None:
-    found = {".".join(path.parent.relative_to(REPOSITORY).parts) for path in (REPOSITORY / "metalearn").rglob("__init__.py")}
+    found = {
+        ".".join(path.parent.relative_to(REPOSITORY).parts)
+        for path in (REPOSITORY / "metalearn").rglob("__init__.py")
+    }
     assert set(project()["tool"]["setuptools"]["packages"]) == found | {"metalearn.conf"}
 
 
@@ -63,25 +66,51 @@ def run(site: Path, cwd: Path, *words: str | Path) -> subprocess.CompletedProces
     """Python with the installed wheel and the dependencies, but without .pth files: an editable install stays out."""
     paths = [str(site), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-S", *words], cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-S", *words], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def test_the_wheel_holds_every_yaml(site: Path) -> None:
     expected = {path.relative_to(REPOSITORY / "conf") for path in (REPOSITORY / "conf").rglob("*.yaml")}
-    assert {path.relative_to(site / "metalearn" / "conf") for path in (site / "metalearn" / "conf").rglob("*.yaml")} == expected
+    assert {
+        path.relative_to(site / "metalearn" / "conf")
+        for path in (site / "metalearn" / "conf").rglob("*.yaml")
+    } == expected
     assert Path("train.yaml") in expected
 
 
 def test_the_wheel_is_what_gets_imported(site: Path, tmp_path: Path) -> None:
-    done = run(site, tmp_path, "-c", "import metalearn, metalearn.conf; print(metalearn.__file__); print(metalearn.conf.__file__)")
+    done = run(
+        site,
+        tmp_path,
+        "-c",
+        "import metalearn, metalearn.conf; print(metalearn.__file__); print(metalearn.conf.__file__)",
+    )
     package, conf = (Path(line) for line in done.stdout.split())
     assert package.is_relative_to(site)
     assert conf.is_relative_to(site)
 
 
 def test_the_installed_wheel_trains_two_steps_outside_the_clone(site: Path, tmp_path: Path) -> None:
-    words = ["trainer.outer_steps=2", "trainer.meta_batch_size=2", "eval.val_episodes=4", "eval.episodes=8", "data.num_classes=60"]
-    done = run(site, tmp_path, "-m", "metalearn", "train", "device=cpu", "run_dir=run", f"data.cache_dir={tmp_path / 'cache'}", *words)
+    words = [
+        "trainer.outer_steps=2",
+        "trainer.meta_batch_size=2",
+        "eval.val_episodes=4",
+        "eval.episodes=8",
+        "data.num_classes=60",
+    ]
+    done = run(
+        site,
+        tmp_path,
+        "-m",
+        "metalearn",
+        "train",
+        "device=cpu",
+        "run_dir=run",
+        f"data.cache_dir={tmp_path / 'cache'}",
+        *words,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "run" / "results.json").exists()
 

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metalearn import config
 from metalearn.algorithms.protonet import ProtoNet
+from metalearn.config.compose import compose
 from metalearn.core import Algorithm, Inputs, InputSpec, Task, starting_with
 from metalearn.data.glyphs import Glyphs
 from metalearn.data.sinusoid import Sinusoid
@@ -24,9 +24,10 @@ from metalearn.models.conv4 import Conv4
 from metalearn.models.mlp import MLP
 from metalearn.models.user_item import UserItem
 from metalearn.objectives import Classification, Rating, Regression
-from metalearn.testing import MODEL_CHECKS, ContractError, ModelTrial, NotApplicable, Trial, check_algorithm, check_model, name_of, run
 from metalearn.testing import algorithms as checks
-from metalearn.testing.checking import Check
+from metalearn.testing.algorithms import Trial, check_algorithm
+from metalearn.testing.checking import Check, ContractError, NotApplicable, name_of, run
+from metalearn.testing.models import MODEL_CHECKS, ModelTrial, check_model
 from tests.cli.conftest import answer
 
 CPU = torch.device("cpu")
@@ -34,7 +35,10 @@ IMAGES, POINTS = InputSpec((1, 12, 12)), InputSpec((3,))
 CODES = {"user": InputSpec((2,), 5), "item": InputSpec((3,), 7), "age": InputSpec((1,))}
 MODELS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "conv4-stride": lambda: (Conv4(IMAGES, channels=4), IMAGES),
-    "conv4-pool": lambda: (Conv4(InputSpec((1, 16, 16)), channels=4, downsample="pool"), InputSpec((1, 16, 16))),
+    "conv4-pool": lambda: (
+        Conv4(InputSpec((1, 16, 16)), channels=4, downsample="pool"),
+        InputSpec((1, 16, 16)),
+    ),
     "mlp": lambda: (MLP(POINTS, hidden=[5]), POINTS),
     "user_item": lambda: (UserItem(CODES, embedding_dim=3, decision=[4]), CODES),
 }
@@ -107,7 +111,9 @@ def test_a_fault_planted_in_a_model_is_found(planted: type[Planted], sentence: s
 def test_a_wrong_second_order_under_vmap_is_found() -> None:
     torch.manual_seed(0)
     second_order = next(check for check in MODEL_CHECKS if "second_order" in check.__name__)
-    with pytest.raises(ContractError, match=r"\(order 2\) is .* off under vmap; write affines as multiply-add"):
+    with pytest.raises(
+        ContractError, match=r"\(order 2\) is .* off under vmap; write affines as multiply-add"
+    ):
         run(second_order, ModelTrial(Fused(POINTS, hidden=[5], init="xavier"), POINTS))
 
 
@@ -156,14 +162,28 @@ def glyphs(tmp_path_factory: pytest.TempPathFactory) -> Glyphs:
 @pytest.mark.parametrize(
     ("planted", "check", "sentence"),
     [
-        (Careless, checks.inductive_predictions_do_not_depend_on_other_queries, "changes by .* when it is asked alone"),
-        (Careless, checks.one_class_queries_are_answered_as_among_those_of_all_classes, "queries of the other classes are left out"),
-        (OfAllQueries, checks.one_class_queries_are_answered_as_among_those_of_all_classes, "whose statistics are those of the support"),
+        (
+            Careless,
+            checks.inductive_predictions_do_not_depend_on_other_queries,
+            "changes by .* when it is asked alone",
+        ),
+        (
+            Careless,
+            checks.one_class_queries_are_answered_as_among_those_of_all_classes,
+            "queries of the other classes are left out",
+        ),
+        (
+            OfAllQueries,
+            checks.one_class_queries_are_answered_as_among_those_of_all_classes,
+            "whose statistics are those of the support",
+        ),
         (FirstRow, checks.permuting_the_support_changes_nothing, "declare order_matters = True"),
         (Detached, checks.loss_gradient_and_metrics_are_finite, "every gradient is 0"),
     ],
 )
-def test_a_fault_planted_in_a_method_is_found(planted: type[ProtoNet], check: Check, sentence: str, glyphs: Glyphs) -> None:
+def test_a_fault_planted_in_a_method_is_found(
+    planted: type[ProtoNet], check: Check, sentence: str, glyphs: Glyphs
+) -> None:
     torch.manual_seed(0)
     algorithm = planted(Conv4(InputSpec((1, 12, 12)), channels=4), glyphs.spec("train"))
     with pytest.raises(ContractError, match=sentence):
@@ -177,7 +197,9 @@ def test_one_class_alone_finds_what_the_first_query_alone_does_not(glyphs: Glyph
 
 def test_an_algorithm_is_not_checked_on_tasks_that_it_does_not_declare() -> None:
     source = Sinusoid(device=CPU)
-    with pytest.raises(ContractError, match="ProtoNet takes tasks of classification .*, but these are tasks of regression"):
+    with pytest.raises(
+        ContractError, match="ProtoNet takes tasks of classification .*, but these are tasks of regression"
+    ):
         check_algorithm(ProtoNet(MLP(InputSpec((1,))), source.spec("train")), source)
 
 
@@ -198,7 +220,9 @@ def test_what_cannot_be_compiled_fails_unless_nothing_is_to_be(glyphs: Glyphs) -
     trial = Trial(untraceable(glyphs), glyphs)
     with pytest.raises(ContractError, match="this run cannot be compiled .*; use device.compile=false"):
         run(checks.a_compiled_gradient_is_that_of_the_loop, trial)
-    with pytest.raises(NotApplicable, match="^compiles=False: device.compile=true, but this run cannot be compiled"):
+    with pytest.raises(
+        NotApplicable, match="^compiles=False: device.compile=true, but this run cannot be compiled"
+    ):
         run(checks.a_compiled_gradient_is_that_of_the_loop, dataclasses.replace(trial, compiles=False))
 
 
@@ -206,7 +230,9 @@ def test_without_vmap_the_reason_is_the_one_that_holds(glyphs: Glyphs) -> None:
     with pytest.raises(NotApplicable, match=r"^plans=\('loop',\): there is no other"):
         run(checks.loop_equals_vmap, Trial(untraceable(glyphs), glyphs))
     declared = ProtoNet(Conv4(InputSpec((1, 12, 12)), channels=4), glyphs.spec("train"))
-    with pytest.raises(NotApplicable, match=r"^only loop is asked for, as by device.plan=loop: there is no other"):
+    with pytest.raises(
+        NotApplicable, match=r"^only loop is asked for, as by device.plan=loop: there is no other"
+    ):
         run(checks.loop_equals_vmap, Trial(declared, glyphs, plans=("loop",)))
 
 
@@ -214,13 +240,17 @@ def test_whatever_a_check_raises_is_a_broken_promise_with_its_place() -> None:
     def stumbles(trial: Any) -> str:
         raise LookupError("nobody knows why")
 
-    with pytest.raises(ContractError, match=r"^LookupError: nobody knows why \(at .*test_testing.py:\d+\)$") as caught:
+    with pytest.raises(
+        ContractError, match=r"^LookupError: nobody knows why \(at .*test_testing.py:\d+\)$"
+    ) as caught:
         run(stumbles, ModelTrial(*MODELS["mlp"]()))
     assert isinstance(caught.value.__cause__, LookupError)
 
 
 def test_nothing_of_a_test_framework_is_imported() -> None:
-    code = "import sys, metalearn.testing; print(sorted({'pytest', 'hypothesis', '_pytest'} & set(sys.modules)))"
+    code = (
+        "import sys, metalearn.testing; print(sorted({'pytest', 'hypothesis', '_pytest'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
@@ -238,7 +268,9 @@ class TestObjectives:
             (Classification(), torch.zeros(5, 3, 2), torch.zeros(5, 2, dtype=torch.int64)),
         ],
     )
-    def test_wrong_shapes_are_refused_with_both(self, objective: Any, prediction: Tensor, y: Tensor, mask: Tensor | None) -> None:
+    def test_wrong_shapes_are_refused_with_both(
+        self, objective: Any, prediction: Tensor, y: Tensor, mask: Tensor | None
+    ) -> None:
         both = f"prediction has shape {re.escape(str(tuple(prediction.shape)))} and y has shape {re.escape(str(tuple(y.shape)))}"
         for judge in (objective.loss, objective.metrics):
             with pytest.raises(ValueError, match=both):
@@ -261,36 +293,57 @@ class TestPatterns:
         for wrong in (["head", "typo"], [], ["typo"]):
             with pytest.raises(ValueError, match="^algo.adapts=.*matches no parameter"):
                 starting_with(self.NAMES, wrong, key="algo.adapts")
-        with pytest.raises(ValueError, match="model.conv.0 matches no parameter; did you mean model.convs.0?"):
+        with pytest.raises(
+            ValueError, match="model.conv.0 matches no parameter; did you mean model.convs.0?"
+        ):
             starting_with(self.NAMES, ["head", "model.conv.0"], key="algo.adapts")
 
     def test_a_misspelt_one_is_exit_2(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         words = ["data=sinusoid", "device=cpu", "algo.adapts=[head,typo]", f"run_dir={tmp_path / 'run'}"]
         code, _, complaint = answer(capsys, "train", *words)
         assert code == 2
-        assert "algo.adapts=['head', 'typo']: typo matches no parameter; choose 'all' or prefixes of: model.layers.0.weight" in complaint
+        assert (
+            "algo.adapts=['head', 'typo']: typo matches no parameter; choose 'all' or prefixes of: model.layers.0.weight"
+            in complaint
+        )
 
 
 @pytest.mark.parametrize(
     ("declared", "sentence"),
     [
-        (True, "MatchingNet takes tasks of classification (its `kinds`), but these are tasks of regression; choose other data, or one of"),
+        (
+            True,
+            "MatchingNet takes tasks of classification (its `kinds`), but these are tasks of regression; choose other data, or one of",
+        ),
         (False, "the prediction has shape (10, 10, 1) and y has shape (10, 1); correct matching.py:"),
     ],
 )
 def test_matching_networks_on_curves_are_refused_before_training(
-    declared: bool, sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    declared: bool,
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What CONTRIBUTING shows, as it stands and with no declaration: it trained at a gradient norm of 0 by broadcasting."""
     text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    for name, content in re.findall(r"^`([\w/]*matching\.(?:py|yaml))`:\n\n```\w+\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE):
+    for name, content in re.findall(
+        r"^`([\w/]*matching\.(?:py|yaml))`:\n\n```\w+\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE
+    ):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content if declared else re.sub("    kinds = .*\n", "", content))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "matching", raising=False)
-    words = ["algo=matching", "trusted=[matching]", "data=sinusoid", "device=cpu", "run_dir=run", "trainer.outer_steps=4"]
+    words = [
+        "algo=matching",
+        "trusted=[matching]",
+        "data=sinusoid",
+        "device=cpu",
+        "run_dir=run",
+        "trainer.outer_steps=4",
+    ]
     code, _, complaint = answer(capsys, "train", "--config-dir", "conf", *words)
     monkeypatch.delitem(sys.modules, "matching", raising=False)
     assert (code, complaint.count("\n")) == (2, 1)
@@ -300,5 +353,8 @@ def test_matching_networks_on_curves_are_refused_before_training(
 
 def test_the_base_takes_every_kind_but_no_padding() -> None:
     """Objectives refuse what does not fit; a mask that is not read would be silent."""
-    assert (set(Algorithm.kinds), Algorithm.handles_ragged) == ({"classification", "regression", "rating"}, False)
-    assert config.compose([])["algo"]["adapts"] == "all"
+    assert (set(Algorithm.kinds), Algorithm.handles_ragged) == (
+        {"classification", "regression", "rating"},
+        False,
+    )
+    assert compose([])["algo"]["adapts"] == "all"

@@ -14,7 +14,20 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metalearn.core import Algorithm, Draw, Examples, Inputs, Metrics, Parameters, Plan, Task, TaskBatch, TaskSpec, class_rows, map_leaves
+from metalearn.core import (
+    Algorithm,
+    Draw,
+    Examples,
+    Inputs,
+    Metrics,
+    Parameters,
+    Plan,
+    Task,
+    TaskBatch,
+    TaskSpec,
+    class_rows,
+    map_leaves,
+)
 from metalearn.functional import Momentum, descend
 
 
@@ -41,7 +54,12 @@ class Baseline(Algorithm):
         self.model = model
         self.norm_statistics: str = model.norm_statistics
         self.classifier = model.head(max(spec.num_train_classes, 1))
-        self.sgd = {"lr": inner_lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
+        self.sgd = {
+            "lr": inner_lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+        }
         self.inner_batch_size, self.eval_adaptation_steps = inner_batch_size, eval_adaptation_steps
 
     def check(self, spec: TaskSpec) -> None:
@@ -82,8 +100,13 @@ class Baseline(Algorithm):
             logits = F.linear(features_SD[rows], head["weight"], head["bias"])
             return F.cross_entropy(logits.where(present, logits_of_absent), task.support.y[rows])
 
-        head = {"weight": features_SD.new_zeros(len(present), features_SD.shape[-1]), "bias": features_SD.new_zeros(len(present))}
-        path = descend(loss, head, Momentum(**self.sgd), counts=[count * per_epoch for count in counts], first_order=True)
+        head = {
+            "weight": features_SD.new_zeros(len(present), features_SD.shape[-1]),
+            "bias": features_SD.new_zeros(len(present)),
+        }
+        path = descend(
+            loss, head, Momentum(**self.sgd), counts=[count * per_epoch for count in counts], first_order=True
+        )
         return ({"head": head, "present": present} for head in path)
 
     def predict(self, adapted: dict[str, Any], x: Inputs, mask: Tensor) -> Tensor:

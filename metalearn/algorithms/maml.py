@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from metalearn.algorithms.network import NetworkAlgorithm
+from metalearn.algorithms.base import NetworkAlgorithm
 from metalearn.core import Parameters, Task, TaskSpec, starting_with
 from metalearn.functional import descend
 
@@ -35,11 +35,15 @@ class MAML(NetworkAlgorithm):
     ) -> None:
         super().__init__(model, spec)
         if order not in (1, 2):
-            raise ValueError(f"algo.order={order} is none of 1 (first-order approximation), 2 (differentiate through the inner steps)")
+            raise ValueError(
+                f"algo.order={order} is none of 1 (first-order approximation), 2 (differentiate through the inner steps)"
+            )
         self.adapts = adapts
         self.inner_lr, self.order = inner_lr, order
         self.adaptation_steps, self.eval_adaptation_steps = adaptation_steps, eval_adaptation_steps
-        self.adapted_names = starting_with([name for name, _ in self.named_parameters()], adapts, key="algo.adapts")
+        self.adapted_names = starting_with(
+            [name for name, _ in self.named_parameters()], adapts, key="algo.adapts"
+        )
 
     def protocol(self) -> dict[str, Any]:
         return {"order": self.order, "inner_lr": self.inner_lr, "adapts": self.adapts}

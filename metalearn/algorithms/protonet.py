@@ -23,7 +23,9 @@ class ProtoNet(Algorithm):
 
     kinds = ("classification",)
 
-    def __init__(self, model: nn.Module, spec: TaskSpec, *, distance: str = "euclidean", scale: float = 10.0) -> None:
+    def __init__(
+        self, model: nn.Module, spec: TaskSpec, *, distance: str = "euclidean", scale: float = 10.0
+    ) -> None:
         super().__init__(spec)
         if distance not in ("euclidean", "cosine"):
             raise ValueError(f"algo.distance={distance} is none of euclidean, cosine")
@@ -33,7 +35,9 @@ class ProtoNet(Algorithm):
 
     def check(self, spec: TaskSpec) -> None:
         if self.norm_statistics == "support_and_one":
-            raise ValueError("algo=protonet takes model.norm_statistics=running, support or transductive, not support_and_one")
+            raise ValueError(
+                "algo=protonet takes model.norm_statistics=running, support or transductive, not support_and_one"
+            )
 
     def protocol(self) -> dict[str, Any]:
         return {"distance": self.distance}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from metalearn.algorithms.network import NetworkAlgorithm
+from metalearn.algorithms.base import NetworkAlgorithm
 from metalearn.core import Draw, Examples, Metrics, Parameters, Plan, Task, TaskBatch, TaskSpec
 from metalearn.functional import Adam, descend
 
@@ -50,22 +50,35 @@ class Reptile(NetworkAlgorithm):
         self.register_buffer("inner_steps", torch.zeros((), dtype=torch.int64))
 
     def protocol(self) -> dict[str, Any]:
-        return {"inner_lr": self.inner_lr, "inner_batch_size": self.inner_batch_size, "eval_inner_batch_size": self.eval_inner_batch_size}
+        return {
+            "inner_lr": self.inner_lr,
+            "inner_batch_size": self.inner_batch_size,
+            "eval_inner_batch_size": self.eval_inner_batch_size,
+        }
 
     def draws(self, spec: TaskSpec) -> dict[str, Draw]:
-        rows = max(self.adaptation_steps * self.inner_batch_size, self.eval_adaptation_steps * self.eval_inner_batch_size)
+        rows = max(
+            self.adaptation_steps * self.inner_batch_size,
+            self.eval_adaptation_steps * self.eval_inner_batch_size,
+        )
         return {"order": Draw("permutation", (ceil(rows / spec.support_size), spec.support_size))}
 
-    def descent(self, task: Task, counts: Sequence[int], batch_size: int, adam: Adam, losses: list[Tensor]) -> Iterator[Parameters]:
+    def descent(
+        self, task: Task, counts: Sequence[int], batch_size: int, adam: Adam, losses: list[Tensor]
+    ) -> Iterator[Parameters]:
         """The weights after each of `counts` minibatches of the shuffled support; the loss of each goes into `losses`."""
         order = task.draws["order"].flatten()
         batch_size = min(batch_size, len(task.support.y))
 
         def loss(weights: Parameters, step: int) -> Tensor:
             rows = order[step * batch_size : (step + 1) * batch_size]
-            return self.support_loss(weights, Examples(*tree_map(lambda leaf: leaf[rows], tuple(task.support))), step)
+            return self.support_loss(
+                weights, Examples(*tree_map(lambda leaf: leaf[rows], tuple(task.support))), step
+            )
 
-        return descend(loss, dict(self.named_parameters()), adam, counts=counts, first_order=True, losses=losses)
+        return descend(
+            loss, dict(self.named_parameters()), adam, counts=counts, first_order=True, losses=losses
+        )
 
     def adam(self) -> Adam:
         """The inner Adam, with the second moment of the tasks so far."""
@@ -86,9 +99,15 @@ class Reptile(NetworkAlgorithm):
         adam = self.adam()
         losses: list[Tensor] = []
         weights = next(self.descent(task, [self.adaptation_steps], self.inner_batch_size, adam, losses))
-        return weights, adam.second, torch.stack(losses).mean() if losses else self.second_moment.new_zeros(())
+        return (
+            weights,
+            adam.second,
+            torch.stack(losses).mean() if losses else self.second_moment.new_zeros(()),
+        )
 
-    def gradient(self, params: Parameters, tasks: TaskBatch | Examples, how: Plan) -> tuple[Parameters, Tensor, Metrics]:
+    def gradient(
+        self, params: Parameters, tasks: TaskBatch | Examples, how: Plan
+    ) -> tuple[Parameters, Tensor, Metrics]:
         def displacement(task: Task) -> tuple[Parameters, Parameters, Tensor]:
             weights, second, loss = self.call(params, "trained", task)
             return {name: params[name] - weights[name] for name in params}, second, loss
@@ -98,5 +117,7 @@ class Reptile(NetworkAlgorithm):
 
     @torch.no_grad()
     def update_running(self, statistics: Parameters) -> None:
-        self.second_moment.copy_(torch.cat([statistics[name].flatten() for name, _ in self.named_parameters()]))
+        self.second_moment.copy_(
+            torch.cat([statistics[name].flatten() for name, _ in self.named_parameters()])
+        )
         self.inner_steps += self.adaptation_steps

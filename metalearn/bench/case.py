@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from metalearn import build, config
 from metalearn.bench.peers import Answer
 from metalearn.bench.workloads import Workload
+from metalearn.build.device import prepare_host
+from metalearn.build.objects import build_source
+from metalearn.config.compose import compose
 from metalearn.core import Source
 
 Work = Callable[[], Any]  # once through all tasks of the workload
@@ -54,10 +56,14 @@ class Case:
 
 def configure(workload: Workload, threads: int | None) -> tuple[dict[str, Any], Source]:
     """The workload's configuration and source, after this process was set up for it as a run would be: peers get the same."""
-    words = [*workload.overrides, f"trainer.meta_batch_size={workload.tasks}", *([f"device.threads={threads}"] if threads else [])]
-    cfg = config.compose(words)
-    build.prepare_host(cfg)
-    return cfg, build.build_source(cfg, torch.device("cpu"))
+    words = [
+        *workload.overrides,
+        f"trainer.meta_batch_size={workload.tasks}",
+        *([f"device.threads={threads}"] if threads else []),
+    ]
+    cfg = compose(words)
+    prepare_host(cfg)
+    return cfg, build_source(cfg, torch.device("cpu"))
 
 
 def agreement(answer: Answer, expected: Answer, tolerances: Mapping[str, float]) -> Verdict:
@@ -72,9 +78,14 @@ def agreement(answer: Answer, expected: Answer, tolerances: Mapping[str, float])
     for name, values in expected.items():
         given = answer[name]
         if given is None or given.shape != values.shape:
-            return Verdict(f"its {name} is {'missing' if given is None else tuple(given.shape)}; expected {tuple(values.shape)}")
+            return Verdict(
+                f"its {name} is {'missing' if given is None else tuple(given.shape)}; expected {tuple(values.shape)}"
+            )
         error = float((given - values).norm()) / max(float(values.norm()), floor)
         if not error <= tolerances[name]:  # also if it is not a number
-            return Verdict(f"its {name} differs by {error:.1e} of its size; at most {tolerances[name]:.0e} can be rounding", error)
+            return Verdict(
+                f"its {name} differs by {error:.1e} of its size; at most {tolerances[name]:.0e} can be rounding",
+                error,
+            )
         worst = max(worst, error)
     return Verdict(None, worst)

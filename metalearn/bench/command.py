@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from metalearn.bench import record, report, scaling
-from metalearn.bench.record import Options
+from metalearn.bench import report, runner, scaling
+from metalearn.bench.runner import Options
 from metalearn.bench.workloads import WORKLOADS, Workload
-from metalearn.engine.environment import environment
 from metalearn.errors import ConfigError, MetalearnError
+from metalearn.rundir.environment import environment
 
 LIBRARIES = ("torch", "higher", "torchopt", "learn2learn")
 SCALED = "stride2_5w1s"  # the workload whose growth is measured
@@ -35,16 +35,21 @@ def bench(workloads: Sequence[Workload], options: Options, path: Path | None) ->
             [scaled] = [other for other in WORKLOADS if other.name == SCALED]
             found = results[workload.name] = scaling.curves(scaled, options)
             print(scaling.table(found), flush=True)
-            print(f"  drawn in {scaling.plot(found, path.with_suffix('.png') if path else Path('bench.png'))}\n", flush=True)
+            print(
+                f"  drawn in {scaling.plot(found, path.with_suffix('.png') if path else Path('bench.png'))}\n",
+                flush=True,
+            )
         else:
-            found = results[workload.name] = record.take(workload, options)
+            found = results[workload.name] = runner.take(workload, options)
             print(report.table(workload.name, found) + "\n", flush=True)
             wrong += [] if found["best_plan"] else [workload.name]
         results["machine"] = machine()
         if path is not None:
             write(path, results)
     if wrong:
-        raise MetalearnError(f"no plan of ours gave the right result on {', '.join(wrong)}; the table says how far off each is")
+        raise MetalearnError(
+            f"no plan of ours gave the right result on {', '.join(wrong)}; the table says how far off each is"
+        )
 
 
 def machine() -> dict[str, Any]:
@@ -76,9 +81,13 @@ def require_writable(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path.with_name(f"{path.name}.part"), {}).unlink()
     except (FileExistsError, NotADirectoryError) as error:
-        raise ConfigError(f"--json {path} cannot be written: {path.parent} is not a folder; choose another file") from error
+        raise ConfigError(
+            f"--json {path} cannot be written: {path.parent} is not a folder; choose another file"
+        ) from error
     except OSError as error:
-        raise ConfigError(f"--json {path} cannot be written: {error.strerror or error}; choose another file") from error
+        raise ConfigError(
+            f"--json {path} cannot be written: {error.strerror or error}; choose another file"
+        ) from error
 
 
 def write(path: Path, results: dict[str, Any]) -> Path:

@@ -26,13 +26,17 @@ class Drawings:
 
     def __init__(self, source: Any, per_class: int) -> None:
         self.num_classes = source.spec("train").num_train_classes
-        everything = source.examples(seed=0, first=0, count=self.num_classes * per_class)  # one pass holds each image once
+        everything = source.examples(
+            seed=0, first=0, count=self.num_classes * per_class
+        )  # one pass holds each image once
         order = everything.y.argsort()
         self.per_class, self.labels = per_class, everything.y[order]
         self.images = (everything.x[order] * 255).round().to(torch.uint8)
 
     def class_of(self) -> dict[bytes, int]:
-        return {row.numpy().tobytes(): int(label) for row, label in zip(self.images, self.labels, strict=True)}
+        return {
+            row.numpy().tobytes(): int(label) for row, label in zip(self.images, self.labels, strict=True)
+        }
 
 
 def sampler_case(workload: Workload, threads: int | None) -> Case:
@@ -104,7 +108,9 @@ def learn2learn(drawings: Drawings, tasks: int, way: int, shot: int, query_shot:
     return lambda: [episode() for _ in range(tasks)]
 
 
-def audit(result: TaskBatch | Sequence[Episode], class_of: dict[bytes, int], way: int, shot: int, query_shot: int) -> Verdict:
+def audit(
+    result: TaskBatch | Sequence[Episode], class_of: dict[bytes, int], way: int, shot: int, query_shot: int
+) -> Verdict:
     """Whether episodes are what they claim: sizes, one class per label, classes and images not twice, pixels in [0, 1]."""
     for number in range(AUDITED):
         episode = result[number] if isinstance(result, list) else one_of(result, number)
@@ -118,7 +124,9 @@ def one_of(batch: Any, number: int) -> Episode:
     return batch.support.x[number], batch.support.y[number], batch.query.x[number], batch.query.y[number]
 
 
-def fault_of(episode: Episode, class_of: dict[bytes, int], way: int, shot: int, query_shot: int) -> str | None:
+def fault_of(
+    episode: Episode, class_of: dict[bytes, int], way: int, shot: int, query_shot: int
+) -> str | None:
     images, labels = torch.cat([episode[0], episode[2]]), torch.cat([episode[1], episode[3]])
     if images.dtype != torch.float32 or images.min() < 0 or images.max() > 1:
         return f"pixels from {float(images.min())} to {float(images.max())} in {images.dtype}; expected float32 in 0 … 1"
@@ -129,6 +137,10 @@ def fault_of(episode: Episode, class_of: dict[bytes, int], way: int, shot: int, 
     if len(set(rows)) < len(rows):
         return "an image twice"
     pairs = {(class_of.get(row), int(label)) for row, label in zip(rows, labels, strict=True)}
-    if len(pairs) != way or len({found for found, _ in pairs}) != way or None in {found for found, _ in pairs}:
+    if (
+        len(pairs) != way
+        or len({found for found, _ in pairs}) != way
+        or None in {found for found, _ in pairs}
+    ):
         return "images of another class under a label"
     return None

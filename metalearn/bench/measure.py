@@ -80,7 +80,9 @@ def peak_mb(work: Callable[[], Any], others: Sequence[int] = ()) -> float | None
 
 
 def _resident(pid: int | str, field: str) -> float:
-    found = re.search(rf"^{field}:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(encoding="utf-8"), re.MULTILINE)
+    found = re.search(
+        rf"^{field}:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(encoding="utf-8"), re.MULTILINE
+    )
     if found is None:
         raise ValueError(f"/proc/{pid}/status has no {field}")
     return int(found[1]) * 1024 / MEGABYTE
@@ -100,7 +102,13 @@ def matmul_peak() -> float:
         a, b = torch.randn(2, size, size)
         product = torch.empty(size, size)
         torch.mm(a, b, out=product)
-        best = max(best, *(2 * size**3 / seconds_of(lambda: torch.mm(a, b, out=product)) / 1e9 for _ in range(PEAK_ROUNDS)))
+        best = max(
+            best,
+            *(
+                2 * size**3 / seconds_of(lambda: torch.mm(a, b, out=product)) / 1e9
+                for _ in range(PEAK_ROUNDS)
+            ),
+        )
     return best
 
 

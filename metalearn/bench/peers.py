@@ -15,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metalearn.bench.twins import Twin, Weights
+from metalearn.bench.plain_networks import PlainNetwork, Weights
 
-Answer = dict[str, Tensor]  # "loss" (T,), and "gradient of NAME" or "accuracy" (T,): what systems must agree about
+Answer = dict[
+    str, Tensor
+]  # "loss" (T,), and "gradient of NAME" or "accuracy" (T,): what systems must agree about
 Run = Callable[[], Answer]
 Predict = Callable[[Tensor], Tensor]
 Adapting = Callable[[Tensor, Tensor], AbstractContextManager[Predict]]
@@ -40,7 +42,7 @@ class Problem:
     first_order: no second derivative. steps: of gradient descent with rate inner_lr on the mean loss of the support.
     """
 
-    twin: Twin
+    network: PlainNetwork
     batch: Tensors
     loss: Callable[[Tensor, Tensor], Tensor]
     inner_lr: float
@@ -59,15 +61,17 @@ class Problem:
     @property
     def adapted(self) -> nn.Module:
         """The part that the inner loop changes."""
-        return self.twin.head if self.head_only else nn.Sequential(self.twin.body, self.twin.head)
+        return self.network.head if self.head_only else nn.Sequential(self.network.body, self.network.head)
 
     def before(self, x: Tensor) -> Tensor:
         """What the part that is adapted gets to see of an input."""
-        return self.twin.features(list(self.twin.body.parameters()), x) if self.head_only else x
+        return self.network.features(list(self.network.body.parameters()), x) if self.head_only else x
 
     def predict(self, weights: Weights, x: Tensor) -> Tensor:
         """The part that is adapted, as a function of its weights."""
-        return F.linear(x if self.head_only else self.twin.features(weights[:-2], x), weights[-2], weights[-1])
+        return F.linear(
+            x if self.head_only else self.network.features(weights[:-2], x), weights[-2], weights[-1]
+        )
 
 
 def plain(problem: Problem) -> Adapting:
@@ -98,7 +102,9 @@ def higher(problem: Problem) -> Adapting:
             for _ in range(problem.steps):
                 inner.step(problem.loss(fast(x), y))
             yield fast
-            if problem.first_order:  # the fast weights are leaves of their own, whose gradient stands for that of the first ones
+            if (
+                problem.first_order
+            ):  # the fast weights are leaves of their own, whose gradient stands for that of the first ones
                 for w, f in zip(module.parameters(), fast.parameters(), strict=True):
                     w.grad = f.grad if w.grad is None else w.grad + f.grad if f.grad is not None else w.grad
 
@@ -170,7 +176,7 @@ def learn2learn(problem: Problem) -> Adapting:
 
 def meta_gradient(problem: Problem, adapting: Adapting) -> Run:
     """Losses of the queries, and the gradient of their mean, one task after the other: the graph of one task is alive at a time."""
-    weights = dict(zip(problem.twin.names, problem.twin.parameters, strict=True))
+    weights = dict(zip(problem.network.names, problem.network.parameters, strict=True))
 
     def run() -> Answer:
         forget(weights)
@@ -191,7 +197,7 @@ def torchopt_vmap(problem: Problem) -> Run:
 
     module, optimizer = problem.adapted, torchopt.sgd(lr=problem.inner_lr)
     weights: dict[str, Tensor] = dict(module.named_parameters())
-    named = dict(zip(problem.twin.names, problem.twin.parameters, strict=True))
+    named = dict(zip(problem.network.names, problem.network.parameters, strict=True))
 
     def loss_of(fast: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return problem.loss(torch.func.functional_call(module, fast, x), y)

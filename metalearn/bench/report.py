@@ -27,7 +27,10 @@ def table(name: str, record: Mapping[str, Any]) -> str:
             ]
         )
     threads = f"{record['threads']} thread{'s' if record['threads'] > 1 else ''}"
-    lines = [f"{name}: {record['title']}; {record['tasks']} tasks, median of {record['repeats']}, {threads}", *columns(rows)]
+    lines = [
+        f"{name}: {record['title']}; {record['tasks']} tasks, median of {record['repeats']}, {threads}",
+        *columns(rows),
+    ]
     lines += [f"  {system} takes no part: {reason}" for system, reason in record["refused"].items()]
     return "\n".join([*lines, f"  {verdict(record)}"])
 
@@ -36,7 +39,9 @@ def verdict(record: Mapping[str, Any]) -> str:
     """The best of both sides, arithmetic, and where the time of an outer step goes."""
     parts = []
     if record["ratio"] is not None:
-        parts.append(f"best plan: {record['best_plan']}, {record['ratio']:.2f}x as fast as the best peer, {record['best_peer']}")
+        parts.append(
+            f"best plan: {record['best_plan']}, {record['ratio']:.2f}x as fast as the best peer, {record['best_peer']}"
+        )
     elif record["best_plan"]:
         parts.append(f"best plan: {record['best_plan']}; no peer to compare with")
     if record["tasks_per_second"]:
@@ -54,7 +59,10 @@ def verdict(record: Mapping[str, Any]) -> str:
 def markdown(results: Mapping[str, Any]) -> str:
     """The summary of all workloads, and of each one every system."""
     machine = results["machine"]
-    libraries = ", ".join(f"{name} {machine[name] or 'not installed'}" for name in ("torch", "higher", "torchopt", "learn2learn"))
+    libraries = ", ".join(
+        f"{name} {machine[name] or 'not installed'}"
+        for name in ("torch", "higher", "torchopt", "learn2learn")
+    )
     lines = [
         f"{machine['date']}, {machine['cpu']}, {machine['num_cpus']} cores, Python {machine['python']}, {libraries}.",
         "",
@@ -87,7 +95,9 @@ def fill(text: str, results: Mapping[str, Any] | None) -> str:
     _, end, after = rest.partition(END)
     if not start or not end:
         raise ValueError(f"the document has no pair of marks '{START}' … '{END}'; put them around the tables")
-    return f"{before}{START}\n{markdown(results)}\n{END}{after}" if results else f"{before}{START}\n{END}{after}"
+    return (
+        f"{before}{START}\n{markdown(results)}\n{END}{after}" if results else f"{before}{START}\n{END}{after}"
+    )
 
 
 def number(value: float | None) -> str:
@@ -105,7 +115,8 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     return [
         "  "
         + "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     ]

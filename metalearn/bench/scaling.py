@@ -12,14 +12,14 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from metalearn.analysis.canvas import BLUE, GREEN, GREY, save
 from metalearn.bench import measure
 from metalearn.bench.case import Work
-from metalearn.bench.record import Options
 from metalearn.bench.report import columns, number
+from metalearn.bench.runner import Options
 from metalearn.bench.training import Ours
 from metalearn.bench.workloads import Workload
-from metalearn.engine.execution import TaskPlan
+from metalearn.engine.executor import TaskPlan
+from metalearn.report.style import BLUE, GREEN, GREY, save
 
 TASKS = (4, 8, 16, 32, 64)
 STEPS = (1, 2, 4, 7, 10)
@@ -35,9 +35,17 @@ def curves(workload: Workload, options: Options) -> dict[str, Any]:
         plans = [TaskPlan("loop"), fastest(workload, options, stack)]
         more = [replace(plans[1], compile=True)] if options.compile else []
         tasks = timed(
-            {(str(plan), count): (plan, sized(workload, tasks=count)) for plan in plans + more for count in TASKS}, options, stack
+            {
+                (str(plan), count): (plan, sized(workload, tasks=count))
+                for plan in plans + more
+                for count in TASKS
+            },
+            options,
+            stack,
         )
-        by_steps = {(str(plan), steps): (plan, sized(workload, steps=steps)) for plan in plans for steps in STEPS}
+        by_steps = {
+            (str(plan), steps): (plan, sized(workload, steps=steps)) for plan in plans for steps in STEPS
+        }
         steps = timed(by_steps, options, stack)
     return {
         "workload": workload.name,
@@ -60,7 +68,9 @@ def fastest(workload: Workload, options: Options, stack: ExitStack) -> TaskPlan:
     return plans[min(plans, key=lambda name: statistics.median(seconds[name]))]
 
 
-def timed(wanted: Mapping[tuple[str, int], tuple[TaskPlan, Workload]], options: Options, stack: ExitStack) -> Curve:
+def timed(
+    wanted: Mapping[tuple[str, int], tuple[TaskPlan, Workload]], options: Options, stack: ExitStack
+) -> Curve:
     """Every point takes its turn in every round, so that a curve bends for its own reasons only."""
     works: dict[str, Work] = {}
     for (name, size), (plan, workload) in wanted.items():
@@ -91,10 +101,16 @@ def line(curve: Mapping[int, float]) -> dict[str, float]:
 def table(found: Mapping[str, Any]) -> str:
     """Both curves as text."""
     lines = [f"scaling: {found['workload']}, ms per task"]
-    for title, curve, remark in (("tasks", found["tasks"], rise_remark), ("adaptation steps", found["steps"], line_remark)):
+    for title, curve, remark in (
+        ("tasks", found["tasks"], rise_remark),
+        ("adaptation steps", found["steps"], line_remark),
+    ):
         sizes = list(next(iter(curve.values())))
         rows = [[title, *map(str, sizes), ""]]
-        rows += [[plan, *(number(points[size]) for size in sizes), remark(found, plan)] for plan, points in curve.items()]
+        rows += [
+            [plan, *(number(points[size]) for size in sizes), remark(found, plan)]
+            for plan, points in curve.items()
+        ]
         lines += columns(rows)
     return "\n".join(lines)
 
@@ -105,7 +121,9 @@ def rise_remark(found: Mapping[str, Any], plan: str) -> str:
 
 def line_remark(found: Mapping[str, Any], plan: str) -> str:
     fit = found["line"][plan]
-    return f"{number(fit['ms_per_step'])} ms a step, at most {fit['largest_deviation_percent']:.0f}% off a line"
+    return (
+        f"{number(fit['ms_per_step'])} ms a step, at most {fit['largest_deviation_percent']:.0f}% off a line"
+    )
 
 
 def plot(found: Mapping[str, Any], path: Path) -> Path:
@@ -119,9 +137,17 @@ def plot(found: Mapping[str, Any], path: Path) -> Path:
     for plan, fit in found["line"].items():
         ends = [0, max(STEPS)]
         colour = LOOKS[list(found["line"]).index(plan)][0]
-        right.plot(ends, [fit["ms_besides"] + fit["ms_per_step"] * end for end in ends], ":", color=colour, linewidth=1)
+        right.plot(
+            ends,
+            [fit["ms_besides"] + fit["ms_per_step"] * end for end in ends],
+            ":",
+            color=colour,
+            linewidth=1,
+        )
     right.set_xlim(left=0)
-    figure.suptitle(f"Outer gradient of {found['workload']}; dotted: straight lines through the points", fontsize=10)
+    figure.suptitle(
+        f"Outer gradient of {found['workload']}; dotted: straight lines through the points", fontsize=10
+    )
     return save(figure, path)
 
 

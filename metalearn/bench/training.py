@@ -15,25 +15,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metalearn import build
 from metalearn.algorithms.maml import MAML
 from metalearn.algorithms.protonet import ProtoNet
-from metalearn.bench import peers, prototypes
+from metalearn.bench import peers, protonet_peers
 from metalearn.bench.case import Case, Ranked, StepTimes, Verdict, Work, agreement, configure
 from metalearn.bench.peers import Adapting, Answer, Problem, Tensors
-from metalearn.bench.twins import twin_of
+from metalearn.bench.plain_networks import plain_network_of
 from metalearn.bench.workloads import Workload
+from metalearn.build.device import num_ranks
+from metalearn.build.objects import build_algorithm, build_optimizer, build_schedule
+from metalearn.build.parts import Parts, settings_of
 from metalearn.core import Algorithm, Split, Task, blank_query
-from metalearn.engine.crew import Crew
+from metalearn.distributed.launch import open_strategy
 from metalearn.engine.evaluate import draw_tasks, judge
-from metalearn.engine.execution import Executor, TaskPlan
-from metalearn.engine.proof import Reference, references_of, with_ordinary_norms
-from metalearn.engine.settings import draw_batch
+from metalearn.engine.executor import Executor, TaskPlan
+from metalearn.engine.loader import draw_batch
+from metalearn.engine.plan_check import Reference, references_of, with_ordinary_norms
+from metalearn.engine.strategy import SingleProcess
 from metalearn.engine.update import Clip, Updater
-from metalearn.run.parts import Parts, settings_of
-from metalearn.run.ranks import open_crew
 
-JUDGING_TOLERANCES = {"loss": 1e-4, "accuracy": 1e-2}  # one query that stands between two classes may fall either way
+JUDGING_TOLERANCES = {
+    "loss": 1e-4,
+    "accuracy": 1e-2,
+}  # one query that stands between two classes may fall either way
 NO_INNER_LOOP = "it differentiates inner loops, of which ProtoNet has none"
 LIBRARIES: dict[str, Callable[[Problem], Adapting]] = {
     "plain": peers.plain,
@@ -50,20 +54,22 @@ class Ours:
         self.workload, self.stack = workload, stack
         self.cfg, self.source = configure(workload, threads)
         self.device = torch.device("cpu")
-        self.algorithm = with_ordinary_norms(build.build_algorithm(self.cfg, self.source, self.device))
+        self.algorithm = with_ordinary_norms(build_algorithm(self.cfg, self.source, self.device))
         self.settings = settings_of(self.cfg)
         split: Split = "test" if workload.kind == "evaluation" else "train"
-        self.batch = draw_tasks(self.algorithm, self.source, split, seed=self.settings.seed, first=0, count=workload.tasks)
+        self.batch = draw_tasks(
+            self.algorithm, self.source, split, seed=self.settings.seed, first=0, count=workload.tasks
+        )
         plans = [TaskPlan("loop"), *(TaskPlan("vmap", chunk) for chunk in workload.chunks)]
         self.plans = {str(plan): plan for plan in plans}
-        self.crews: dict[str, Crew] = {}
+        self.strategies: dict[str, SingleProcess] = {}
 
     def problem(self) -> Problem:
         """The same for the peers, with weights and gradients of their own."""
         algorithm, judging = self.algorithm, self.workload.kind == "evaluation"
         assert isinstance(algorithm, MAML)
         return Problem(
-            twin=twin_of(algorithm),
+            network=plain_network_of(algorithm),
             batch=self.tensors(),
             loss=F.mse_loss if self.source.spec("train").kind == "regression" else F.cross_entropy,
             inner_lr=algorithm.inner_lr,
@@ -79,12 +85,14 @@ class Ours:
         return Tensors(support_x, support_y, query_x, query_y)
 
     def gradient(self, plan: TaskPlan) -> Work:
-        crew = self.crews[str(plan)] = Crew(self.algorithm, self.source, Executor(self.algorithm, plan), self.settings)
-        return partial(outer_gradient, self.algorithm, lambda: crew.execute(self.batch)[0])
+        strategy = self.strategies[str(plan)] = SingleProcess(
+            self.algorithm, self.source, Executor(self.algorithm, plan), self.settings
+        )
+        return partial(outer_gradient, self.algorithm, lambda: strategy.execute(self.batch)[0])
 
     def ranked(self, name: str, compile: bool) -> Ranked:
         """In one process for each core, with one thread each. They draw their own tasks, and are held to what one computes of these."""
-        ranks = build.num_ranks({**self.cfg, "device": {**self.cfg["device"], "ranks": "auto"}})
+        ranks = num_ranks({**self.cfg, "device": {**self.cfg["device"], "ranks": "auto"}})
         if ranks == 1:
             raise ValueError("this process may use one core only")
         plan = self.plans[name]
@@ -93,37 +101,41 @@ class Ours:
         name, before = f"{ranks} ranks, {plan}", children()
         with one_thread():
             parts = Parts(self.source, self.algorithm, plan, self.device)
-            crew = self.stack.enter_context(open_crew(cfg, parts, check=lambda: None, give_up=ignore))
+            strategy = self.stack.enter_context(open_strategy(cfg, parts, check=lambda: None, give_up=ignore))
             batch = draw_batch(self.algorithm, self.source, self.settings, 0)
-            alone = Reference.exact(batch, crew.executor.sums(batch))
-        self.crews[name] = crew
+            alone = Reference.exact(batch, strategy.executor.sums(batch))
+        self.strategies[name] = strategy
 
         def losses() -> Tensor:
             with one_thread():
-                return crew.execute(crew.draw(0))[0]
+                return strategy.execute(strategy.draw(0))[0]
 
         work = partial(outer_gradient, self.algorithm, losses)
         return Ranked(name, work, partial(verdict, alone), sorted(children() - before))
 
     def split(self, name: str) -> StepTimes:
         """One outer step of this plan, by parts. It moves the weights, so that nothing else may be measured after it."""
-        crew = self.crews[name]
-        optimizer = build.build_optimizer(self.cfg, self.algorithm)
+        strategy = self.strategies[name]
+        optimizer = build_optimizer(self.cfg, self.algorithm)
         assert optimizer is not None
-        updater = Updater(self.algorithm, optimizer, build.build_schedule(self.cfg), Clip())
+        updater = Updater(self.algorithm, optimizer, build_schedule(self.cfg), Clip())
 
         numbers = itertools.count()
 
         def step() -> dict[str, float]:
             times = [time.perf_counter()]
             with one_thread() if "ranks" in name else nullcontext():
-                batch = crew.draw(next(numbers))
+                batch = strategy.draw(next(numbers))
                 times.append(time.perf_counter())
-                losses, metrics = crew.execute(batch)
+                losses, metrics = strategy.execute(batch)
             times.append(time.perf_counter())
             updater.update(0, losses, metrics.get("statistics"))
             times.append(time.perf_counter())
-            return dict(zip(("data", "gradient", "update"), (b - a for a, b in itertools.pairwise(times)), strict=True))
+            return dict(
+                zip(
+                    ("data", "gradient", "update"), (b - a for a, b in itertools.pairwise(times)), strict=True
+                )
+            )
 
         return step
 
@@ -149,11 +161,16 @@ class Ours:
 
         def step() -> dict[str, float]:
             start = time.perf_counter()
-            batch = draw_tasks(self.algorithm, self.source, "test", seed=0, first=0, count=self.workload.tasks)
+            batch = draw_tasks(
+                self.algorithm, self.source, "test", seed=0, first=0, count=self.workload.tasks
+            )
             drawn = time.perf_counter()
             for chunk in plan.chunks(batch):
                 judge(self.algorithm, chunk, objective, plan)
-            return {"data": drawn - start, "judging, with curve and inductive accuracy": time.perf_counter() - drawn}
+            return {
+                "data": drawn - start,
+                "judging, with curve and inductive accuracy": time.perf_counter() - drawn,
+            }
 
         return step
 
@@ -174,7 +191,10 @@ def training_case(workload: Workload, threads: int | None, stack: ExitStack) -> 
         tasks=workload.tasks,
         check=partial(verdict, reference),
         plans={name: partial(ours.gradient, plan) for name, plan in ours.plans.items()},
-        compiled={f"{name} compiled": partial(ours.gradient, replace(plan, compile=True)) for name, plan in ours.plans.items()},
+        compiled={
+            f"{name} compiled": partial(ours.gradient, replace(plan, compile=True))
+            for name, plan in ours.plans.items()
+        },
         ranked=ours.ranked,
         peers=found,
         absent=absent,
@@ -195,7 +215,10 @@ def verdict(reference: Reference, answer: Answer) -> Verdict:
     """Whether losses and mean gradient are those of the reference."""
     grads, losses, _ = reference.sums
     expected = {"loss": losses, **{f"gradient of {name}": grad / len(losses) for name, grad in grads.items()}}
-    tolerances = {"loss": reference.loss_tolerance, **{f"gradient of {name}": value for name, value in reference.tolerances.items()}}
+    tolerances = {
+        "loss": reference.loss_tolerance,
+        **{f"gradient of {name}": value for name, value in reference.tolerances.items()},
+    }
     return agreement(answer, expected, tolerances)
 
 
@@ -222,10 +245,13 @@ def judging_peer(problem: Problem, peer: Callable[[Problem], Adapting]) -> Work:
 
 
 def prototype_peers(ours: Ours) -> dict[str, Callable[[], Work]]:
-    def build_peer(peer: Callable[[], prototypes.Logits]) -> Work:
-        return prototypes.meta_gradient(twin_of(ours.algorithm), ours.tensors(), peer())
+    def build_peer(peer: Callable[[], protonet_peers.Logits]) -> Work:
+        return protonet_peers.meta_gradient(plain_network_of(ours.algorithm), ours.tensors(), peer())
 
-    return {"plain": partial(build_peer, prototypes.plain), "learn2learn": partial(build_peer, prototypes.learn2learn)}
+    return {
+        "plain": partial(build_peer, protonet_peers.plain),
+        "learn2learn": partial(build_peer, protonet_peers.learn2learn),
+    }
 
 
 def outer_gradient(algorithm: Algorithm, losses: Callable[[], Tensor]) -> Answer:
@@ -245,7 +271,11 @@ def one_thread() -> Iterator[None]:
 
 def children() -> set[int]:
     """Ids of the processes that this one started and that still live; empty where the system does not tell."""
-    return {int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text(encoding="ascii").split()}
+    return {
+        int(pid)
+        for path in Path("/proc/self/task").glob("*/children")
+        for pid in path.read_text(encoding="ascii").split()
+    }
 
 
 def ignore(word: Any) -> None:

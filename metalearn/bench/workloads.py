@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from metalearn.config.schema import closest
 from metalearn.errors import ConfigError
-from metalearn.schema import closest
 
 
 @dataclass(frozen=True)
@@ -30,18 +30,42 @@ class Workload:
 IMAGES = ("device=cpu", "data=glyphs", "data.image_size=28", "model=conv4")
 # PyTorch's own initialisation: gradients of ordinary size, so that equality means something.
 MAML = ("algo=maml", "algo.inner_lr=0.1", "algo.adaptation_steps=1", "model.init=default")
-SINUSOID = ("device=cpu", "data=sinusoid", *MAML, "model.hidden=[40,40]", "model.head_init=default", "data.shot=10", "data.query_shot=10")
+SINUSOID = (
+    "device=cpu",
+    "data=sinusoid",
+    *MAML,
+    "model.hidden=[40,40]",
+    "model.head_init=default",
+    "data.shot=10",
+    "data.query_shot=10",
+)
 STRIDE2 = (*IMAGES, *MAML, "model.downsample=stride", "data.way=5", "data.shot=1", "data.query_shot=1")
 MAXPOOL = (*IMAGES, *MAML, "model.downsample=pool", "data.way=5", "data.shot=1", "data.query_shot=15")
 TWENTY_WAY = (*STRIDE2, "data.way=20", "algo.adaptation_steps=5")
 ANIL = (*STRIDE2, "algo.adapts=[head]")
-PROTONET = (*IMAGES, "algo=protonet", "model.downsample=pool", "model.init=default", "data.way=20", "data.shot=1", "data.query_shot=5")
+PROTONET = (
+    *IMAGES,
+    "algo=protonet",
+    "model.downsample=pool",
+    "model.init=default",
+    "data.way=20",
+    "data.shot=1",
+    "data.query_shot=5",
+)
 EPISODES = (*IMAGES, "data.rotations=[train]", "data.way=5", "data.shot=1", "data.query_shot=15")
 
 WORKLOADS = (
-    Workload("sinusoid", "sinusoid", "MAML, MLP 40-40, K=10, 1 step", "training", SINUSOID, tasks=25, chunks=(25,)),
     Workload(
-        "stride2_5w1s", "stride2_5w1s", "MAML, stride-2 conv4-64, 5-way 1-shot, 1 query, 1 step", "training", STRIDE2, 32, (8, 16, 32)
+        "sinusoid", "sinusoid", "MAML, MLP 40-40, K=10, 1 step", "training", SINUSOID, tasks=25, chunks=(25,)
+    ),
+    Workload(
+        "stride2_5w1s",
+        "stride2_5w1s",
+        "MAML, stride-2 conv4-64, 5-way 1-shot, 1 query, 1 step",
+        "training",
+        STRIDE2,
+        32,
+        (8, 16, 32),
     ),
     Workload(
         "maxpool_5w1s_15q",
@@ -61,8 +85,18 @@ WORKLOADS = (
         tasks=16,
         chunks=(4, 8),
     ),
-    Workload("anil", "anil", "ANIL, otherwise as stride2_5w1s", "training", ANIL, tasks=32, chunks=(8, 16, 32)),
-    Workload("protonet", "protonet", "ProtoNet, max-pool conv4-64, 20-way 1-shot, 5 queries", "training", PROTONET, tasks=8, chunks=(2, 4)),
+    Workload(
+        "anil", "anil", "ANIL, otherwise as stride2_5w1s", "training", ANIL, tasks=32, chunks=(8, 16, 32)
+    ),
+    Workload(
+        "protonet",
+        "protonet",
+        "ProtoNet, max-pool conv4-64, 20-way 1-shot, 5 queries",
+        "training",
+        PROTONET,
+        tasks=8,
+        chunks=(2, 4),
+    ),
     Workload(
         "first_order_stride2_5w1s",
         "first_order",
@@ -81,7 +115,14 @@ WORKLOADS = (
         tasks=8,
         chunks=(2, 4),
     ),
-    Workload("sampler_5w1s_15q", "sampler", "episodes with their pixels, 5-way 1-shot, 15 queries", "sampler", EPISODES, tasks=32),
+    Workload(
+        "sampler_5w1s_15q",
+        "sampler",
+        "episodes with their pixels, 5-way 1-shot, 15 queries",
+        "sampler",
+        EPISODES,
+        tasks=32,
+    ),
     Workload(
         "sampler_20w5s_15q",
         "sampler",
@@ -99,7 +140,14 @@ WORKLOADS = (
         tasks=50,
         chunks=(10, 50),
     ),
-    Workload("scaling", "scaling", "stride2_5w1s with 4 to 64 tasks and with 1 to 10 steps, as a plot", "scaling", (), tasks=0),
+    Workload(
+        "scaling",
+        "scaling",
+        "stride2_5w1s with 4 to 64 tasks and with 1 to 10 steps, as a plot",
+        "scaling",
+        (),
+        tasks=0,
+    ),
 )
 
 
@@ -132,6 +180,10 @@ def listing() -> str:
     lines = ["workloads (a group of several by the name in brackets):"]
     for workload in WORKLOADS:
         group = f" [{workload.group}]" if workload.group != workload.name else ""
-        count = f"; {workload.tasks} {'episodes' if workload.kind == 'sampler' else 'tasks'}" if workload.tasks else ""
+        count = (
+            f"; {workload.tasks} {'episodes' if workload.kind == 'sampler' else 'tasks'}"
+            if workload.tasks
+            else ""
+        )
         lines.append(f"  {workload.name}{group}: {workload.title}{count}")
     return "\n".join(lines)

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from metalearn.core import Split
-from metalearn.data.cache import CACHE, cache_folder, cached, key_of
-from metalearn.data.image_classes import ImageClasses, ImageSet
+from metalearn.data.files.cache import CACHE, cached, key_of
+from metalearn.data.images import ImageClasses, ImageSet
 from metalearn.data.partition import random_partition, split_sizes
 from metalearn.data.sampling import SPLITS
 from metalearn.errors import ConfigError
+from metalearn.files import cache_folder
 from metalearn.hashing import fold, normal, uniform
 
 VERSION = 2  # of the drawing code; part of the cache's name
@@ -52,7 +53,14 @@ class Glyphs(ImageClasses):
         image_size: int = 28,
     ) -> None:
         super().__init__(
-            device=device, way=way, shot=shot, query_shot=query_shot, train=train, rotations=rotations, invert=invert, image_size=image_size
+            device=device,
+            way=way,
+            shot=shot,
+            query_shot=query_shot,
+            train=train,
+            rotations=rotations,
+            invert=invert,
+            image_size=image_size,
         )
         self.folder = cache_folder(cache_dir)
         self.num_classes, self.num_drawings = num_classes, num_drawings
@@ -69,17 +77,30 @@ class Glyphs(ImageClasses):
             raise ConfigError(problems + self._size_problems(SPLITS))
 
     def _counts(self) -> dict[Split, tuple[int, int]]:
-        return {split: (size, self.num_drawings) for split, size in split_sizes(self.num_classes, FRACTIONS).items()}
+        return {
+            split: (size, self.num_drawings)
+            for split, size in split_sizes(self.num_classes, FRACTIONS).items()
+        }
 
     def _load(self) -> ImageSet:
         image_size = self.input_spec.shape[-1]
         name = f"glyphs-{key_of(version=VERSION, seed=self.seed, classes=self.num_classes, drawings=self.num_drawings, size=image_size)}"
         prepared = cached(
-            self.folder, name, lambda: ({"images": draw_glyphs(self.num_classes, self.num_drawings, self.seed, image_size)}, {})
+            self.folder,
+            name,
+            lambda: ({"images": draw_glyphs(self.num_classes, self.num_drawings, self.seed, image_size)}, {}),
         )
-        partition = random_partition(self.num_classes, split_sizes(self.num_classes, FRACTIONS), self.partition_seed)
+        partition = random_partition(
+            self.num_classes, split_sizes(self.num_classes, FRACTIONS), self.partition_seed
+        )
         names = [f"seed={self.seed}/character={number}" for number in range(self.num_classes)]
-        return ImageSet(prepared.tensors["images"], [self.num_drawings] * self.num_classes, partition, prepared.sha256, names)
+        return ImageSet(
+            prepared.tensors["images"],
+            [self.num_drawings] * self.num_classes,
+            partition,
+            prepared.sha256,
+            names,
+        )
 
     def _facts(self) -> dict[str, Any]:
         return {"partition": self.partition, "partition_seed": self.partition_seed, "data_seed": self.seed}

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from metalearn.core import Location, Split
-from metalearn.data.cache import CACHE, ORIGIN, cache_folder, cached, key_of
-from metalearn.data.folder_files import ClassFolder, class_folders, find_root, read_images
-from metalearn.data.image_classes import ImageClasses, ImageSet
-from metalearn.data.image_file import class_sha256
+from metalearn.data.files.cache import CACHE, ORIGIN, cached, key_of
+from metalearn.data.files.image_file import class_sha256
+from metalearn.data.files.image_folders import ClassFolder, class_folders, find_root, read_images
+from metalearn.data.files.resize import METHODS
+from metalearn.data.images import ImageClasses, ImageSet
 from metalearn.data.partition import file_partition, random_partition, split_sizes
-from metalearn.data.resize import METHODS
 from metalearn.data.sampling import SPLITS
 from metalearn.errors import ConfigError, DataError
+from metalearn.files import cache_folder
 
 VERSION = 2  # of the preparation; part of the cache's name
 NAMED = 5  # classes that a message names before it counts
@@ -78,9 +79,18 @@ class ImageFolder(ImageClasses):
         if self.resize not in METHODS:
             problems.append(f"data.resize={self.resize}; expected one of {', '.join(METHODS)}")
         if len(self.fractions) != 3 or min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6:
-            problems.append(f"data.fractions={list(self.fractions)}; expected three shares of train, val and test that add up to 1")
-        if self.partition != "random" and Path(self.partition).suffix not in (".json", ".yaml", ".yml", ".csv"):
-            problems.append(f"data.partition={self.partition}; expected random, or the path of a .json, .yaml or .csv file")
+            problems.append(
+                f"data.fractions={list(self.fractions)}; expected three shares of train, val and test that add up to 1"
+            )
+        if self.partition != "random" and Path(self.partition).suffix not in (
+            ".json",
+            ".yaml",
+            ".yml",
+            ".csv",
+        ):
+            problems.append(
+                f"data.partition={self.partition}; expected random, or the path of a .json, .yaml or .csv file"
+            )
         if problems:
             raise ConfigError(problems)
 
@@ -89,47 +99,84 @@ class ImageFolder(ImageClasses):
         path = find_root(root)
         folders = [folder for folder in class_folders(path) if len(folder.files) >= self.min_images]
         if not folders:
-            raise DataError(f"data.root={path} has no class with data.min_images={self.min_images} images; lower data.min_images")
+            raise DataError(
+                f"data.root={path} has no class with data.min_images={self.min_images} images; lower data.min_images"
+            )
         names = [folder.name for folder in folders]
         if self.partition != "random":
             layout, partition = "file", file_partition(Path(self.partition).expanduser(), names)
         elif folders[0].split is not None:
             layout = "folders"
-            partition = {split: [number for number, folder in enumerate(folders) if folder.split == split] for split in SPLITS}
+            partition = {
+                split: [number for number, folder in enumerate(folders) if folder.split == split]
+                for split in SPLITS
+            }
         else:
-            layout, partition = "random", random_partition(len(names), split_sizes(len(names), self.fractions), self.partition_seed)
+            layout, partition = (
+                "random",
+                random_partition(len(names), split_sizes(len(names), self.fractions), self.partition_seed),
+            )
         return path, folders, layout, partition
 
     def _load(self) -> ImageSet:
         files = [file for folder in self.folders for file in folder.files]
         names = [folder.name for folder in self.folders]
-        dials: dict[str, Any] = {"size": self.input_spec.shape[-1], "channels": self.channels, "resize": self.resize}
+        dials: dict[str, Any] = {
+            "size": self.input_spec.shape[-1],
+            "channels": self.channels,
+            "resize": self.resize,
+        }
         if empty := [folder.name for folder in self.folders if not folder.files]:
             dials["empty"] = empty  # classes too, of which the files say nothing
-        prepared = cached(self.cache, f"image_folder-{key_of(version=VERSION, files=_listing(self.root, files), **dials)}", self._build)
+        prepared = cached(
+            self.cache,
+            f"image_folder-{key_of(version=VERSION, files=_listing(self.root, files), **dials)}",
+            self._build,
+        )
         sizes = [len(folder.files) for folder in self.folders]
-        return ImageSet(prepared.tensors["images"], sizes, self.split_classes, prepared.sha256, names, prepared.facts[ORIGIN])
+        return ImageSet(
+            prepared.tensors["images"],
+            sizes,
+            self.split_classes,
+            prepared.sha256,
+            names,
+            prepared.facts[ORIGIN],
+        )
 
     def _build(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The pixels of all classes, and who they are of."""
         files = [file for folder in self.folders for file in folder.files]
-        images, pictures = read_images(files, size=self.input_spec.shape[-1], channels=self.channels, resize=self.resize)
+        images, pictures = read_images(
+            files, size=self.input_spec.shape[-1], channels=self.channels, resize=self.resize
+        )
         rest = iter(pictures)
         contents = [class_sha256(islice(rest, len(folder.files))) for folder in self.folders]
         return {"images": images}, {"classes": [folder.name for folder in self.folders], ORIGIN: contents}
 
     def _counts(self) -> dict[Split, tuple[int, int]]:
         """Enough images in every class: `_size_problems` names those that have fewer than an episode asks for."""
-        return {split: (len(self.split_classes[split]), shape.per_class) for split, shape in self.shapes.items()}
+        return {
+            split: (len(self.split_classes[split]), shape.per_class) for split, shape in self.shapes.items()
+        }
 
     def _size_problems(self, splits: Sequence[Split]) -> list[str]:
-        return self._short_classes(splits) + [self._with_way_out(problem, splits) for problem in super()._size_problems(splits)]
+        return self._short_classes(splits) + [
+            self._with_way_out(problem, splits) for problem in super()._size_problems(splits)
+        ]
 
     def _short_classes(self, splits: Sequence[Split]) -> list[str]:
         """Names of classes of which an episode could ask for more images than there are."""
         needed = max(self.shapes[split].per_class for split in splits)
-        asked = [(self.folders[n], self.shapes[split].per_class) for split in splits for n in self.split_classes[split]]
-        short = [f"{folder.name} ({len(folder.files)})" for folder, per_class in asked if len(folder.files) < per_class]
+        asked = [
+            (self.folders[n], self.shapes[split].per_class)
+            for split in splits
+            for n in self.split_classes[split]
+        ]
+        short = [
+            f"{folder.name} ({len(folder.files)})"
+            for folder, per_class in asked
+            if len(folder.files) < per_class
+        ]
         if not short:
             return []
         named = ", ".join(short[:NAMED]) + (f" and {len(short) - NAMED} more" if len(short) > NAMED else "")
@@ -140,15 +187,29 @@ class ImageFolder(ImageClasses):
 
     def _with_way_out(self, problem: str, splits: Sequence[Split]) -> str:
         """What a split that is judged alone may do about too few classes, if none of the others was trained on."""
-        if len(splits) > 1 or self.layout != "random" or len(self.split_classes[splits[0]]) == len(self.folders):
+        if (
+            len(splits) > 1
+            or self.layout != "random"
+            or len(self.split_classes[splits[0]]) == len(self.folders)
+        ):
             return problem
         everything = ",".join("1" if split in splits else "0" for split in SPLITS)
         all_classes = f"all {len(self.folders)} classes with data.fractions=[{everything}]"
         return f"{problem}; a run that was trained on other data can be judged on {all_classes}"
 
     def _facts(self) -> dict[str, Any]:
-        seed = {"partition_seed": self.partition_seed, "fractions": list(self.fractions)} if self.layout == "random" else {}
-        return {"partition": self.layout, **seed, "resize": self.resize, "channels": self.channels, "min_images": self.min_images}
+        seed = (
+            {"partition_seed": self.partition_seed, "fractions": list(self.fractions)}
+            if self.layout == "random"
+            else {}
+        )
+        return {
+            "partition": self.layout,
+            **seed,
+            "resize": self.resize,
+            "channels": self.channels,
+            "min_images": self.min_images,
+        }
 
 
 def _listing(root: Path, files: Sequence[Path]) -> list[tuple[str, int, int]]:

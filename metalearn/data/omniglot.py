@@ -14,14 +14,15 @@ import numpy as np
 import torch
 
 from metalearn.core import Location, Split
-from metalearn.data.cache import CACHE, ORIGIN, cache_folder, cached, key_of
-from metalearn.data.image_classes import ImageClasses, ImageSet
-from metalearn.data.image_file import class_sha256, pixels_sha256
-from metalearn.data.omniglot_files import CONTENT, DRAWINGS, NUM_CHARACTERS, Character, locate, read_drawings
+from metalearn.data.files.cache import CACHE, ORIGIN, cached, key_of
+from metalearn.data.files.image_file import class_sha256, pixels_sha256
+from metalearn.data.files.omniglot import CONTENT, DRAWINGS, NUM_CHARACTERS, Character, locate, read_drawings
+from metalearn.data.files.resize import METHODS, resize_ink
+from metalearn.data.images import ImageClasses, ImageSet
 from metalearn.data.partition import random_partition
-from metalearn.data.resize import METHODS, resize_ink
 from metalearn.data.sampling import SPLITS
 from metalearn.errors import ConfigError
+from metalearn.files import cache_folder
 
 VERSION = 2  # of the preparation; part of the cache's name
 RANDOM_SIZES: dict[Split, int] = {"train": 1100, "val": 100, "test": 423}
@@ -59,7 +60,14 @@ class Omniglot(ImageClasses):
         image_size: int = 28,
     ) -> None:
         super().__init__(
-            device=device, way=way, shot=shot, query_shot=query_shot, train=train, rotations=rotations, invert=invert, image_size=image_size
+            device=device,
+            way=way,
+            shot=shot,
+            query_shot=query_shot,
+            train=train,
+            rotations=rotations,
+            invert=invert,
+            image_size=image_size,
         )
         self.root, self.folder = root, cache_folder(cache_dir)
         self.partition, self.partition_seed, self.resize = partition, partition_seed, resize
@@ -90,13 +98,27 @@ class Omniglot(ImageClasses):
             partition = random_partition(NUM_CHARACTERS, RANDOM_SIZES, self.partition_seed)
         names = [f"{character.alphabet}/character{character.number:02}" for character in characters]
         contents = prepared.facts[ORIGIN]
-        return ImageSet(prepared.tensors["images"], [DRAWINGS] * NUM_CHARACTERS, partition, prepared.sha256, names, contents)
+        return ImageSet(
+            prepared.tensors["images"],
+            [DRAWINGS] * NUM_CHARACTERS,
+            partition,
+            prepared.sha256,
+            names,
+            contents,
+        )
 
-    def _build(self, places: Sequence[Path], image_size: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    def _build(
+        self, places: Sequence[Path], image_size: int
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         ink, characters = read_drawings(places, self.folder)
         drawings = [pixels_sha256(np.where(drawing, 0, 255).astype(np.uint8)) for drawing in ink]
-        contents = [class_sha256(drawings[first : first + DRAWINGS]) for first in range(0, len(drawings), DRAWINGS)]
-        return {"images": resize_ink(ink, image_size, self.resize)}, {"characters": [list(c) for c in characters], ORIGIN: contents}
+        contents = [
+            class_sha256(drawings[first : first + DRAWINGS]) for first in range(0, len(drawings), DRAWINGS)
+        ]
+        return {"images": resize_ink(ink, image_size, self.resize)}, {
+            "characters": [list(c) for c in characters],
+            ORIGIN: contents,
+        }
 
     def _facts(self) -> dict[str, Any]:
         seed = {"partition_seed": self.partition_seed} if self.partition == "random" else {}
@@ -108,6 +130,12 @@ def vinyals_partition(characters: Sequence[Character]) -> dict[Split, list[int]]
     partition: dict[Split, list[int]] = {"train": [], "val": [], "test": []}
     for number, character in enumerate(characters):
         late = character.alphabet == STRADDLING and character.number > LAST_IN_TRAIN
-        split: Split = "val" if character.alphabet in VAL_ALPHABETS else "test" if late or character.alphabet in TEST_ALPHABETS else "train"
+        split: Split = (
+            "val"
+            if character.alphabet in VAL_ALPHABETS
+            else "test"
+            if late or character.alphabet in TEST_ALPHABETS
+            else "train"
+        )
         partition[split].append(number)
     return partition

@@ -12,8 +12,8 @@ import torch
 
 from metalearn.core import Split
 from metalearn.data.sampling import SPLITS
-from metalearn.documents import MAX_JSON, read_json, read_text, read_yaml
 from metalearn.errors import ConfigError
+from metalearn.files import MAX_JSON, read_json, read_text, read_yaml
 from metalearn.hashing import choose
 
 PARTITION_DRAW = -4
@@ -49,7 +49,10 @@ def file_partition(path: Path, names: Sequence[str]) -> dict[Split, list[int]]:
             problems.append(f"{path}: class {name!r} has split {split!r}; expected train, val or test")
         elif name not in number_of:
             close = difflib.get_close_matches(name, names, n=1)
-            problems.append(f"{path}: class {name!r} is not in the data" + (f"; did you mean {close[0]!r}?" if close else ""))
+            problems.append(
+                f"{path}: class {name!r} is not in the data"
+                + (f"; did you mean {close[0]!r}?" if close else "")
+            )
         elif name in seen:
             problems.append(f"{path}: class {name!r} is named twice; splits never share a class")
         else:
@@ -64,7 +67,9 @@ def _pairs(path: Path) -> list[tuple[str, Any]]:
     """(class, split) pairs of the file."""
     try:
         if path.suffix == ".csv":
-            return [(row["class"], row["split"]) for row in csv.DictReader(read_text(path, MAX_JSON).splitlines())]
+            return [
+                (row["class"], row["split"]) for row in csv.DictReader(read_text(path, MAX_JSON).splitlines())
+            ]
         content = read_json(path) if path.suffix == ".json" else read_yaml(path)
     except OSError as error:
         raise ConfigError(

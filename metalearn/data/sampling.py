@@ -71,7 +71,9 @@ def draw_examples(key: Tensor, classes: Tensor, store: ClassStore, shot: int) ->
     return store.first[classes][..., None] + (top & ((1 << INDEX_BITS) - 1))
 
 
-def draw_episodes(key: Tensor, store: ClassStore, *, way: int, shot: int, query_shot: int) -> tuple[Tensor, Tensor, Tensor]:
+def draw_episodes(
+    key: Tensor, store: ClassStore, *, way: int, shot: int, query_shot: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Row numbers of support (T, W·shot) and query (T, W·query_shot), disjoint, and the labels of the queries.
 
     The support is sorted by label; the queries stand in random order, so that a place tells nothing of the answer.

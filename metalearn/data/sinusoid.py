@@ -15,8 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.core import DRAWN_WITHOUT_END, Examples, InputSpec, Members, Source, Split, Task, TaskBatch, TaskSpec
-from metalearn.data.image_classes import EpisodeShape, episode_shapes, shape_problems
+from metalearn.core import (
+    DRAWN_WITHOUT_END,
+    Examples,
+    InputSpec,
+    Members,
+    Source,
+    Split,
+    Task,
+    TaskBatch,
+    TaskSpec,
+)
+from metalearn.data.images import EpisodeShape, episode_shapes, shape_problems
 from metalearn.data.sampling import task_keys
 from metalearn.errors import ConfigError
 from metalearn.hashing import fold, uniform
@@ -56,7 +66,14 @@ class Sinusoid(Source):
 
     def spec(self, split: Split) -> TaskSpec:
         shape = self.shapes[split]
-        return TaskSpec("regression", Regression(), 1, InputSpec((1,)), support_size=shape.shot, query_size=shape.query_shot)
+        return TaskSpec(
+            "regression",
+            Regression(),
+            1,
+            InputSpec((1,)),
+            support_size=shape.shot,
+            query_size=shape.query_shot,
+        )
 
     def tasks(self, split: Split, *, seed: int, first: int, count: int) -> TaskBatch:
         shape = self.shapes[split]
@@ -65,7 +82,11 @@ class Sinusoid(Source):
         amplitude, phase = self._scaled(function[:, :1], "amplitude"), self._scaled(function[:, 1:], "phase")
         x = self._scaled(uniform(fold(key, POINT_DRAW), (shape.per_class,)), "interval")
         y = amplitude * torch.sin(x - phase)
-        return Task(support=_rows(x[:, : shape.shot], y[:, : shape.shot]), query=_rows(x[:, shape.shot :], y[:, shape.shot :]), key=key)
+        return Task(
+            support=_rows(x[:, : shape.shot], y[:, : shape.shot]),
+            query=_rows(x[:, shape.shot :], y[:, shape.shot :]),
+            key=key,
+        )
 
     def members(self, split: Split) -> Members:
         return DRAWN_WITHOUT_END
@@ -73,10 +94,19 @@ class Sinusoid(Source):
     def protocol(self, split: Split) -> dict[str, Any]:
         shape = self.shapes[split]
         sizes = {"way": None, "shot": shape.shot, "query_shot": shape.query_shot}
-        return {"data": self.name, "split": split, **sizes, "partition": "none", "augmentation": "none", **self._ranges()}
+        return {
+            "data": self.name,
+            "split": split,
+            **sizes,
+            "partition": "none",
+            "augmentation": "none",
+            **self._ranges(),
+        }
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(json.dumps({"source": self.name, **self._ranges()}, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps({"source": self.name, **self._ranges()}, sort_keys=True).encode()
+        ).hexdigest()
 
     def _ranges(self) -> dict[str, list[float]]:
         return {key: list(values) for key, values in self.ranges.items()}

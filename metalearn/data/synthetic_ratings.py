@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from metalearn.core import Examples, InputSpec, Member, Members, Source, Split, Task, TaskBatch, TaskSpec
-from metalearn.data.cache import digest
+from metalearn.data.files.cache import digest
 from metalearn.data.partition import split_sizes
 from metalearn.data.sampling import SPLITS, shuffled, task_keys
 from metalearn.errors import ConfigError
@@ -30,7 +30,11 @@ FACTORS = 4
 MEAN = 3.4
 # Share of the variance of tastes and biases that attributes explain: little of a user, much of an item.
 USER_EXPLAINED, ITEM_EXPLAINED = 0.25, 0.8
-USER_BIAS, ITEM_BIAS, TASTE = 0.5, 0.45, 0.4  # standard deviations in rating units; TASTE of each factor's product
+USER_BIAS, ITEM_BIAS, TASTE = (
+    0.5,
+    0.45,
+    0.4,
+)  # standard deviations in rating units; TASTE of each factor's product
 RATING_DRAW = -1
 
 
@@ -72,7 +76,9 @@ class SyntheticRatings(Source):
     def _problems(self) -> list[str]:
         found = []
         if self.num_users < 10:
-            found.append(f"data.num_users={self.num_users}; expected at least 10, so that every split has users")
+            found.append(
+                f"data.num_users={self.num_users}; expected at least 10, so that every split has users"
+            )
         if self.query_shot < 1:
             found.append(f"data.query_shot={self.query_shot}; expected at least 1")
         if self.query_shot >= self.min_ratings:
@@ -83,7 +89,9 @@ class SyntheticRatings(Source):
         if self.max_ratings < self.min_ratings:
             found.append(f"data.max_ratings={self.max_ratings} is below data.min_ratings={self.min_ratings}")
         if self.max_ratings > self.num_items:
-            found.append(f"data.max_ratings={self.max_ratings} but there are data.num_items={self.num_items} to rate; raise data.num_items")
+            found.append(
+                f"data.max_ratings={self.max_ratings} but there are data.num_items={self.num_items} to rate; raise data.num_items"
+            )
         if not self.noise >= 0:
             found.append(f"data.noise={self.noise}; expected at least 0")
         return found
@@ -110,13 +118,21 @@ class SyntheticRatings(Source):
         """Users come in shuffled passes over the split, so that no user is met twice in a pass."""
         world, total = self._world, self.num_tasks(split)
         key = task_keys(seed, split, first=first, count=count, device=self.device)
-        user = self._first_user(split) + shuffled(seed, split, first=first, count=count, total=total, device=self.device)
+        user = self._first_user(split) + shuffled(
+            seed, split, first=first, count=count, total=total, device=self.device
+        )
         # Real ratings in random order, then padding: the query takes the first, the support the rest.
         random = permutation(fold(key, RATING_DRAW), (self.max_ratings,))
-        order = random.gather(1, (random >= world.num_ratings[user, None]).to(torch.int8).argsort(dim=1, stable=True))
+        order = random.gather(
+            1, (random >= world.num_ratings[user, None]).to(torch.int8).argsort(dim=1, stable=True)
+        )
         real = torch.arange(self.max_ratings, device=self.device) < world.num_ratings[user, None]
         cut = self.query_shot
-        return Task(support=self._rows(user, order[:, cut:], real[:, cut:]), query=self._rows(user, order[:, :cut], real[:, :cut]), key=key)
+        return Task(
+            support=self._rows(user, order[:, cut:], real[:, cut:]),
+            query=self._rows(user, order[:, :cut], real[:, :cut]),
+            key=key,
+        )
 
     def num_tasks(self, split: Split) -> int:
         return split_sizes(self.num_users, FRACTIONS)[split]
@@ -124,20 +140,32 @@ class SyntheticRatings(Source):
     def members(self, split: Split) -> Members:
         """Users by seed and number alone, from which attributes and taste follow, whatever was rated and with how much noise."""
         first = self._first_user(split)
-        return [Member(self.name, f"seed={self.seed}/user={number}") for number in range(first, first + self.num_tasks(split))]
+        return [
+            Member(self.name, f"seed={self.seed}/user={number}")
+            for number in range(first, first + self.num_tasks(split))
+        ]
 
     def protocol(self, split: Split) -> dict[str, Any]:
         sizes = {"way": None, "shot": None, "query_shot": self.query_shot}
-        ratings = {"min_ratings": self.min_ratings, "max_ratings": self.max_ratings, "num_users": self.num_tasks(split)}
+        ratings = {
+            "min_ratings": self.min_ratings,
+            "max_ratings": self.max_ratings,
+            "num_users": self.num_tasks(split),
+        }
         facts = {"partition": "users", "augmentation": "none", "data_seed": self.seed, "noise": self.noise}
         return {"data": self.name, "split": split, **sizes, **ratings, **facts}
 
     def fingerprint(self) -> str:
-        return digest({name: tensor.cpu() for name, tensor in self._world._asdict().items()}, {"query_shot": self.query_shot})
+        return digest(
+            {name: tensor.cpu() for name, tensor in self._world._asdict().items()},
+            {"query_shot": self.query_shot},
+        )
 
     @cached_property
     def _world(self) -> World:
-        world = make_world(self.num_users, self.num_items, (self.min_ratings, self.max_ratings), self.seed, self.noise)
+        world = make_world(
+            self.num_users, self.num_items, (self.min_ratings, self.max_ratings), self.seed, self.noise
+        )
         return World(*(tensor.to(self.device) for tensor in world))
 
     def _first_user(self, split: Split) -> int:
@@ -147,7 +175,10 @@ class SyntheticRatings(Source):
         """Ratings number `order` (T, n) of users (T,). Padding is an item of its own, rated 0, which the mask hides."""
         world = self._world
         item = world.item[user[:, None], order]
-        x = {"user": world.user_codes[user][:, None].expand(-1, order.shape[1], -1).contiguous(), "item": world.item_codes[item]}
+        x = {
+            "user": world.user_codes[user][:, None].expand(-1, order.shape[1], -1).contiguous(),
+            "item": world.item_codes[item],
+        }
         y = (world.rating[user[:, None], order] * real).to(torch.get_default_dtype())
         return Examples(x, y[..., None], real)
 
@@ -166,7 +197,9 @@ def make_world(num_users: int, num_items: int, ratings: tuple[int, int], seed: i
     return World(user_codes, item_codes, item, rating.clamp(1, 5), num_ratings)
 
 
-def _population(key: Tensor, group: Tensor, attributes: Mapping[str, int], explained: float) -> tuple[Tensor, Tensor, Tensor]:
+def _population(
+    key: Tensor, group: Tensor, attributes: Mapping[str, int], explained: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Attribute codes (n, A), and bias (n,) and factors (n, K) of unit variance, of which attributes explain a share.
 
     Codes of different attributes do not overlap, so that one embedding table serves them all.

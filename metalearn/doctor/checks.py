@@ -31,7 +31,10 @@ def examine(checks: Iterable[Check]) -> list[str]:
         except OSError as error:
             state, detail = "FAILED", f"{error}; make room or give permission there, then run it again"
         except Exception as error:  # noqa: BLE001 - one check that breaks must not hide what the others find
-            state, detail = "FAILED", f"{type(error).__name__}: {error}; this is a mistake of metalearn or of a package that it needs"
+            state, detail = (
+                "FAILED",
+                f"{type(error).__name__}: {error}; this is a mistake of metalearn or of a package that it needs",
+            )
         failed += [name] if state == "FAILED" else []
         print(f"{state:{WIDTH}}{name}: {' '.join(detail.split())}", flush=True)
     return failed

@@ -12,22 +12,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn import config
+from metalearn.build.parts import Parts, settings_of
+from metalearn.config.compose import compose
+from metalearn.config.loader import packaged_options
 from metalearn.core import Algorithm, Examples, TaskBatch, blank_query
 from metalearn.doctor.checks import Check, FailedError, SkippedError
 from metalearn.engine.evaluate import draw_tasks
-from metalearn.engine.execution import Executor, TaskPlan
-from metalearn.engine.proof import SLACK, relative, with_ordinary_norms
-from metalearn.engine.settings import draw_batch
-from metalearn.library import packaged_options
-from metalearn.run.parts import Parts, settings_of
+from metalearn.engine.executor import Executor, TaskPlan
+from metalearn.engine.loader import draw_batch
+from metalearn.engine.plan_check import SLACK, relative, with_ordinary_norms
 
 LOOP = TaskPlan("loop")
-EXACT = ["device=cpu", "device.precision=float64", "device.threads=1", "trainer.meta_batch_size=3", "trainer.batch_size=8"]
-CURVES = ["algo=maml", "data=sinusoid", "data.shot=5", "data.query_shot=5", "model.init=xavier", "model.head_init=xavier"]
-IMAGES = ["data=glyphs", "data.num_classes=48", "data.num_drawings=6", "data.image_size=16", "data.way=3", "data.query_shot=2"]
+EXACT = [
+    "device=cpu",
+    "device.precision=float64",
+    "device.threads=1",
+    "trainer.meta_batch_size=3",
+    "trainer.batch_size=8",
+]
+CURVES = [
+    "algo=maml",
+    "data=sinusoid",
+    "data.shot=5",
+    "data.query_shot=5",
+    "model.init=xavier",
+    "model.head_init=xavier",
+]
+IMAGES = [
+    "data=glyphs",
+    "data.num_classes=48",
+    "data.num_drawings=6",
+    "data.image_size=16",
+    "data.way=3",
+    "data.query_shot=2",
+]
 DIRECTIONS, STEP = 4, 1e-7  # a ReLU's kinks make larger steps lie
-DIFFERENCES, FIRST_ORDER = 1e-5, 1e-3  # relative: what finite differences are worth, and what leaving out second order at least costs
+DIFFERENCES, FIRST_ORDER = (
+    1e-5,
+    1e-3,
+)  # relative: what finite differences are worth, and what leaving out second order at least costs
 ROUNDING = 1e-9  # relative: what two plans may differ by in float64
 REPORT = "do not trust gradients of this installation; report it with the versions above"
 
@@ -41,7 +64,7 @@ class Problem:
 
     @staticmethod
     def of(*words: str) -> Problem:
-        cfg = config.compose([*words, *EXACT])
+        cfg = compose([*words, *EXACT])
         parts = Parts.build(cfg)
         batch: TaskBatch | Examples
         if parts.algorithm.trains_on is None:
@@ -56,12 +79,12 @@ def second_order() -> str:
     words = [*CURVES, "model.hidden=[8]", "algo.inner_lr=0.1", "algo.adaptation_steps=2"]
     full, first = (difference(Problem.of(*words, f"algo.order={order}")) for order in (2, 1))
     if not (full <= DIFFERENCES and first < math.inf):
-        gaps = (
-            f"algo.order=2 is {full:.1e} off finite differences (relative; at most {DIFFERENCES:.0e} is rounding), algo.order=1 {first:.1e}"
-        )
+        gaps = f"algo.order=2 is {full:.1e} off finite differences (relative; at most {DIFFERENCES:.0e} is rounding), algo.order=1 {first:.1e}"
         raise FailedError(f"{gaps}; {REPORT}")
     if first < FIRST_ORDER:
-        raise FailedError(f"algo.order=1 is {first:.1e} off finite differences, so that it takes second derivatives too; {REPORT}")
+        raise FailedError(
+            f"algo.order=1 is {first:.1e} off finite differences, so that it takes second derivatives too; {REPORT}"
+        )
     return f"MAML with algo.order=2 is {full:.1e} off finite differences, with algo.order=1 {first:.1e}"
 
 
@@ -79,7 +102,9 @@ def difference(problem: Problem) -> float:
     along, expected = [], []
     for seed in range(DIRECTIONS):
         generator = torch.Generator().manual_seed(seed)
-        direction = {name: torch.randn(p.shape, generator=generator, dtype=p.dtype) for name, p in start.items()}
+        direction = {
+            name: torch.randn(p.shape, generator=generator, dtype=p.dtype) for name, p in start.items()
+        }
         expected.append((loss_at(direction, STEP) - loss_at(direction, -STEP)) / (2 * STEP))
         along.append(sum(float((grads[name] * direction[name]).sum()) for name in grads))
     return relative(torch.tensor(along, dtype=torch.float64), torch.tensor(expected, dtype=torch.float64))
@@ -87,7 +112,9 @@ def difference(problem: Problem) -> float:
 
 def plans() -> list[Check]:
     """One check per algorithm, and one of the compiler."""
-    return [(f"plans of {name}", partial(same_plans, name)) for name in packaged_options("algo")] + [("compiled plan", compiled)]
+    return [(f"plans of {name}", partial(same_plans, name)) for name in packaged_options("algo")] + [
+        ("compiled plan", compiled)
+    ]
 
 
 def same_plans(name: str) -> str:
@@ -104,10 +131,14 @@ def compiled() -> str:
         raise SkippedError(
             "there is no C++ compiler, which device.compile needs; install one, such as g++, or leave device.compile as it is"
         )
-    problem = Problem.of(*CURVES, "model.hidden=[]", "algo.inner_lr=0.1")  # every layer would take seconds to compile
+    problem = Problem.of(
+        *CURVES, "model.hidden=[]", "algo.inner_lr=0.1"
+    )  # every layer would take seconds to compile
     torch.compiler.reset()
     plan = TaskPlan("vmap", compile=True)
-    return compare({str(LOOP): outcome(problem, LOOP), str(plan): outcome(problem, plan)}, "device.compile=false")
+    return compare(
+        {str(LOOP): outcome(problem, LOOP), str(plan): outcome(problem, plan)}, "device.compile=false"
+    )
 
 
 def has_compiler() -> bool:
@@ -137,7 +168,11 @@ def compare(found: dict[str, dict[str, Tensor]], way_out: str) -> str:
     (_, expected), *others = found.items()
     largest = max(float(value.norm()) for value in expected.values())
     slack = SLACK * torch.finfo(torch.float64).eps * largest
-    gaps = [(relative(values[name], expected[name], 1e-6 * largest, slack), name, plan) for plan, values in others for name in expected]
+    gaps = [
+        (relative(values[name], expected[name], 1e-6 * largest, slack), name, plan)
+        for plan, values in others
+        for name in expected
+    ]
     gap, name, plan = max(gaps)
     if not gap <= ROUNDING:
         raise FailedError(

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from metalearn.data.cache import cache_folder
-from metalearn.data.omniglot_files import locate, verify
+from metalearn.config.loader import Library, packaged_options
+from metalearn.data.files.omniglot import locate, verify
 from metalearn.doctor.checks import Check, FailedError, SkippedError
-from metalearn.engine.checkpoint import TENSORS, CheckpointStore
 from metalearn.errors import CheckpointError
-from metalearn.library import Library, packaged_options
+from metalearn.files import cache_folder
 from metalearn.messages import listening
+from metalearn.rundir.checkpoints import TENSORS, CheckpointStore
 
 
 def bit_flip() -> str:
@@ -27,7 +27,9 @@ def bit_flip() -> str:
         for step in (1, 2):
             store.save(step, {"weights": weights + step}, {"step": step})
         if not torch.equal(store.load(2).tensors["weights"], weights + 2):
-            raise FailedError(f"a checkpoint in {folder} does not come back as it was saved; runs could not be resumed exactly")
+            raise FailedError(
+                f"a checkpoint in {folder} does not come back as it was saved; runs could not be resumed exactly"
+            )
         path = store.path(2) / TENSORS
         content = bytearray(path.read_bytes())
         content[-1] ^= 1
@@ -39,8 +41,12 @@ def bit_flip() -> str:
                 newest = store.newest()
             if newest.step == 1 and warnings:
                 return f"written and read in {Path(folder).parent}; a flipped bit is refused, and the checkpoint before it used"
-            raise FailedError("a flipped bit is noticed, but the checkpoint before it is not used; report it") from None
-    raise FailedError("a checkpoint with a flipped bit is loaded as if it were whole; do not trust checkpoints of this installation")
+            raise FailedError(
+                "a flipped bit is noticed, but the checkpoint before it is not used; report it"
+            ) from None
+    raise FailedError(
+        "a checkpoint with a flipped bit is loaded as if it were whole; do not trust checkpoints of this installation"
+    )
 
 
 def audits() -> list[Check]:

@@ -98,7 +98,9 @@ class Batching:
             torch.cuda.empty_cache()  # blocks of the old sizes are in the way of smaller ones
 
 
-def batching(score: Score, task: TaskBatch, *, alone: bool, episodes: int, limit: int | None) -> tuple[Batching, Demand]:
+def batching(
+    score: Score, task: TaskBatch, *, alone: bool, episodes: int, limit: int | None
+) -> tuple[Batching, Demand]:
     """What suits tasks like this one, and the memory that it takes.
 
     task: a batch of one, which is scored twice. episodes: how many there will be. limit: `eval.batch_size`, None for as few as do.
@@ -128,5 +130,7 @@ def one_sentence(count: int = 1, *, least: bool = True) -> Iterator[None]:
 
 def too_large(problem: str, count: int = 1, *, least: bool = True) -> MetalearnError:
     many = f"{count} tasks at once" if count > 1 else "a single task"
-    way_out = "choose a smaller model, fewer rows or fewer adaptation steps" if least else "lower eval.batch_size"
+    way_out = (
+        "choose a smaller model, fewer rows or fewer adaptation steps" if least else "lower eval.batch_size"
+    )
     return MetalearnError(f"out of memory with {many}: {problem}; {way_out}")

@@ -32,14 +32,18 @@ def drop_half_written() -> None:
     dropped = sum(drop(path, Path(cache) / "locks") for path in compiled)
     if dropped:
         files = f"{dropped} file{'s' * (dropped > 1)}"
-        log.warning(f"removed {files} that a killed compiler left half written in {cache}; compiling anew what is needed")
+        log.warning(
+            f"removed {files} that a killed compiler left half written in {cache}; compiling anew what is needed"
+        )
 
 
 def drop(path: Path, locks: Path) -> bool:
     """Whether this file was half written, and is gone now."""
     from torch.utils._filelock import FileLock  # the lock under which PyTorch writes the file
 
-    with contextlib.suppress(OSError):  # somebody holds the lock (TimeoutError), or the file went at this moment
+    with contextlib.suppress(
+        OSError
+    ):  # somebody holds the lock (TimeoutError), or the file went at this moment
         if is_whole(path):
             return False
         locks.mkdir(mode=0o700, exist_ok=True)

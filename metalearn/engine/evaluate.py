@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metalearn.core import Algorithm, Objective, Plan, Source, Split, Task, TaskBatch, blank_query
 from metalearn.engine.batching import Batching, Score, batching, one_sentence
-from metalearn.engine.execution import TaskPlan
+from metalearn.engine.executor import TaskPlan
 from metalearn.engine.memory import Demand
 from metalearn.engine.pooling import pooled, pooled_part, scalars
 from metalearn.errors import ConfigError
@@ -37,7 +37,9 @@ class Evaluation:
     def of(judged: dict[str, Tensor], objective: Objective) -> Evaluation:
         """From what `judge` found of tasks 0, 1, 2, …: a column and a mean of each score, a metric from all totals."""
         scores = {name: decimals(values) for name, values in judged.items() if not name.startswith(TOTALS)}
-        totals = {name.removeprefix(TOTALS): values for name, values in judged.items() if name.startswith(TOTALS)}
+        totals = {
+            name.removeprefix(TOTALS): values for name, values in judged.items() if name.startswith(TOTALS)
+        }
         summary = {name: summarise(values) for name, values in scores.items()}
         pool = pooled_part(objective)
         if pool is not None and totals:
@@ -109,7 +111,9 @@ def num_episodes(source: Source, split: Split, wanted: int) -> int:
     return episodes
 
 
-def batching_of(algorithm: Algorithm, source: Source, exam: Exam, plan: TaskPlan, limit: int | None) -> tuple[Batching, Demand]:
+def batching_of(
+    algorithm: Algorithm, source: Source, exam: Exam, plan: TaskPlan, limit: int | None
+) -> tuple[Batching, Demand]:
     """How many tasks to take at once, by its first one, and the memory for them. limit: `eval.batch_size`."""
     with frozen(algorithm):
         task = draw_tasks(algorithm, source, exam.split, seed=exam.seed, first=0, count=1)
@@ -147,7 +151,13 @@ def score_of(algorithm: Algorithm, source: Source, exam: Exam, plan: Plan) -> Sc
 
 
 def judge(
-    algorithm: Algorithm, batch: TaskBatch, objective: Objective, plan: Plan, *, steps: int | None = None, curve: bool = True
+    algorithm: Algorithm,
+    batch: TaskBatch,
+    objective: Objective,
+    plan: Plan,
+    *,
+    steps: int | None = None,
+    curve: bool = True,
 ) -> dict[str, Tensor]:
     """Loss and metrics (T,) of each task: those of the objective, the inductive primary, the method's report, the curve.
 
@@ -202,7 +212,9 @@ def decimals(values: Tensor) -> list[Any]:
     return [float(text) for text in values.float().cpu().numpy().astype(str)]
 
 
-def draw_tasks(algorithm: Algorithm, source: Source, split: Split, *, seed: int, first: int, count: int) -> TaskBatch:
+def draw_tasks(
+    algorithm: Algorithm, source: Source, split: Split, *, seed: int, first: int, count: int
+) -> TaskBatch:
     """A batch of tasks with the random numbers that the algorithm wants for each."""
     batch = source.tasks(split, seed=seed, first=first, count=count)
     return batch._replace(draws=draw(batch.key, algorithm.draws(source.spec(split))))

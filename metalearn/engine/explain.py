@@ -105,7 +105,9 @@ def explanation(error: BaseException, *parts: Any) -> str | None:
             what = what.format(next((group for group in found.groups() if group), ""))
             return f"{place or 'the method'} {what}; {way_out}"
     if line is not None:
-        return f"{line} failed with {type(error).__name__}: {message or 'no further reason'}; correct that line"
+        return (
+            f"{line} failed with {type(error).__name__}: {message or 'no further reason'}; correct that line"
+        )
     if isinstance(error, ValueError) and raised_by_us(error):
         author = returning(error, parts, packages)
         return (
@@ -121,12 +123,18 @@ class pure(TorchDispatchMode):  # noqa: N801 - read as a word after `with`
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.held = {value.untyped_storage().data_ptr() for value in (*module.buffers(), *module.parameters())}
+        self.held = {
+            value.untyped_storage().data_ptr() for value in (*module.buffers(), *module.parameters())
+        }
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded in function.tags:
             raise RuntimeError(f"called random operation {function}")
-        if function._schema.is_mutable and isinstance(args[0], torch.Tensor) and args[0].untyped_storage().data_ptr() in self.held:
+        if (
+            function._schema.is_mutable
+            and isinstance(args[0], torch.Tensor)
+            and args[0].untyped_storage().data_ptr() in self.held
+        ):
             raise RuntimeError(f"in-place arithmetic {function} would mutate a captured Tensor")
         return function(*args, **(kwargs or {}))
 
@@ -152,7 +160,11 @@ def author_line(error: BaseException, packages: set[str]) -> str | None:
 def returning(error: BaseException, parts: tuple[Any, ...], packages: set[str]) -> str | None:
     """Where the author's method begins whose result was refused, when no line of it is in the traceback any more."""
     shapes = isinstance(error, ValueError) and raised_by_us(error)
-    names = ("predict",) if shapes else ("losses", "task_loss", "gradient", "metrics", "predict", "adapt_path", "adapt")
+    names = (
+        ("predict",)
+        if shapes
+        else ("losses", "task_loss", "gradient", "metrics", "predict", "adapt_path", "adapt")
+    )
     for part in parts:
         for name in names:
             owner = next((cls for cls in type(part).__mro__ if name in vars(cls)), None)

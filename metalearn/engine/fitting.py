@@ -9,7 +9,9 @@ from metalearn.core import Algorithm, TaskSpec
 Method = type[Algorithm] | Algorithm
 
 
-def misfits(name: str, method: Method, spec: TaskSpec, others: Mapping[str, Method] | None = None) -> list[str]:
+def misfits(
+    name: str, method: Method, spec: TaskSpec, others: Mapping[str, Method] | None = None
+) -> list[str]:
     """A sentence for each declaration that speaks against these tasks.
 
     name: as the person knows the method. others: those to choose from instead, by their names; the sentences name which of them fit.
@@ -23,12 +25,18 @@ def misfits(name: str, method: Method, spec: TaskSpec, others: Mapping[str, Meth
 def obstacles(method: Method, spec: TaskSpec) -> list[str]:
     """What the method says of itself, and what these tasks are instead."""
     if spec.kind not in method.kinds:
-        return [f"takes tasks of {' and '.join(method.kinds)} (its `kinds`), but these are tasks of {spec.kind}"]
+        return [
+            f"takes tasks of {' and '.join(method.kinds)} (its `kinds`), but these are tasks of {spec.kind}"
+        ]
     found = []
     if spec.ragged and not method.handles_ragged:
-        found.append("takes tasks without padded rows only (its `handles_ragged` is False), but these are ragged")
+        found.append(
+            "takes tasks without padded rows only (its `handles_ragged` is False), but these are ragged"
+        )
     if method.trains_on == "examples" and not spec.num_train_classes:
-        found.append("trains on minibatches of labelled examples (its `trains_on`), but these data have no classes to draw them from")
+        found.append(
+            "trains on minibatches of labelled examples (its `trains_on`), but these data have no classes to draw them from"
+        )
     return found
 
 
@@ -36,4 +44,6 @@ def plan_misfits(name: str, method: Method, plan: str) -> list[str]:
     """A sentence if tasks of this method cannot be mapped by device.plan=PLAN; `auto` tries only those that it declares."""
     if plan == "auto" or plan in method.plans:
         return []
-    return [f"device.plan={plan}, but {name} maps its tasks by {' or '.join(method.plans)} only; set device.plan={method.plans[0]}"]
+    return [
+        f"device.plan={plan}, but {name} maps its tasks by {' or '.join(method.plans)} only; set device.plan={method.plans[0]}"
+    ]

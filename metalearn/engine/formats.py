@@ -52,4 +52,6 @@ def require_measured(wanted: str | None, names: Iterable[str]) -> None:
         return
     meant = difflib.get_close_matches(wanted, names, n=1)
     question = f"; did you mean {meant[0]}?" if meant else ";"
-    raise ConfigError(f"eval.monitor={wanted} is no metric of validation{question} metrics: {', '.join(names)}")
+    raise ConfigError(
+        f"eval.monitor={wanted} is no metric of validation{question} metrics: {', '.join(names)}"
+    )

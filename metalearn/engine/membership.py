@@ -50,7 +50,10 @@ class Splits:
     def describe(self) -> str:
         """One line: how many are in each split, or what is known of it."""
         words = {None: "not said", DRAWN_WITHOUT_END: DRAWN_WITHOUT_END}
-        parts = {split: words[found] if found is None or isinstance(found, str) else len(found) for split, found in self.members.items()}
+        parts = {
+            split: words[found] if found is None or isinstance(found, str) else len(found)
+            for split, found in self.members.items()
+        }
         return f"{self.data}: {', '.join(f'{split} {part}' for split, part in parts.items())}"
 
 
@@ -69,7 +72,9 @@ def members_of(source: Source, split: Split) -> Members:
     if many:
         odd = next((member for member in found if not _readable(member)), None)
         places = {member[:2]: number for number, member in enumerate(found)} if odd is None else {}
-        twice = next((member for number, member in enumerate(found) if places.get(member[:2], number) != number), None)
+        twice = next(
+            (member for number, member in enumerate(found) if places.get(member[:2], number) != number), None
+        )
         if odd is None and twice is None:
             return found
         wrong = f"holds {odd!r:.200}" if twice is None else f"holds {twice!r:.200} twice"
@@ -80,9 +85,13 @@ def members_of(source: Source, split: Split) -> Members:
 
 
 def _readable(member: Any) -> bool:
-    if not isinstance(member, Member) or not (isinstance(member.source, str) and isinstance(member.name, str)):
+    if not isinstance(member, Member) or not (
+        isinstance(member.source, str) and isinstance(member.name, str)
+    ):
         return False
-    return member.sha256 is None or (isinstance(member.sha256, str) and SHA256.fullmatch(member.sha256) is not None)
+    return member.sha256 is None or (
+        isinstance(member.sha256, str) and SHA256.fullmatch(member.sha256) is not None
+    )
 
 
 def seen_in(split: Split) -> str:
@@ -118,7 +127,9 @@ def refuse_seen(trained: Splits, split: Split, found: Members, data: str) -> dic
 def refuse_other_kind(trained: TaskSpec, found: TaskSpec, data: str) -> None:
     """ConfigError for tasks that a model cannot take, since they are of another kind than those it was trained on."""
     ways = trained.kind == found.kind == "classification"  # which an evaluation may change
-    if (trained.kind, trained.input_spec) == (found.kind, found.input_spec) and (ways or trained.num_outputs == found.num_outputs):
+    if (trained.kind, trained.input_spec) == (found.kind, found.input_spec) and (
+        ways or trained.num_outputs == found.num_outputs
+    ):
         return
     of_run, of_data = (f"{spec.kind} of {_inputs(spec)}" for spec in (trained, found))
     raise ConfigError(
@@ -138,7 +149,10 @@ def refuse_other_division(trained_on: str | None, found: Splits) -> None:
 
 def _inputs(spec: TaskSpec) -> str:
     parts = spec.input_spec if isinstance(spec.input_spec, dict) else {"inputs": spec.input_spec}
-    codes = {name: "" if part.num_categories is None else f" codes below {part.num_categories}" for name, part in parts.items()}
+    codes = {
+        name: "" if part.num_categories is None else f" codes below {part.num_categories}"
+        for name, part in parts.items()
+    }
     outputs = "" if spec.kind == "classification" else f" with {spec.num_outputs} outputs"
     return " and ".join(f"{name} {part.shape}{codes[name]}" for name, part in parts.items()) + outputs
 
@@ -158,7 +172,9 @@ def _keys(member: Member) -> Iterator[tuple[str, ...]]:
 
 
 def _refusal(split: Split, data: str, seen: Sequence[Member], how: str) -> str:
-    names = ", ".join(member.name for member in seen[:NAMED]) + (f" and {len(seen) - NAMED} more" if len(seen) > NAMED else "")
+    names = ", ".join(member.name for member in seen[:NAMED]) + (
+        f" and {len(seen) - NAMED} more" if len(seen) > NAMED else ""
+    )
     return (
         f"split '{split}' of data={data} holds {len(seen)} that {how}, by content or by name: {names}; "
         "leave them out, divide the data as the run did, or train a run that has not met them"
@@ -177,7 +193,11 @@ def _tree(members: Members) -> Any:
 def _members(tree: Any) -> Members:
     if tree is None or tree == DRAWN_WITHOUT_END:
         return tree
-    return [Member(source, name, _hexadecimal(value)) for source, named in tree.items() for name, value in _items(named)]
+    return [
+        Member(source, name, _hexadecimal(value))
+        for source, named in tree.items()
+        for name, value in _items(named)
+    ]
 
 
 def _items(tree: Any) -> Iterable[tuple[str, Any]]:

@@ -136,7 +136,10 @@ def _left_of_ulimits(root: Path) -> Iterator[int]:
     """Soft limit minus use of this process's addresses, and of what it writes to."""
     use = dict(_pairs(root / "proc/self/status"))
     for line in _lines(root / "proc/self/limits"):
-        name, soft = line[:26].strip(), line[26:].split()[:1]  # columns of fixed width, since names hold spaces
+        name, soft = (
+            line[:26].strip(),
+            line[26:].split()[:1],
+        )  # columns of fixed width, since names hold spaces
         if name in ULIMITS and soft and soft[0].isdecimal():
             yield max(0, int(soft[0]) - use.get(ULIMITS[name], 0) * 1024)
 
@@ -146,7 +149,12 @@ def _left_in_cgroups(root: Path) -> Iterator[int]:
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            top, limit_name, use_name, cache = root / "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
+            top, limit_name, use_name, cache = (
+                root / "sys/fs/cgroup",
+                "memory.max",
+                "memory.current",
+                "inactive_file",
+            )
         elif "memory" in controllers.split(","):
             top, cache = root / "sys/fs/cgroup/memory", "total_inactive_file"
             limit_name, use_name = "memory.limit_in_bytes", "memory.usage_in_bytes"

@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 
 from metalearn.core import Algorithm, Examples, Source, TaskBatch
-from metalearn.engine.execution import TaskPlan, execute
-from metalearn.engine.settings import Settings, draw_batch
+from metalearn.engine.executor import TaskPlan, execute
+from metalearn.engine.loader import draw_batch
+from metalearn.engine.settings import Settings
 from metalearn.engine.update import HEALTHY, Updater
 from metalearn.errors import MetalearnError
 
@@ -26,7 +27,11 @@ log = logging.getLogger(__name__)
 MOST_IN_A_ROW = 10
 MOST_ROLLBACKS = 3
 MOST_WARNINGS = 20  # about updates that were left out; metrics.jsonl counts all of them
-LIMITS = {"stop": 1, "skip": MOST_IN_A_ROW, "rollback": 1}  # refused updates in a row that end training, for now or for good
+LIMITS = {
+    "stop": 1,
+    "skip": MOST_IN_A_ROW,
+    "rollback": 1,
+}  # refused updates in a row that end training, for now or for good
 ADVICE = "Lower algo.inner_lr or optimizer.lr, or set optimizer.clip.norm, and start again"
 WAY_ON = "; or go on without such updates: metalearn resume RUN_DIR trainer.on_nan=skip"
 
@@ -67,7 +72,11 @@ class Guard:
             return
         row, refused = int(updater.row.item()), int(updater.refused.item())
         if row >= updater.limit:
-            after = f"The {updater.limit} updates up to this one were all like that. " if updater.limit > 1 else ""
+            after = (
+                f"The {updater.limit} updates up to this one were all like that. "
+                if updater.limit > 1
+                else ""
+            )
             raise NonFiniteError(self.describe(first, first + shift, met=True), first, after=after)
         updater.forget_refusals()
         if refused <= MOST_WARNINGS:
@@ -83,7 +92,9 @@ class Guard:
         """
         batch = draw_batch(self.algorithm, self.source, self.settings, number)
         dials = [f"algo.inner_lr={self.algorithm.inner_lr}"] if hasattr(self.algorithm, "inner_lr") else []
-        where = ", ".join([f"step {step} (counted from 0)", culprits(self.algorithm, batch, number, met=met), *dials])
+        where = ", ".join(
+            [f"step {step} (counted from 0)", culprits(self.algorithm, batch, number, met=met), *dials]
+        )
         return (
             f"the loss or its gradient is not finite at {where}. The weights were not changed by it; "
             f"last good checkpoint: {self.last_good()}"

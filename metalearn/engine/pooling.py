@@ -28,7 +28,9 @@ def scalars(owner: object, method: str, values: dict[str, Any]) -> dict[str, Ten
     """The values that a method returned; ConfigError if one of them is no tensor without dimensions."""
     for name, value in values.items():
         if not isinstance(value, Tensor) or value.dim() > 0:
-            kind = f"tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            kind = (
+                f"tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            )
             source = f"{type(owner).__name__}.{method}"
             raise ConfigError(f"{source} gives {name} as a {kind}; a metric is a tensor without dimensions")
     return values
@@ -41,7 +43,9 @@ def pooled_part(objective: Objective) -> PooledObjective | None:
     for there, missing in (("totals", "summary"), ("summary", "totals")):
         if hasattr(objective, there):
             name = type(objective).__name__
-            raise ConfigError(f"{name} has {there}() but no {missing}(); a pooled metric needs both, so define {missing}()")
+            raise ConfigError(
+                f"{name} has {there}() but no {missing}(); a pooled metric needs both, so define {missing}()"
+            )
     return None
 
 
@@ -54,7 +58,9 @@ def pooled(objective: PooledObjective, totals: dict[str, Tensor]) -> dict[str, d
     """
     totals = {name: values.detach().cpu().double() for name, values in totals.items()}
     count = len(next(iter(totals.values())))
-    found = scalars(objective, "summary", objective.summary({name: values.sum(0) for name, values in totals.items()}))
+    found = scalars(
+        objective, "summary", objective.summary({name: values.sum(0) for name, values in totals.items()})
+    )
     again = resampled(objective, totals, count)
     return {name: _interval(value, again[name], count) for name, value in found.items()}
 

@@ -22,16 +22,17 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from metalearn.core import Algorithm, Examples, Source, Split, TaskBatch
 from metalearn.engine.batching import Batching
-from metalearn.engine.checkpoint import CheckpointStore
 from metalearn.engine.evaluate import Exam, batching_of, draw_tasks, evaluate, frozen, score_of
-from metalearn.engine.execution import Executor, TaskPlan
+from metalearn.engine.executor import Executor, TaskPlan
 from metalearn.engine.formats import Monitor, require_measured
+from metalearn.engine.loader import draw_batch
 from metalearn.engine.memory import OVERHEAD, Demand, free_share, peak_bytes
-from metalearn.engine.settings import Settings, draw_batch
-from metalearn.engine.state import pack, restore
+from metalearn.engine.settings import Settings
 from metalearn.engine.update import Updater
 from metalearn.errors import MetalearnError
 from metalearn.messages import unheard
+from metalearn.rundir.checkpoints import CheckpointStore
+from metalearn.rundir.state import pack, restore
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def rehearse(
     """Run each kind of work once on a copy. folder: where the trial checkpoint is written and removed.
 
     settings, plan: what each of so many ranks does; a plan that compiles is rehearsed as it is before compiling.
-    Says beforehand if training will not fit into memory; of evaluations the crew says it. Raises MetalearnError when a
+    Says beforehand if training will not fit into memory; of evaluations the strategy says it. Raises MetalearnError when a
     saved checkpoint does not come back equal.
     """
     for leftover in folder.glob(f"{TRIAL}*"):  # of a process that was killed here
@@ -88,23 +89,31 @@ def rehearse(
         _require_monitor(actor, source, plan, settings, split)
         training = [training_demand(actor, source, plan, settings)] if updater is not None else []
         exams = [_exam(source, settings, split, curve=curve) for curve in (False, True)]
-        sizes, evaluations = zip(*(batching_of(actor, source, exam, plan, settings.eval_batch_size) for exam in exams), strict=True)
+        sizes, evaluations = zip(
+            *(batching_of(actor, source, exam, plan, settings.eval_batch_size) for exam in exams), strict=True
+        )
         demands = [*training, max(evaluations, key=lambda demand: demand.peak)]
         test = exams[1]._replace(episodes=test_episodes)
         test_size, _ = batching_of(actor, source, test, plan, settings.eval_batch_size)
     _compare(training, source.tasks(split, seed=settings.eval_seed, first=0, count=1).key.device, ranks)
     with unheard():
         step = _train_seconds(actor, updater, source, plan, settings) if updater is not None else 0.0
-        val_task, test_task = (_judge_seconds(actor, source, plan, exam, size) for exam, size in zip(exams, sizes, strict=True))
+        val_task, test_task = (
+            _judge_seconds(actor, source, plan, exam, size) for exam, size in zip(exams, sizes, strict=True)
+        )
     save = _save_seconds(actor, updater, folder)
     torch.set_rng_state(random_state)
     val = val_task * sizes[0].busiest(exams[0].episodes, ranks)
     return Forecast(step, save, val, test_task * test_size.busiest(test_episodes, ranks), demands)
 
 
-def _require_monitor(actor: Algorithm, source: Source, plan: TaskPlan, settings: Settings, split: Split) -> None:
+def _require_monitor(
+    actor: Algorithm, source: Source, plan: TaskPlan, settings: Settings, split: Split
+) -> None:
     """Validate on two tasks: a metric that fails does so now. ConfigError if eval.monitor names none of them."""
-    found = evaluate(actor, source, split, seed=settings.eval_seed, episodes=2, plan=plan, batch_size=2, curve=False)
+    found = evaluate(
+        actor, source, split, seed=settings.eval_seed, episodes=2, plan=plan, batch_size=2, curve=False
+    )
     require_measured(settings.monitor, found.summary)
     Monitor.of(settings.monitor, source.spec("train").objective, actor)
 
@@ -115,18 +124,29 @@ def training_demand(actor: Algorithm, source: Source, plan: TaskPlan, settings: 
         few = -(-settings.batch_size // 8)
         rows = draw_batch(actor, source, replace(settings, batch_size=2 * few), 0)
         fixed, each = _line(Executor(actor, plan).sums, rows, few, 2 * few)
-        return Demand("training", settings.batch_size, "row", fixed, each + _bytes(rows) / (2 * few), "trainer.batch_size")
+        return Demand(
+            "training",
+            settings.batch_size,
+            "row",
+            fixed,
+            each + _bytes(rows) / (2 * few),
+            "trainer.batch_size",
+        )
     # From two on: sums over a single task are views, which take no memory.
     tasks = draw_batch(actor, source, replace(settings, meta_batch_size=3), 0)
     fixed, each = _line(Executor(actor, replace(plan, chunk=0)).sums, tasks, 2, 3)
     fixed += settings.meta_batch_size * _bytes(tasks) / 3
     chunk = plan.chunk_of(settings.meta_batch_size)
     if plan.name == "vmap" and chunk < settings.meta_batch_size:
-        fixed += 3 * _bytes(list(actor.parameters()))  # the sum of the chunks in float64, and the one that is added to it
+        fixed += 3 * _bytes(
+            list(actor.parameters())
+        )  # the sum of the chunks in float64, and the one that is added to it
     return Demand("training", chunk, "task", fixed, each, "device.chunk" if plan.name == "vmap" else None)
 
 
-def _line(work: Callable[[Any], Any], batch: TaskBatch | Examples, few: int, more: int) -> tuple[float, float]:
+def _line(
+    work: Callable[[Any], Any], batch: TaskBatch | Examples, few: int, more: int
+) -> tuple[float, float]:
     """(fixed, each) of the bytes that work on n rows of the batch takes at its peak, from two such numbers."""
 
     def peak(count: int) -> int:
@@ -151,7 +171,9 @@ def _compare(demands: list[Demand], device: torch.device, ranks: int) -> None:
             log.warning(complaint)
 
 
-def _train_seconds(actor: Algorithm, updater: Updater, source: Source, plan: TaskPlan, settings: Settings) -> float:
+def _train_seconds(
+    actor: Algorithm, updater: Updater, source: Source, plan: TaskPlan, settings: Settings
+) -> float:
     executor, seconds = Executor(actor, plan), 0.0
     for _ in range(2):
         start = time.perf_counter()
@@ -194,9 +216,13 @@ def _save_seconds(actor: Algorithm, updater: Updater | None, folder: Path) -> fl
         tensors, values = pack(actor, optimizer)
         store.save(0, tensors, {"optimizer": values})
         checkpoint = store.newest()
-        restore(actor, optimizer, checkpoint.tensors, checkpoint.facts["optimizer"])
+        restore(actor, optimizer, checkpoint.tensors, checkpoint.metadata["optimizer"])
         again, _ = pack(actor, optimizer)
-    changed = [name for name, value in tensors.items() if value.cpu().numpy().tobytes() != again[name].cpu().numpy().tobytes()]
+    changed = [
+        name
+        for name, value in tensors.items()
+        if value.cpu().numpy().tobytes() != again[name].cpu().numpy().tobytes()
+    ]
     if changed or len(tensors) != len(again):
         raise MetalearnError(
             f"a checkpoint does not come back as it was saved ({', '.join(changed[:3])}); this run could not be resumed exactly"

@@ -9,11 +9,11 @@ from typing import Any
 
 from metalearn.choices import NAMED_IN_RESULTS, chosen
 from metalearn.core import Algorithm, Source
-from metalearn.engine.checkpoint import Checkpoint, CheckpointStore
 from metalearn.engine.evaluate import Evaluation
 from metalearn.engine.formats import formats
-from metalearn.engine.record import Record
+from metalearn.engine.history import ValidationHistory
 from metalearn.errors import CheckpointError, ConfigError
+from metalearn.rundir.checkpoints import Checkpoint, CheckpointStore
 
 LONGEST_NAME = 120  # bytes of a file's name are limited to 255
 REQUIRED = (
@@ -69,7 +69,9 @@ def result_of(
         "split": split,
         "primary": objective.primary,
         "metrics": evaluation.summary,
-        "formats": {name: asdict(form) for name, form in formats(objective, algorithm, evaluation.summary).items()},
+        "formats": {
+            name: asdict(form) for name, form in formats(objective, algorithm, evaluation.summary).items()
+        },
         "episodes": evaluation.episodes,
         "step": step,
         "protocol": protocol,
@@ -77,13 +79,13 @@ def result_of(
     }
 
 
-def choose(store: CheckpointStore, rule: str, record: Record | None = None) -> tuple[str, int]:
+def choose(store: CheckpointStore, rule: str, history: ValidationHistory | None = None) -> tuple[str, int]:
     """The rule that really held and the step it chose, for eval.checkpoint = best, last or step-NUMBER.
 
     `best` without any validation (a method that does not train) is the last checkpoint, and is called so.
-    record: the run's own validations; without it the pointer `best` in the folder counts.
+    history: the run's own validations; without it the pointer `best` in the folder counts.
     """
-    best = record.best() if record is not None else store.pointed("best")
+    best = history.best() if history is not None else store.pointed("best")
     last = store.pointed("last")
     if rule == "best" and best is not None:
         return rule, best
@@ -92,7 +94,9 @@ def choose(store: CheckpointStore, rule: str, record: Record | None = None) -> t
     step = int(rule.removeprefix("step-"))
     if step not in store.steps():
         kept = ", ".join(store.path(s).name for s in store.steps())
-        raise ConfigError(f"eval.checkpoint={rule} is not there; this run kept {kept}; choose one of them, best or last")
+        raise ConfigError(
+            f"eval.checkpoint={rule} is not there; this run kept {kept}; choose one of them, best or last"
+        )
     return rule, step
 
 
@@ -103,9 +107,16 @@ def load_chosen(store: CheckpointStore, step: int) -> Checkpoint:
     except CheckpointError as error:
         others = [other for other in store.steps() if other != step and _is_valid(store, other)]
         if not others:
-            raise CheckpointError(f"{error}; no other checkpoint is valid; restore it from a backup") from error
-        names = [*(["last"] if store.pointed("last") in others else []), *(store.path(other).name for other in others)]
-        raise CheckpointError(f"{error}; choose another with eval.checkpoint=NAME of: {', '.join(names)}") from error
+            raise CheckpointError(
+                f"{error}; no other checkpoint is valid; restore it from a backup"
+            ) from error
+        names = [
+            *(["last"] if store.pointed("last") in others else []),
+            *(store.path(other).name for other in others),
+        ]
+        raise CheckpointError(
+            f"{error}; choose another with eval.checkpoint=NAME of: {', '.join(names)}"
+        ) from error
 
 
 def _is_valid(store: CheckpointStore, step: int) -> bool:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from metalearn.core import Algorithm, Examples, Source, TaskBatch
-from metalearn.engine.evaluate import draw_tasks
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -31,20 +28,11 @@ class Settings:
 
     def part(self, ranks: int) -> Settings:
         """What the busiest of so many ranks has to do: its tasks of a meta-batch and of a validation."""
-        return replace(self, meta_batch_size=-(-self.meta_batch_size // ranks), val_episodes=-(-self.val_episodes // ranks))
-
-
-def draw_batch(algorithm: Algorithm, source: Source, settings: Settings, step: int, share: range | None = None) -> TaskBatch | Examples:
-    """What outer step number `step` learns from: a pure function of (seed, step).
-
-    share: the tasks of the meta-batch that are wanted, by their place in it; all by default.
-    """
-    if algorithm.trains_on == "examples":
-        size = settings.batch_size
-        return source.examples(seed=settings.seed, first=step * size, count=size)
-    size = settings.meta_batch_size
-    share = range(size) if share is None else share
-    return draw_tasks(algorithm, source, "train", seed=settings.seed, first=step * size + share.start, count=len(share))
+        return replace(
+            self,
+            meta_batch_size=-(-self.meta_batch_size // ranks),
+            val_episodes=-(-self.val_episodes // ranks),
+        )
 
 
 def share_of(rank: int, ranks: int, count: int) -> range:

@@ -1,7 +1,7 @@
 """The outer loop. It knows no algorithm, data set or model by name, and it is dull on purpose.
 
 Everything that a later step depends on is in `state`: weights, optimizer, random state, running means of the log
-window, and the validation record. Tasks are counter-based, so their position is the step itself, plus the meta-batches
+running means, and the validation history. Tasks are counter-based, so their position is the step itself, plus the meta-batches
 that a rollback has passed over.
 """
 
@@ -19,18 +19,17 @@ import torch
 from torch import Tensor
 
 from metalearn.core import Algorithm, Source
-from metalearn.engine.checkpoint import Checkpoint, CheckpointStore, SaveError
-from metalearn.engine.crew import Crew
-from metalearn.engine.faults import fault
 from metalearn.engine.formats import Monitor
+from metalearn.engine.history import RunningMeans, ValidationHistory
 from metalearn.engine.nonfinite import Guard
-from metalearn.engine.record import Record
-from metalearn.engine.runlog import RunLog
 from metalearn.engine.settings import Settings
-from metalearn.engine.state import WEIGHTS, pack, restore
+from metalearn.engine.strategy import SingleProcess
 from metalearn.engine.update import Updater
-from metalearn.engine.window import Window
 from metalearn.errors import CheckpointError
+from metalearn.fault_injection import fault
+from metalearn.rundir.checkpoints import Checkpoint, CheckpointStore, SaveError
+from metalearn.rundir.log import RunLog
+from metalearn.rundir.state import WEIGHTS, pack, restore
 
 log = logging.getLogger(__name__)
 
@@ -45,28 +44,30 @@ class Trainer:
         algorithm: Algorithm,
         updater: Updater | None,
         source: Source,
-        crew: Crew,
+        strategy: SingleProcess,
         store: CheckpointStore,
         log: RunLog,
         settings: Settings,
         *,
-        facts: dict[str, Any],
+        metadata: dict[str, Any],
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        self.algorithm, self.updater, self.source, self.crew = algorithm, updater, source, crew
+        self.algorithm, self.updater, self.source, self.strategy = algorithm, updater, source, strategy
         self.store, self.log, self.settings = store, log, settings
-        self.facts = facts  # written into every checkpoint as they stand
+        self.metadata = metadata  # written into every checkpoint as they stand
         self.check = check
-        self.guard = Guard(algorithm, updater, source, settings, self.last_good) if updater is not None else None
+        self.guard = (
+            Guard(algorithm, updater, source, settings, self.last_good) if updater is not None else None
+        )
         self.step = 0
         self.shift = 0  # meta-batches that were passed over
         self.rollbacks = 0
         self.saved_step = -1
         self.failed_saves = 0  # in a row
         self.evaluated_step = 0
-        self.window = Window()
+        self.running_means = RunningMeans()
         self.monitor = Monitor.of(settings.monitor, source.spec("train").objective, algorithm)
-        self.record = Record(self.monitor.higher_is_better)
+        self.history = ValidationHistory(self.monitor.higher_is_better)
         self.seconds: dict[str, float] = {}
 
     @property
@@ -91,14 +92,14 @@ class Trainer:
         assert self.updater is not None
         settings = self.settings
         with self.timed("data"):
-            batch = self.crew.draw(self.step + self.shift)
+            batch = self.strategy.draw(self.step + self.shift)
         with self.timed("step"):
-            losses, metrics = self.crew.execute(batch)
+            losses, metrics = self.strategy.execute(batch)
             statistics = metrics.pop("statistics", None)
             fault("step:before_update")
             norm = self.updater.update(self.step, losses, statistics)
             bad = self.updater.bad if self.updater.limit > 1 else None
-            self.window.add({"loss": losses.mean(), **metrics, "gradient_norm": norm}, bad)
+            self.running_means.add({"loss": losses.mean(), **metrics, "gradient_norm": norm}, bad)
         self.step += 1
         log_due = is_time(self.step, settings.log_every, self.outer_steps)
         if log_due or losses.device.type == "cpu":
@@ -110,10 +111,10 @@ class Trainer:
         fault("step:end")
 
     def validate(self) -> None:
-        """Judge on the validation tasks and enter the result in the record."""
+        """Judge on the validation tasks and enter the result in the history."""
         settings = self.settings
         with self.timed("eval"):
-            result = self.crew.evaluate(
+            result = self.strategy.evaluate(
                 "val",
                 seed=settings.eval_seed,
                 episodes=settings.val_episodes,
@@ -121,21 +122,29 @@ class Trainer:
                 curve=False,
                 on_batch=self._between_batches,
             )
-        self.log.metric(self.step, "val", {**flat(result.summary), "episodes": result.episodes, **self.take_times()})
+        self.log.metric(
+            self.step, "val", {**flat(result.summary), "episodes": result.episodes, **self.take_times()}
+        )
         monitor = self.monitor.name
         mean, ci95 = result.summary[monitor]["mean"], result.summary[monitor]["ci95"]
-        self.record.enter(self.step, mean)
+        self.history.enter(self.step, mean)
         self.evaluated_step = self.step
-        self.saved_step = min(self.saved_step, self.step - 1)  # a checkpoint of this step that lacks the result is out of date
-        log.info(f"step {self.step}/{self.outer_steps}  val {monitor} {mean:.4f} ± {ci95:.4f} ({result.episodes} tasks)")
+        self.saved_step = min(
+            self.saved_step, self.step - 1
+        )  # a checkpoint of this step that lacks the result is out of date
+        log.info(
+            f"step {self.step}/{self.outer_steps}  val {monitor} {mean:.4f} ± {ci95:.4f} ({result.episodes} tasks)"
+        )
 
     def save(self, *, must: bool = False) -> None:
         """Write a checkpoint of the present step. A disk that refuses is endured a few times in a row, unless it must not be."""
         self.require_finite()
         try:
             with self.timed("save"):
-                tensors, facts = self.state()
-                self.store.save(self.step, tensors, facts, ranked=self.record.ranked(self.store.keep_best))
+                tensors, metadata = self.state()
+                self.store.save(
+                    self.step, tensors, metadata, ranked=self.history.ranked(self.store.keep_best)
+                )
         except SaveError as error:
             self.failed_saves += 1
             if must or self.failed_saves >= MOST_FAILED_SAVES:
@@ -151,38 +160,57 @@ class Trainer:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that the steps to come depend on: tensors and JSON values."""
         tensors, optimizer = pack(self.algorithm, self.updater.optimizer if self.updater else None)
-        tensors |= {f"window.{name}": value for name, value in self.window.sums.items()}
-        progress = {"step": self.step, "evaluated_step": self.evaluated_step, "window_count": self.window.count}
+        tensors |= {f"window.{name}": value for name, value in self.running_means.sums.items()}
+        progress = {
+            "step": self.step,
+            "evaluated_step": self.evaluated_step,
+            "window_count": self.running_means.count,
+        }
         progress |= {"shift": self.shift, "rollbacks": self.rollbacks, "scheduled": self._save_due()}
         if self.updater is not None:
-            progress |= {"refused": int(self.updater.refused.item()), "refused_row": int(self.updater.row.item())}
+            progress |= {
+                "refused": int(self.updater.refused.item()),
+                "refused_row": int(self.updater.row.item()),
+            }
         offset = self.log.sync_metrics()
-        plan = {"plan": asdict(self.crew.executor.plan), "chunks": self.crew.chunks(), "units": self.crew.units()}
-        rest = {"metrics_offset": offset, "record": self.record.entries, "optimizer": optimizer}
-        return tensors, {**self.facts, **progress, **rest, **plan}
+        plan = {
+            "plan": asdict(self.strategy.executor.plan),
+            "chunks": self.strategy.chunks(),
+            "units": self.strategy.units(),
+        }
+        rest = {"metrics_offset": offset, "record": self.history.entries, "optimizer": optimizer}
+        return tensors, {**self.metadata, **progress, **rest, **plan}
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint as if nothing had happened since."""
-        facts, tensors = checkpoint.facts, checkpoint.tensors
+        metadata, tensors = checkpoint.metadata, checkpoint.tensors
         # They may have been halved before the checkpoint or since, when memory ran out. Older versions saved only that of rank 0.
-        chunks = facts.get("chunks", [facts["plan"]["chunk"]])
-        self.crew.take_back(chunks if facts["plan_asked"] == self.facts["plan_asked"] else [])
-        self.crew.take_back_units(facts.get("units", []))
-        restore(self.algorithm, self.updater.optimizer if self.updater else None, tensors, facts["optimizer"])
+        chunks = metadata.get("chunks", [metadata["plan"]["chunk"]])
+        self.strategy.take_back(chunks if metadata["plan_asked"] == self.metadata["plan_asked"] else [])
+        self.strategy.take_back_units(metadata.get("units", []))
+        restore(
+            self.algorithm, self.updater.optimizer if self.updater else None, tensors, metadata["optimizer"]
+        )
         if f"{WEIGHTS}outer_step" not in tensors:  # of an older version
-            self.algorithm.outer_step.fill_(facts["step"] - facts.get("refused", 0))
+            self.algorithm.outer_step.fill_(metadata["step"] - metadata.get("refused", 0))
         device = next(self.algorithm.parameters(), torch.empty(0)).device
         names = [name for name in tensors if name.startswith("window.")]
         if any(tensors[name].dim() for name in names):
             raise CheckpointError("the checkpoint's running sums are no single numbers")
-        self.window = Window(facts["window_count"], {name.removeprefix("window."): tensors[name].to(device) for name in names})
-        self.step = self.saved_step = facts["step"]
-        self.shift, self.rollbacks = facts.get("shift", 0), facts.get("rollbacks", 0)  # not in what older versions saved
+        self.running_means = RunningMeans(
+            metadata["window_count"],
+            {name.removeprefix("window."): tensors[name].to(device) for name in names},
+        )
+        self.step = self.saved_step = metadata["step"]
+        self.shift, self.rollbacks = (
+            metadata.get("shift", 0),
+            metadata.get("rollbacks", 0),
+        )  # not in what older versions saved
         if self.updater is not None:
-            self.updater.count_refusals(facts.get("refused", 0), facts.get("refused_row", 0))
-        self.evaluated_step = facts["evaluated_step"]
-        self.record.entries = facts["record"]
-        self.log.rewind_metrics(facts["metrics_offset"])
+            self.updater.count_refusals(metadata.get("refused", 0), metadata.get("refused_row", 0))
+        self.evaluated_step = metadata["evaluated_step"]
+        self.history.entries = metadata["record"]
+        self.log.rewind_metrics(metadata["metrics_offset"])
 
     def require_finite(self) -> None:
         """Raise NonFiniteError, naming the first bad step and its tasks, if training cannot go on. Syncs with the device."""
@@ -200,23 +228,27 @@ class Trainer:
 
     def _save_due(self) -> bool:
         """Whether a run that is not stopped has a checkpoint of the present step."""
-        due = self.step == 0 or is_time(self.step, self.settings.checkpoint_every, self.outer_steps) or self._finished()
-        return due or self.step in self.record.ranked(self.store.keep_best)
+        due = (
+            self.step == 0
+            or is_time(self.step, self.settings.checkpoint_every, self.outer_steps)
+            or self._finished()
+        )
+        return due or self.step in self.history.ranked(self.store.keep_best)
 
     def _forget_validation(self) -> str:
         """Weights that are not kept cannot be chosen. Returns what to say of it."""
-        if self.step not in self.record.ranked(self.store.keep_best):
+        if self.step not in self.history.ranked(self.store.keep_best):
             return ""
-        self.record.forget(self.step)
+        self.history.forget(self.step)
         return f"; the validation at step {self.step} can no longer be chosen"
 
     def _finished(self) -> bool:
         patience = self.settings.patience
-        impatient = patience is not None and self.record.since_best() >= patience
+        impatient = patience is not None and self.history.since_best() >= patience
         return self.step >= self.outer_steps or impatient
 
     def _log_window(self) -> None:
-        means = self.window.take()
+        means = self.running_means.take()
         self.log.metric(self.step, "train", {**means, **self.take_times()})
         text = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
         self.log.progress(self.step, self.outer_steps, text)
@@ -241,4 +273,8 @@ def is_time(step: int, every: int, last: int) -> bool:
 
 def flat(summary: dict[str, dict[str, float]]) -> dict[str, float]:
     """{metric: mean, metric_ci95: half-width} for a line of metrics.jsonl."""
-    return {f"{name}{suffix}": value[key] for name, value in summary.items() for suffix, key in (("", "mean"), ("_ci95", "ci95"))}
+    return {
+        f"{name}{suffix}": value[key]
+        for name, value in summary.items()
+        for suffix, key in (("", "mean"), ("_ci95", "ci95"))
+    }

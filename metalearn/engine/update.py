@@ -34,7 +34,13 @@ class Updater:
     """
 
     def __init__(
-        self, algorithm: Algorithm, optimizer: torch.optim.Optimizer, schedule: Callable[[int], float], clip: Clip, *, limit: int = 1
+        self,
+        algorithm: Algorithm,
+        optimizer: torch.optim.Optimizer,
+        schedule: Callable[[int], float],
+        clip: Clip,
+        *,
+        limit: int = 1,
     ) -> None:
         self.algorithm = algorithm
         self.optimizer = optimizer
@@ -72,7 +78,10 @@ class Updater:
     def count_refusals(self, refused: int = 0, row: int = 0) -> None:
         """Begin, or go on with the counts of a checkpoint. Its row means nothing where the first refusal is the last one."""
         row = row if self.limit > 1 else 0
-        self.refused, self.row = torch.full((), refused, device=self.device), torch.full((), row, device=self.device)
+        self.refused, self.row = (
+            torch.full((), refused, device=self.device),
+            torch.full((), row, device=self.device),
+        )
         self.forget_refusals()
 
     def forget_refusals(self) -> None:

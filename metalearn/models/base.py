@@ -37,14 +37,20 @@ class Norm(nn.Module):
         self.register_buffer("running_var", torch.ones(num_channels))
 
     def forward(
-        self, x: Tensor, given: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None, step: int | Tensor = 0
+        self,
+        x: Tensor,
+        given: tuple[Tensor, Tensor] | None = None,
+        mask: Tensor | None = None,
+        step: int | Tensor = 0,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """x: (n, C, …) → the same shape, and the (mean, variance) that were used, each (C,).
 
         given: use these statistics; None measures those of x, where mask (n,) counts only the real rows.
         """
         if given is None and mask is None and self.fits_kernel(x):
-            y, mean, inverse = torch.native_batch_norm(x, self.weight, self.bias, None, None, True, 0.0, self.eps)
+            y, mean, inverse = torch.native_batch_norm(
+                x, self.weight, self.bias, None, None, True, 0.0, self.eps
+            )
             return y, Measured.apply(x, mean.detach(), inverse.detach(), self.eps)
         mean, var = self.measure(x, mask) if given is None else given
         scale, shift = self.affine(mean, var, step)
@@ -95,7 +101,9 @@ class Measured(torch.autograd.Function):
         return mean, inverse.reciprocal().square_().sub_(eps).clamp_(min=0)
 
     @staticmethod
-    def backward(ctx: Any, of_mean: Tensor | None, of_var: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+    def backward(
+        ctx: Any, of_mean: Tensor | None, of_var: Tensor | None
+    ) -> tuple[Tensor | None, None, None, None]:
         """Of x, so that it can be differentiated once more: 1/n and 2·(x − mean)/n."""
         (x,) = ctx.saved_tensors
         dims, column = [0, *range(2, x.ndim)], (-1, *[1] * (x.ndim - 2))
@@ -134,12 +142,18 @@ class Model(nn.Module):
 
     def __call__(self, x: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Statistics]:
         dtype = self.compute_dtype
-        high = {name: p for name, p in self.named_parameters() if name in self.lowered and p.dtype != dtype} if dtype else {}
+        high = (
+            {name: p for name, p in self.named_parameters() if name in self.lowered and p.dtype != dtype}
+            if dtype
+            else {}
+        )
         if not high:
             result: tuple[Tensor, Statistics] = super().__call__(x, *args, **kwargs)
             return result
         x = tree_map(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, x)
-        features, statistics = functional_call(self, {name: p.to(dtype) for name, p in high.items()}, (x, *args), kwargs)
+        features, statistics = functional_call(
+            self, {name: p.to(dtype) for name, p in high.items()}, (x, *args), kwargs
+        )
         return features.to(next(iter(high.values())).dtype), statistics
 
     def forward(

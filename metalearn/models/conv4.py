@@ -44,10 +44,16 @@ class Conv4(Model):
         in_channels, height, width = input_spec.shape
         self.convs, self.bns = nn.ModuleList(), nn.ModuleList()
         for _ in range(4):
-            self.convs.append(nn.Conv2d(in_channels, channels, 3, stride=2 if downsample == "stride" else 1, padding=1, bias=False))
+            self.convs.append(
+                nn.Conv2d(
+                    in_channels, channels, 3, stride=2 if downsample == "stride" else 1, padding=1, bias=False
+                )
+            )
             self.bns.append(Norm(channels))
             in_channels = channels
-            height, width = ((height + 1) // 2, (width + 1) // 2) if downsample == "stride" else (height // 2, width // 2)
+            height, width = (
+                ((height + 1) // 2, (width + 1) // 2) if downsample == "stride" else (height // 2, width // 2)
+            )
         if height * width == 0:
             raise ValueError(
                 f"images of {input_spec.shape[1]}x{input_spec.shape[2]} pixels vanish after four poolings; "

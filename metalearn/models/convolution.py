@@ -17,7 +17,12 @@ MOST_INPUTS = 32  # of an output, up to which the moments of what it sees are ch
 
 
 def normalised(
-    conv: nn.Conv2d, norm: Norm, x: Tensor, given: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None, step: int | Tensor = 0
+    conv: nn.Conv2d,
+    norm: Norm,
+    x: Tensor,
+    given: tuple[Tensor, Tensor] | None = None,
+    mask: Tensor | None = None,
+    step: int | Tensor = 0,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """`norm(conv(x), given, mask, step)` of a convolution without bias, groups and dilation.
 
@@ -25,17 +30,24 @@ def normalised(
     places is w·E[p] and its variance w·Cov[p]·w, for which no output is read. The norm's scale then goes into w, and its
     shift is a bias, so that neither outputs nor their gradients are gone through but by the product with the patches.
     """
-    if conv.weight[0].numel() > MOST_INPUTS or x.itemsize < 4:  # in bfloat16 weights are rounded, and statistics not those of the outputs
+    if (
+        conv.weight[0].numel() > MOST_INPUTS or x.itemsize < 4
+    ):  # in bfloat16 weights are rounded, and statistics not those of the outputs
         return norm(conv(x), given, mask, step)
     assert isinstance(conv.padding, tuple)
-    patches_MK = F.unfold(x, conv.kernel_size, padding=conv.padding, stride=conv.stride).transpose(1, 2).flatten(0, 1)
+    patches_MK = (
+        F.unfold(x, conv.kernel_size, padding=conv.padding, stride=conv.stride).transpose(1, 2).flatten(0, 1)
+    )
     weight_CK = conv.weight.flatten(1)
     mean, var = statistics = moments(patches_MK, weight_CK, mask) if given is None else given
     scale, shift = norm.affine(mean, var, step)
     # Contiguous as (K, C): autograd then multiplies patchesᵀ·gradient; for a view it takes gradientᵀ·patches, which is 8 times as slow.
     weight_KC = (scale * weight_CK.T).contiguous()
     y_MC = torch.addmm(shift, patches_MK, weight_KC)
-    height, width = ((x.shape[2 + side] + 2 * conv.padding[side] - conv.kernel_size[side]) // conv.stride[side] + 1 for side in (0, 1))
+    height, width = (
+        (x.shape[2 + side] + 2 * conv.padding[side] - conv.kernel_size[side]) // conv.stride[side] + 1
+        for side in (0, 1)
+    )
     return y_MC.view(len(x), height, width, len(weight_CK)).permute(0, 3, 1, 2), statistics
 
 

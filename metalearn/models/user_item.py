@@ -48,9 +48,16 @@ class UserItem(Model):
         initialise(self, init)
 
     def forward(
-        self, x: dict[str, Tensor], given: Statistics | None = None, mask: Tensor | None = None, step: int | Tensor = 0
+        self,
+        x: dict[str, Tensor],
+        given: Statistics | None = None,
+        mask: Tensor | None = None,
+        step: int | Tensor = 0,
     ) -> tuple[Tensor, Statistics]:
-        columns = [(self.embeddings[name](x[name]) if name in self.embeddings else x[name]).flatten(1) for name in self.names]
+        columns = [
+            (self.embeddings[name](x[name]) if name in self.embeddings else x[name]).flatten(1)
+            for name in self.names
+        ]
         features = torch.cat(columns, dim=-1)
         for layer in self.decision:
             features = F.relu(layer(features))

@@ -9,18 +9,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from metalearn import config, slurm
+from metalearn.build.places import places_of
 from metalearn.choices import as_file_name, chosen
-from metalearn.engine.identity import refuse_new_science, science
+from metalearn.config.compatibility import refuse_new_science, science
+from metalearn.config.saved import read_saved
 from metalearn.errors import ConfigError
-from metalearn.run.places import places_of
+from metalearn.run import slurm
 
 
 def new_run_dir(cfg: dict[str, Any], overrides: Sequence[str] = ()) -> Path:
     """run_dir, or outputs/<algo>_<data>/<date>_<time>_<4 hex digits>.
 
     overrides: the words that made the configuration. In a job of SLURM they and the job's number may name the folder in
-    place of the time, see `slurm.own_folder`.
+    place of the time, see `metalearn.run.slurm.own_folder`.
     """
     if cfg.get("run_dir"):
         return Path(cfg["run_dir"])
@@ -35,7 +36,7 @@ def holds_run(run_dir: Path, cfg: dict[str, Any]) -> bool:
     if not (run_dir / "config.yaml").exists():
         return False
     try:
-        refuse_new_science(science(config.read_saved(run_dir)), science(cfg), places_of(cfg))
+        refuse_new_science(science(read_saved(run_dir)), science(cfg), places_of(cfg))
     except ConfigError as error:
         where = f"{run_dir} holds another run, which restart {slurm.restarts()} of SLURM job {slurm.job()} may not go on with"
         raise ConfigError(f"{where}; choose another run_dir: {error}") from error

@@ -8,14 +8,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from metalearn import config
+from metalearn.build.parts import Parts, own_source, trained_spec
+from metalearn.config.compose import reopen
 from metalearn.core import InputSpec, Source, Split, TaskSpec
-from metalearn.documents import read_json
-from metalearn.engine.checkpoint import Checkpoint
 from metalearn.engine.membership import FILE, Splits, digest, members_of, refuse_seen, seen_in
-from metalearn.engine.runlog import RunLog
 from metalearn.errors import ConfigError, DataError
-from metalearn.run.parts import Parts, own_source, trained_spec
+from metalearn.files import read_json
+from metalearn.rundir.checkpoints import Checkpoint
+from metalearn.rundir.log import RunLog
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,9 @@ def keep_splits(runlog: RunLog, source: Source) -> str:
     there = runlog.read_json(FILE)
     if there != tree:
         if there is not None:
-            log.warning(f"{runlog.run_dir / FILE} did not say who is in the splits of this run's data; written anew")
+            log.warning(
+                f"{runlog.run_dir / FILE} did not say who is in the splits of this run's data; written anew"
+            )
         text = json.dumps(tree, indent=1, ensure_ascii=False)
         # A name of a folder may be no Unicode, which only JSON's escapes can write.
         runlog.write(FILE, (json.dumps(tree, indent=1) if SURROGATES.search(text) else text) + "\n")
@@ -46,9 +48,12 @@ def novelty(parts: Parts, checkpoint: Checkpoint, split: Split, *, named: bool) 
 
     named: whether `data=` was typed; without it, nobody may have meant to judge other data than the run's.
     """
-    then, now = checkpoint.facts["data_sha256"], parts.source.fingerprint()
+    then, now = checkpoint.metadata["data_sha256"], parts.source.fingerprint()
     # A fingerprint may be of the content alone, whatever the division.
-    if now == then and checkpoint.facts.get("splits_sha256") in (None, digest(Splits.of(parts.source).to_json())):
+    if now == then and checkpoint.metadata.get("splits_sha256") in (
+        None,
+        digest(Splits.of(parts.source).to_json()),
+    ):
         return {"seen_in": seen_in(split)}
     assert parts.trained is not None
     known = splits_of_run(parts.trained, checkpoint)
@@ -66,12 +71,16 @@ def splits_of_run(trained: dict[str, Any], checkpoint: Checkpoint) -> Splits:
     trained: as in `Parts.build`.
     """
     run_dir = Path(trained["run_dir"])
-    expected = checkpoint.facts.get("splits_sha256")
+    expected = checkpoint.metadata.get("splits_sha256")
     try:
         tree = read_json(run_dir / FILE)
         if expected is not None and digest(tree) == expected:
             return Splits.from_json(tree)
-        reason = f"{FILE} is not what the checkpoint was trained with" if expected else "the checkpoint is older than its file of splits"
+        reason = (
+            f"{FILE} is not what the checkpoint was trained with"
+            if expected
+            else "the checkpoint is older than its file of splits"
+        )
     except FileNotFoundError:
         reason = f"there is no {FILE}"
     except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
@@ -79,8 +88,8 @@ def splits_of_run(trained: dict[str, Any], checkpoint: Checkpoint) -> Splits:
     try:
         source = own_source(trained)
         sha256 = source.fingerprint()
-        if sha256 != checkpoint.facts["data_sha256"]:
-            raise DataError(f"it has sha256 {sha256[:12]}…, was {checkpoint.facts['data_sha256'][:12]}…")
+        if sha256 != checkpoint.metadata["data_sha256"]:
+            raise DataError(f"it has sha256 {sha256[:12]}…, was {checkpoint.metadata['data_sha256'][:12]}…")
         splits = Splits.of(source)
         if expected not in (None, digest(splits.to_json())):
             raise DataError("it is divided otherwise now")
@@ -89,11 +98,15 @@ def splits_of_run(trained: dict[str, Any], checkpoint: Checkpoint) -> Splits:
             f"{run_dir}: {reason}, and the data that the run was trained on is not here to tell who was in it ({error}), so that nobody "
             f"knows whether it has met who is judged; restore one of them, or judge the run on its own data"
         ) from error
-    log.warning(f"{run_dir}: {reason}; its splits were taken from its data, which has the sha256 that the checkpoint knows")
+    log.warning(
+        f"{run_dir}: {reason}; its splits were taken from its data, which has the sha256 that the checkpoint knows"
+    )
     return splits
 
 
-def reopen_to_judge(run_dir: Path, saved: dict[str, Any], overrides: list[str], config_dir: str | None) -> dict[str, Any]:
+def reopen_to_judge(
+    run_dir: Path, saved: dict[str, Any], overrides: list[str], config_dir: str | None
+) -> dict[str, Any]:
     """The configuration of an evaluation; other data takes the sizes of its tasks over from the run.
 
     saved: configuration of the run, the sizes of its training tasks written out.
@@ -101,9 +114,12 @@ def reopen_to_judge(run_dir: Path, saved: dict[str, Any], overrides: list[str], 
     sizes = saved["data"]
     if any(word.startswith("data=") for word in overrides):
         # Of the command line alone, as what the folder trusts counts nowhere.
-        trusted = config.reopen(saved, overrides, config_dir, sizes=sizes)["trusted"]
-        sizes = {**sizes, **image_sizes(trained_spec({"data": saved["data"], "trusted": trusted, "run_dir": str(run_dir)}))}
-    return config.reopen(saved, overrides, config_dir, sizes=sizes)
+        trusted = reopen(saved, overrides, config_dir, sizes=sizes)["trusted"]
+        sizes = {
+            **sizes,
+            **image_sizes(trained_spec({"data": saved["data"], "trusted": trusted, "run_dir": str(run_dir)})),
+        }
+    return reopen(saved, overrides, config_dir, sizes=sizes)
 
 
 def image_sizes(spec: TaskSpec) -> dict[str, int]:

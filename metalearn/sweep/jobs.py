@@ -16,11 +16,14 @@ from typing import Any
 from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.errors import HydraException
 
-from metalearn import choices, config, schema
-from metalearn.analysis import runfiles
+from metalearn import choices
+from metalearn.choices import GROUPS
+from metalearn.config import schema
+from metalearn.config.compose import compose
+from metalearn.config.loader import Library
+from metalearn.config.saved import defaults, read_saved
 from metalearn.errors import ConfigError, DataError, MetalearnError, raise_all
-from metalearn.library import GROUPS, Library
-from metalearn.saved import defaults
+from metalearn.rundir import reader
 
 # What may differ between two commands for the same job: where things lie, whose classes it may use, whether it only rehearses.
 NOT_IDENTITY = ("run_dir", "data.cache_dir", "trusted", "trainer.dry_run")
@@ -45,7 +48,7 @@ class Job:
 
     @property
     def state(self) -> str:
-        return runfiles.state(self.folder)
+        return reader.state(self.folder)
 
     @property
     def rehearses(self) -> bool:
@@ -64,20 +67,30 @@ class Job:
         """What the sweep says of a job that it leaves alone."""
         state = self.state
         if state == "running":
-            return f"running in process {runfiles.holder(self.folder)}, skipped"
+            return f"running in process {reader.holder(self.folder)}, skipped"
         if state == "failed":
-            return f"failed earlier, left alone ({runfiles.last_words(self.folder)}); --retry-failed runs it again"
+            return (
+                f"failed earlier, left alone ({reader.last_words(self.folder)}); --retry-failed runs it again"
+            )
         changes = self.changes_by_hand()
-        return f"finished, skipped (but changed by hand since: {', '.join(changes)})" if changes else "finished, skipped"
+        return (
+            f"finished, skipped (but changed by hand since: {', '.join(changes)})"
+            if changes
+            else "finished, skipped"
+        )
 
     def changes_by_hand(self) -> list[str]:
         """Keys that a resume from the command line has given other values; what a plan was chosen to be is no change."""
         try:
-            saved = dict(schema.leaves(config.read_saved(self.folder)))
+            saved = dict(schema.leaves(read_saved(self.folder)))
         except ConfigError:
             return ["config.yaml is damaged"]
         wanted = dict(schema.leaves(self.cfg))
-        keys = [key for key in wanted if key not in NOT_IDENTITY and not key.startswith(("device.", f"{choices.KEY}."))]
+        keys = [
+            key
+            for key in wanted
+            if key not in NOT_IDENTITY and not key.startswith(("device.", f"{choices.KEY}."))
+        ]
         return [f"{key}={schema.show(saved.get(key))}" for key in keys if saved.get(key) != wanted[key]]
 
 
@@ -93,7 +106,9 @@ def planned(words: list[str], config_dir: str | None, folder: Path) -> tuple[lis
     """
     own = [word for word in words if word.startswith("hydra")]
     combinations, swept = expand([word for word in words if not word.startswith("hydra")], config_dir)
-    cfgs = check_all({n: functools.partial(config.compose, [*own, *words], config_dir) for n, words in enumerate(combinations, 1)})
+    cfgs = check_all(
+        {n: functools.partial(compose, [*own, *words], config_dir) for n, words in enumerate(combinations, 1)}
+    )
     jobs: dict[str, Job] = {}
     for combination, cfg in zip(combinations, cfgs, strict=True):
         key = identity(cfg)
@@ -110,7 +125,9 @@ def expand(overrides: list[str], config_dir: str | None) -> tuple[list[list[str]
     for override in Library(config_dir).parse(overrides):
         key = override.get_key_element()
         if override.is_sweep_override() and not override.is_discrete_sweep():
-            raise ConfigError(f"{override.input_line}: only lists, choice(), range() and glob() can be swept over")
+            raise ConfigError(
+                f"{override.input_line}: only lists, choice(), range() and glob() can be swept over"
+            )
         if override.is_sweep_override():
             axes[key] = [f"{key}={value}" for value in values_of(override)]
             swept.add(key)
@@ -118,7 +135,9 @@ def expand(overrides: list[str], config_dir: str | None) -> tuple[list[list[str]
             axes[key] = [f"{key}={override.get_value_element_as_str()}"]
     count = math.prod(map(len, axes.values()))
     if count > MOST_JOBS:
-        raise ConfigError(f"these words make {count} jobs; a sweep has at most {MOST_JOBS}, so sweep over fewer values at once")
+        raise ConfigError(
+            f"these words make {count} jobs; a sweep has at most {MOST_JOBS}, so sweep over fewer values at once"
+        )
     return [list(job) for job in itertools.product(*axes.values())], swept
 
 
@@ -126,8 +145,13 @@ def values_of(override: Override) -> list[str]:
     """What a swept key takes in turn. ConfigError for no value, for more than a sweep could have, and for a range that leads nowhere."""
     swept = override.value()
     try:
-        if isinstance(swept, RangeSweep) and abs((swept.stop or 0) - (swept.start or 0)) / abs(swept.step) > MOST_JOBS:
-            raise ConfigError(f"{override.input_line} has more than {MOST_JOBS} values, the most that a sweep can take")
+        if (
+            isinstance(swept, RangeSweep)
+            and abs((swept.stop or 0) - (swept.start or 0)) / abs(swept.step) > MOST_JOBS
+        ):
+            raise ConfigError(
+                f"{override.input_line} has more than {MOST_JOBS} values, the most that a sweep can take"
+            )
         found = list(itertools.islice(override.sweep_string_iterator(), MOST_JOBS + 1))
     except (HydraException, ValueError, ArithmeticError, OverflowError, AssertionError) as error:
         raise ConfigError(
@@ -146,7 +170,11 @@ def identity(cfg: dict[str, Any]) -> str:
     """
     known = defaults()
     leaves = schema.leaves({key: value for key, value in cfg.items() if key not in ("logger", choices.KEY)})
-    facts = {key: value for key, value in leaves if key not in NOT_IDENTITY and (key not in known or known[key] != value)}
+    facts = {
+        key: value
+        for key, value in leaves
+        if key not in NOT_IDENTITY and (key not in known or known[key] != value)
+    }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -171,10 +199,13 @@ def machine_check(left: Sequence[Job], num_jobs: int) -> Any:
     """Raise for what the machine and the data say against the jobs that will run. Returns what was built for it, for these jobs."""
     if not left:
         return None
-    from metalearn import build
+    from metalearn.build.checks import Prebuilt, check_machine
 
-    prebuilt = build.Prebuilt()
-    check_all({job.number: functools.partial(build.check_machine, job.cfg, job.folder, prebuilt) for job in left}, num_jobs)
+    prebuilt = Prebuilt()
+    check_all(
+        {job.number: functools.partial(check_machine, job.cfg, job.folder, prebuilt) for job in left},
+        num_jobs,
+    )
     return prebuilt
 
 
@@ -194,6 +225,10 @@ def check_all(checks: Mapping[int, Callable[[], Any]], num_jobs: int | None = No
     errors = []
     for (kind, problem), numbers in found.items():
         jobs = f"job {numbers[0]}" if len(numbers) == 1 else f"jobs {', '.join(map(str, numbers))}"
-        errors.append(kind(problem if len(numbers) == len(checks) else f"{problem} ({jobs} of {num_jobs or len(checks)})"))
+        errors.append(
+            kind(
+                problem if len(numbers) == len(checks) else f"{problem} ({jobs} of {num_jobs or len(checks)})"
+            )
+        )
     raise_all(errors)
     return results

@@ -23,11 +23,12 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
-from metalearn import slurm
-from metalearn.analysis import runfiles, tables
+from metalearn.config.loader import PRIMARY, Library, search_path_of
 from metalearn.errors import InUseError, MetalearnError
-from metalearn.library import PRIMARY, Library, search_path_of
 from metalearn.messages import echo, listening
+from metalearn.run import slurm
+from metalearn.rundir import reader
+from metalearn.sweep import table
 from metalearn.sweep.jobs import JOBS, Job, is_left
 from metalearn.sweep.stopping import Stops, SweepStopped, heeding, leave_mark, marked
 
@@ -64,12 +65,16 @@ class RunJob:
                 raise SweepStopped(stopped_by)
             return 0
         prepare(self.threads if child else None)
-        with contextlib.nullcontext() if at_home else listening(echo):  # elsewhere there is no command line that listens
+        with (
+            contextlib.nullcontext() if at_home else listening(echo)
+        ):  # elsewhere there is no command line that listens
             with heeding(self.mark, self.parent if child else None) as signals:
                 code = self.perform(job, silent=child)
             record(self.folder)
         if at_home and (code in STOPPED or signals.received):
-            raise SweepStopped(marked(self.mark) or (code - 128 if code in STOPPED else signals.received or 0))
+            raise SweepStopped(
+                marked(self.mark) or (code - 128 if code in STOPPED else signals.received or 0)
+            )
         if child and os.getppid() != self.parent:
             os._exit(code)  # nobody waits for the result, and the process would only wait for more
         return code
@@ -85,7 +90,10 @@ class RunJob:
             with silence() if silent else contextlib.nullcontext():
                 code = begin_or_go_on(job, self.requeue, self.prebuilt)
         except MetalearnError as error:
-            if isinstance(error, InUseError) or job.state in ("running", "finished"):  # another process was faster
+            if isinstance(error, InUseError) or job.state in (
+                "running",
+                "finished",
+            ):  # another process was faster
                 log.info(f"{job.folder.name}: {job.why_skipped()}")
                 return 0
             for problem in str(error).splitlines():
@@ -134,8 +142,13 @@ def launch_once(run_job: RunJob, own: Sequence[str], config_dir: str | None) -> 
         if not in_here:
             run_job = with_threads(run_job)
             leave_none_idle(cfg.hydra.launcher, len(run_job.jobs))
-        launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=run_job, config=cfg)
-        return [job.return_value for job in launcher.launch([job.words for job in run_job.jobs], initial_job_idx=0)]
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=context, task_function=run_job, config=cfg
+        )
+        return [
+            job.return_value
+            for job in launcher.launch([job.words for job in run_job.jobs], initial_job_idx=0)
+        ]
     finally:
         GlobalHydra.instance().clear()
 
@@ -143,17 +156,22 @@ def launch_once(run_job: RunJob, own: Sequence[str], config_dir: str | None) -> 
 def leave_none_idle(launcher: DictConfig, num_jobs: int) -> None:
     """No more processes than jobs: one that never had a job knows nothing of us, and would die of a signal from the terminal."""
     wanted = launcher.get("n_jobs")
-    if isinstance(wanted, int) and (wanted if wanted > 0 else max(len(os.sched_getaffinity(0)) + 1 + wanted, 1)) > num_jobs:
+    if (
+        isinstance(wanted, int)
+        and (wanted if wanted > 0 else max(len(os.sched_getaffinity(0)) + 1 + wanted, 1)) > num_jobs
+    ):
         launcher.n_jobs = num_jobs
 
 
 def with_threads(run_job: RunJob) -> RunJob:
     """The same with the number of threads that a job takes alone, and a word if jobs side by side will fight over the cores."""
-    from metalearn import build
+    from metalearn.build.device import default_threads
 
-    threads = build.default_threads()
+    threads = default_threads()
     if threads > 1 and any(job.cfg["device"]["threads"] is None for job in run_job.jobs):
-        log.warning(f"each job computes with {threads} threads, as it would alone; jobs side by side are faster with device.threads=1")
+        log.warning(
+            f"each job computes with {threads} threads, as it would alone; jobs side by side are faster with device.threads=1"
+        )
     return replace(run_job, threads=threads)
 
 
@@ -163,29 +181,34 @@ def prepare(threads: int | None) -> None:
 
     if threads is not None:
         torch.set_num_threads(threads)
-    from metalearn import run  # noqa: F401
+    from metalearn.run import train  # noqa: F401
 
 
 def begin_or_go_on(job: Job, requeue: slurm.Requeue, prebuilt: Any) -> int:
     """The exit code of the job's run, which is begun or resumed."""
-    from metalearn import run
+    from metalearn.run.resume import resume
+    from metalearn.run.train import train
 
     if job.has_begun:
-        return run.resume(job.folder, job.words_for_resume, prebuilt=prebuilt, requeue=requeue)
+        return resume(job.folder, job.words_for_resume, prebuilt=prebuilt, requeue=requeue)
     make_room(job)
-    return run.train(job.cfg, job.words, job.folder, prebuilt=prebuilt, requeue=requeue)
+    return train(job.cfg, job.words, job.folder, prebuilt=prebuilt, requeue=requeue)
 
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
     """Jobs side by side would only interrupt each other; each has its train.log."""
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
         yield
 
 
 def make_room(job: Job) -> None:
     """Remove what a start that came to nothing left in the job's folder. InUseError if somebody is starting right now."""
-    from metalearn.engine.runlog import RunLog
+    from metalearn.rundir.log import RunLog
 
     with RunLog(job.folder) as runlog:
         if not job.has_begun:
@@ -194,11 +217,11 @@ def make_room(job: Job) -> None:
 
 def note_failure(job: Job, reason: str, code: int) -> int:
     """Leave the failure where the table and a person look for it, even if the job never became a run."""
-    from metalearn.engine.runlog import RunLog
+    from metalearn.rundir.log import RunLog
 
     try:
         with RunLog(job.folder) as runlog:
-            if runfiles.last_words(job.folder) != reason.strip().rpartition("\n")[2].strip():
+            if reader.last_words(job.folder) != reason.strip().rpartition("\n")[2].strip():
                 runlog.note(f"failed: {reason.strip()}")
             if not (job.folder / "overrides.yaml").exists():
                 runlog.write("overrides.yaml", yaml.safe_dump(job.words))
@@ -215,7 +238,7 @@ def record(folder: Path) -> None:
     if not any(folder.glob(JOBS)):
         return
     try:
-        write_whole(folder / "sweep.csv", tables.sweep_csv(folder))
+        write_whole(folder / "sweep.csv", table.sweep_csv(folder))
     except OSError as error:
         log.warning(f"{folder / 'sweep.csv'} cannot be written: {error.strerror}")
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from metalearn import slurm
-from metalearn.engine.signals import CAUGHT, StopSignals, exit_code
+from metalearn.run import slurm
+from metalearn.run.signals import CAUGHT, StopSignals, exit_code
 
 WATCH_EVERY = 0.2  # seconds
 
@@ -47,10 +47,14 @@ class Stops:
     def __enter__(self) -> Stops:
         remove_mark(self.mark)  # of an earlier process of this number
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._stop) for number in (*CAUGHT, *slurm.warnings())}
+            self._previous = {
+                number: signal.signal(number, self._stop) for number in (*CAUGHT, *slurm.warnings())
+            }
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         remove_mark(self.mark)
@@ -111,7 +115,13 @@ def heeding(mark: Path, parent: int | None) -> Iterator[StopSignals]:
             number = around.received or asked(mark, parent)
             listener = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
             # Once, only at the second look, and with the same number: a terminal tells every process itself, and twice means at once.
-            if noticed and number and isinstance(listener, StopSignals) and listener not in told and listener.received is None:
+            if (
+                noticed
+                and number
+                and isinstance(listener, StopSignals)
+                and listener not in told
+                and listener.received is None
+            ):
                 told.append(listener)
                 os.kill(os.getpid(), number)
             noticed = bool(number)
@@ -136,7 +146,9 @@ def outlive_signals(mark: Path) -> None:
 
     def stay(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGTERM:
-            time.sleep(2 * WATCH_EVERY)  # a scheduler tells all of them at once; the mark comes a moment later
+            time.sleep(
+                2 * WATCH_EVERY
+            )  # a scheduler tells all of them at once; the mark comes a moment later
             if not marked(mark):
                 os._exit(128 + number)
 

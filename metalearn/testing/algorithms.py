@@ -16,13 +16,23 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from metalearn.core import Algorithm, Examples, Source, Split, Task, TaskBatch, blank_query
 from metalearn.engine.evaluate import draw_tasks, evaluate, frozen
-from metalearn.engine.execution import Executor, TaskPlan, execute
+from metalearn.engine.executor import Executor, TaskPlan, execute
 from metalearn.engine.explain import pure
 from metalearn.engine.fitting import misfits, obstacles
-from metalearn.engine.proof import Proof, refuse_impure, with_ordinary_norms
+from metalearn.engine.plan_check import PlanCheck, refuse_impure, with_ordinary_norms
 from metalearn.engine.update import Clip, Updater
 from metalearn.errors import ConfigError
-from metalearn.testing.checking import Check, ContractError, NotApplicable, changed, close, doubled, gap, require, run_all
+from metalearn.testing.checking import (
+    Check,
+    ContractError,
+    NotApplicable,
+    changed,
+    close,
+    doubled,
+    gap,
+    require,
+    run_all,
+)
 
 LOOP = TaskPlan("loop")
 TASKS, ROWS = 4, 12  # of a batch of tasks, of a flat minibatch
@@ -64,7 +74,9 @@ class Trial:
             return self.source.examples(seed=0, first=0, count=ROWS)
         return self.tasks(split="train")
 
-    def predictions(self, tasks: TaskBatch, plan: TaskPlan | None = None, *, inductive: bool = False) -> Tensor:
+    def predictions(
+        self, tasks: TaskBatch, plan: TaskPlan | None = None, *, inductive: bool = False
+    ) -> Tensor:
         """Predictions (T, Q, num_outputs) of all queries."""
 
         def one(task: Task) -> Tensor:
@@ -86,7 +98,9 @@ class Trial:
             raise NotApplicable("trains_on=None: there is nothing to train")
 
 
-def check_algorithm(algorithm: Algorithm, source: Source, *, plans: Sequence[str] = (), compiles: bool = True) -> None:
+def check_algorithm(
+    algorithm: Algorithm, source: Source, *, plans: Sequence[str] = (), compiles: bool = True
+) -> None:
     """Raise ContractError at the first promise that the algorithm does not keep on tasks of this source.
 
     plans: those to hold it to; by default the ones that it declares. compiles: False excuses one that the compiler cannot take.
@@ -128,11 +142,24 @@ def one_task_gives_a_prediction_per_query_and_tensors_as_metrics(trial: Trial) -
     if type(algorithm).gradient is not Algorithm.gradient:
         return f"predictions {tuple(prediction.shape)}; its `gradient` is its own"
     loss, metrics = algorithm.task_loss(tree_map(lambda leaf: leaf[0], trial.tasks(1, "train")))
-    require(loss.ndim == 0, f"task_loss returned a loss of shape {tuple(loss.shape)}; return a scalar, the mean over the task's queries")
-    plain = [name for name, value in metrics.items() if name != "statistics" and not (isinstance(value, Tensor) and value.ndim == 0)]
-    require(not plain, f"the metrics {', '.join(plain)} are no scalar tensors; return loss.detach(), a mean, or torch.tensor(value)")
+    require(
+        loss.ndim == 0,
+        f"task_loss returned a loss of shape {tuple(loss.shape)}; return a scalar, the mean over the task's queries",
+    )
+    plain = [
+        name
+        for name, value in metrics.items()
+        if name != "statistics" and not (isinstance(value, Tensor) and value.ndim == 0)
+    ]
+    require(
+        not plain,
+        f"the metrics {', '.join(plain)} are no scalar tensors; return loss.detach(), a mean, or torch.tensor(value)",
+    )
     primary = trial.source.spec("train").objective.primary
-    require(primary in metrics, f"task_loss returns no {primary!r} among its metrics; begin them with self.objective.metrics(…)")
+    require(
+        primary in metrics,
+        f"task_loss returns no {primary!r} among its metrics; begin them with self.objective.metrics(…)",
+    )
     return f"predictions {tuple(prediction.shape)}, metrics {', '.join(sorted(metrics))}"
 
 
@@ -153,45 +180,74 @@ def loss_gradient_and_metrics_are_finite(trial: Trial) -> str:
     algorithm = trial.algorithm
     if algorithm.trains_on is None:
         names = [name for name, _ in algorithm.named_parameters()]
-        require(not names, f"trains_on=None, but {', '.join(names)} are parameters; make them buffers, or train them")
+        require(
+            not names,
+            f"trains_on=None, but {', '.join(names)} are parameters; make them buffers, or train them",
+        )
         return "nothing to train, and no parameter"
     losses, metrics = execute(algorithm, trial.batch(), TaskPlan("vmap", 2) if trial.vmaps else LOOP)
-    require(losses.isfinite().all(), f"losses of the first meta-batch are {losses.tolist()}; lower algo.inner_lr, or check its divisions")
-    bad = [name for name, value in metrics.items() if not all(leaf.isfinite().all() for leaf in tree_leaves(value))]
-    require(not bad, f"the metrics {', '.join(bad)} are not finite on the first meta-batch; check their divisions")
+    require(
+        losses.isfinite().all(),
+        f"losses of the first meta-batch are {losses.tolist()}; lower algo.inner_lr, or check its divisions",
+    )
+    bad = [
+        name
+        for name, value in metrics.items()
+        if not all(leaf.isfinite().all() for leaf in tree_leaves(value))
+    ]
+    require(
+        not bad, f"the metrics {', '.join(bad)} are not finite on the first meta-batch; check their divisions"
+    )
     grads = {name: p.grad for name, p in algorithm.named_parameters() if p.grad is not None}
     bad = [name for name, grad in grads.items() if not grad.isfinite().all()]
-    require(not bad, f"gradients of {', '.join(bad)} are not finite on the first meta-batch; check roots and norms at 0")
+    require(
+        not bad,
+        f"gradients of {', '.join(bad)} are not finite on the first meta-batch; check roots and norms at 0",
+    )
     moved = [name for name, grad in grads.items() if grad.norm() > 0]
-    require(bool(moved), "every gradient is 0, so that nothing would be learned; is the prediction detached from the parameters?")
+    require(
+        bool(moved),
+        "every gradient is 0, so that nothing would be learned; is the prediction detached from the parameters?",
+    )
     return f"loss {float(losses.mean()):.4g}, {len(moved)} of {len(list(algorithm.parameters()))} parameters have a gradient"
 
 
 def loop_equals_vmap(trial: Trial) -> str:
     """In the precision of a run as `device.plan=auto` proves it, and to the last digits in float64."""
     if not trial.vmaps:
-        declared = "plans=('loop',)" if "vmap" not in trial.algorithm.plans else "only loop is asked for, as by device.plan=loop"
+        declared = (
+            "plans=('loop',)"
+            if "vmap" not in trial.algorithm.plans
+            else "only loop is asked for, as by device.plan=loop"
+        )
         raise NotApplicable(f"{declared}: there is no other plan to compare with")
     algorithm = trial.algorithm
     if algorithm.trains_on is None:
         tasks = trial.tasks()
         far = gap(trial.predictions(tasks, TaskPlan("vmap")), trial.predictions(tasks, LOOP))
         require(
-            far < TOLERANCE, f"predictions of loop and vmap are {far:.1e} apart; declare plans = ('loop',) or correct what one task does"
+            far < TOLERANCE,
+            f"predictions of loop and vmap are {far:.1e} apart; declare plans = ('loop',) or correct what one task does",
         )
         return f"predictions {far:.1e} apart"
     batch = trial.batch()
-    problem = Proof(algorithm, batch).problem(Executor(algorithm, TaskPlan("vmap")))
+    problem = PlanCheck(algorithm, batch).problem(Executor(algorithm, TaskPlan("vmap")))
     require(problem is None, f"{problem} under vmap; use device.plan=loop and declare plans = ('loop',)")
     # Where no value lies so near a kink that two right gradients differ.
     exact, batch = copy.deepcopy(algorithm).double(), doubled(batch)
     loop, vmap = (Executor(exact, plan).sums(batch) for plan in (LOOP, TaskPlan("vmap")))
-    require(close(vmap.losses, loop.losses, 1e-10), f"losses of loop and vmap are {gap(vmap.losses, loop.losses):.1e} apart in float64")
+    require(
+        close(vmap.losses, loop.losses, 1e-10),
+        f"losses of loop and vmap are {gap(vmap.losses, loop.losses):.1e} apart in float64",
+    )
     largest = max(float(grad.norm()) for grad in loop.grads.values())
     for name, grad in loop.grads.items():
         far = float((grad - vmap.grads[name]).norm())
         allowed = 1e-9 * float(grad.norm()) + 1e-12 * largest
-        require(far <= allowed, f"the gradient of {name} differs by {far:.1e} between loop and vmap in float64; use device.plan=loop")
+        require(
+            far <= allowed,
+            f"the gradient of {name} differs by {far:.1e} between loop and vmap in float64; use device.plan=loop",
+        )
     return "losses and every gradient"
 
 
@@ -201,7 +257,9 @@ def a_compiled_gradient_is_that_of_the_loop(trial: Trial) -> str:
     actor.adaptation_steps = min(actor.adaptation_steps, COMPILED_STEPS)
     with traced_compiler():
         try:
-            problem = Proof(actor, trial.batch()).problem(Executor(actor, TaskPlan(trial.plan.name, compile=True)))
+            problem = PlanCheck(actor, trial.batch()).problem(
+                Executor(actor, TaskPlan(trial.plan.name, compile=True))
+            )
         except ConfigError as refusal:
             require(not trial.compiles, str(refusal))
             raise NotApplicable(f"compiles=False: {refusal}") from refusal
@@ -220,18 +278,27 @@ def traced_compiler() -> Iterator[None]:
 def evaluation_leaves_the_state_bit_equal_and_repeats_itself(trial: Trial) -> str:
     algorithm = trial.algorithm
     before = {name: value.clone() for name, value in algorithm.state_dict().items()}
-    judged = partial(evaluate, algorithm, trial.source, "val", seed=5, episodes=6, plan=trial.plan, batch_size=4)
+    judged = partial(
+        evaluate, algorithm, trial.source, "val", seed=5, episodes=6, plan=trial.plan, batch_size=4
+    )
     summaries = []
     for seed in (1, 2):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             summaries.append(judged().summary)
-    require(summaries[0] == summaries[1], f"two evaluations on the same tasks give {summaries[0]} and {summaries[1]}; ask for `draws`")
+    require(
+        summaries[0] == summaries[1],
+        f"two evaluations on the same tasks give {summaries[0]} and {summaries[1]}; ask for `draws`",
+    )
     written = changed(before, algorithm.state_dict())
-    require(not written, f"evaluation changes {', '.join(written)}; adapt and predict must not write into the module")
+    require(
+        not written,
+        f"evaluation changes {', '.join(written)}; adapt and predict must not write into the module",
+    )
     primary = trial.source.spec("val").objective.primary
     require(
-        {primary, f"{primary}_inductive"} <= summaries[0].keys(), f"evaluation reports {sorted(summaries[0])}, without {primary} twice over"
+        {primary, f"{primary}_inductive"} <= summaries[0].keys(),
+        f"evaluation reports {sorted(summaries[0])}, without {primary} twice over",
     )
     return f"{primary} {summaries[0][primary]['mean']:.3f}"
 
@@ -242,15 +309,21 @@ def running_averages_follow_the_training_batches(trial: Trial) -> str:
         raise NotApplicable("norm_statistics is not running, or there is no norm: no averages to follow")
     trial.must_train()
     actor = copy.deepcopy(trial.algorithm)
-    updater = Updater(actor, torch.optim.SGD(actor.parameters(), lr=0.1, fused=True), lambda step: 1.0, Clip())
+    updater = Updater(
+        actor, torch.optim.SGD(actor.parameters(), lr=0.1, fused=True), lambda step: 1.0, Clip()
+    )
     losses, metrics = execute(actor, trial.batch(), trial.plan)
-    require("statistics" in metrics, "norm_statistics=running, but the metrics hold no 'statistics' for the averages to follow")
+    require(
+        "statistics" in metrics,
+        "norm_statistics=running, but the metrics hold no 'statistics' for the averages to follow",
+    )
     statistics = metrics["statistics"]
     updater.update(0, losses, statistics)
     for norm, (mean, var) in zip(actor.model.norms(), statistics, strict=True):  # type: ignore[operator, union-attr]
         held = close(norm.running_mean, 0.1 * mean, 1e-5) and close(norm.running_var, 0.9 + 0.1 * var, 1e-5)
         require(
-            held, "running averages do not follow the batch's statistics by a tenth; call self.model.update_running in `update_running`"
+            held,
+            "running averages do not follow the batch's statistics by a tenth; call self.model.update_running in `update_running`",
         )
     return f"{len(statistics)} norms"
 
@@ -259,7 +332,10 @@ def answers_of_the_query_never_reach_the_prediction(trial: Trial) -> str:
     tasks = trial.tasks()
     other = tasks._replace(query=tasks.query._replace(y=tasks.query.y.flip(1)))
     far = gap(trial.predictions(tasks), trial.predictions(other))
-    require(far == 0, f"predictions change by {far:.1e} with the answers of the query; adapt and predict may not read query.y")
+    require(
+        far == 0,
+        f"predictions change by {far:.1e} with the answers of the query; adapt and predict may not read query.y",
+    )
     return "bit-equal predictions"
 
 
@@ -271,7 +347,9 @@ def inductive_predictions_do_not_depend_on_other_queries(trial: Trial) -> str:
         return trial.predict(task, rows, inductive=True)[:1]
 
     with frozen(trial.algorithm), torch.no_grad():
-        every, alone = (trial.plan.map(partial(first, keep=keep), tasks) for keep in (tasks.query.y.shape[1], 1))
+        every, alone = (
+            trial.plan.map(partial(first, keep=keep), tasks) for keep in (tasks.query.y.shape[1], 1)
+        )
     require_inductive(alone, every, "when it is asked alone")
     return "alone as among all"
 
@@ -322,12 +400,19 @@ def padded_rows_never_count(trial: Trial) -> str:
     trial.must_train()
     batch = trial.batch()
     assert isinstance(batch, Task)
-    require(not batch.support.mask.all(), "the source declares ragged tasks, but the first ones have no padded support row")
+    require(
+        not batch.support.mask.all(),
+        "the source declares ragged tasks, but the first ones have no padded support row",
+    )
 
     def filled(examples: Examples) -> Examples:
         def leaf(values: Tensor) -> Tensor:
             padding = ~examples.mask.reshape(examples.mask.shape + (1,) * (values.ndim - 2))
-            return torch.where(padding, torch.tensor(PADDING).to(values.dtype), values) if values.is_floating_point() else values
+            return (
+                torch.where(padding, torch.tensor(PADDING).to(values.dtype), values)
+                if values.is_floating_point()
+                else values
+            )
 
         return examples._replace(x=tree_map(leaf, examples.x), y=leaf(examples.y))
 
@@ -336,7 +421,10 @@ def padded_rows_never_count(trial: Trial) -> str:
     pairs = {"the losses": (clean.losses, other.losses)}
     pairs |= {f"the gradient of {name}": (grad, other.grads[name]) for name, grad in clean.grads.items()}
     for what, (one, two) in pairs.items():
-        require(torch.equal(one, two), f"{what} changes with what padded rows hold; use the masks, or declare handles_ragged = False")
+        require(
+            torch.equal(one, two),
+            f"{what} changes with what padded rows hold; use the masks, or declare handles_ragged = False",
+        )
     return "loss and gradient are bit-equal whatever they hold"
 
 

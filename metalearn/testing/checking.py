@@ -75,7 +75,9 @@ def gap(values: Tensor, expected: Tensor) -> float:
 
 def close(values: Tensor, expected: Tensor, tolerance: float) -> bool:
     """Whether all values lie within the tolerance, relative and absolute, of what was expected."""
-    return values.shape == expected.shape and torch.allclose(values, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+    return values.shape == expected.shape and torch.allclose(
+        values, expected, rtol=tolerance, atol=tolerance, equal_nan=True
+    )
 
 
 def equal(one: Any, other: Any) -> bool:
@@ -86,9 +88,13 @@ def equal(one: Any, other: Any) -> bool:
 
 def doubled(tree: Any) -> Any:
     """The tree with its floating-point tensors in float64."""
-    return tree_map(lambda leaf: leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, tree)
+    return tree_map(
+        lambda leaf: leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, tree
+    )
 
 
 def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str]:
     """Names of a state_dict whose values are not bit-equal."""
-    return [name for name, value in after.items() if name not in before or not torch.equal(before[name], value)]
+    return [
+        name for name, value in after.items() if name not in before or not torch.equal(before[name], value)
+    ]

@@ -58,22 +58,37 @@ def features_and_a_head_have_the_width_that_it_names(trial: ModelTrial) -> str:
     model = trial.model
     returned = model(trial.inputs(ROWS))
     pair = isinstance(returned, tuple) and len(returned) == 2
-    require(pair, f"the model returned {type(returned).__name__}; return (features, statistics), with () where there are no norms")
+    require(
+        pair,
+        f"the model returned {type(returned).__name__}; return (features, statistics), with () where there are no norms",
+    )
     features, _ = returned
     width = getattr(model, "out_features", None)
-    require(features.shape == (ROWS, width), f"features are {tuple(features.shape)}, but out_features={width}; expected ({ROWS}, {width})")
+    require(
+        features.shape == (ROWS, width),
+        f"features are {tuple(features.shape)}, but out_features={width}; expected ({ROWS}, {width})",
+    )
     scores = model.head(4)(features)  # type: ignore[operator]
     require(scores.shape == (ROWS, 4), f"head(4) gives {tuple(scores.shape)}; expected ({ROWS}, 4)")
-    require(isinstance(getattr(model, "norm_statistics", None), str), "it does not say norm_statistics; 'none' where there are no norms")
+    require(
+        isinstance(getattr(model, "norm_statistics", None), str),
+        "it does not say norm_statistics; 'none' where there are no norms",
+    )
     return f"{width} features"
 
 
 def it_writes_nothing_and_repeats_itself(trial: ModelTrial) -> str:
     before = {name: value.clone() for name, value in trial.model.state_dict().items()}
     one, other = (trial.model(trial.inputs(ROWS))[0] for _ in range(2))
-    require(torch.equal(one, other), f"the same rows give features {gap(one, other):.1e} apart; no dropout, no random numbers in forward")
+    require(
+        torch.equal(one, other),
+        f"the same rows give features {gap(one, other):.1e} apart; no dropout, no random numbers in forward",
+    )
     written = changed(before, trial.model.state_dict())
-    require(not written, f"forward writes into {', '.join(written)}; use metalearn.models.Norm, which returns its statistics")
+    require(
+        not written,
+        f"forward writes into {', '.join(written)}; use metalearn.models.Norm, which returns its statistics",
+    )
     return "pure"
 
 
@@ -81,9 +96,15 @@ def given_statistics_make_rows_independent(trial: ModelTrial) -> str:
     x = trial.inputs(ROWS)
     features, statistics = trial.model(x)
     again, _ = trial.model(x, given=statistics)
-    require(close(again, features, 1e-4), f"its own statistics as `given` change the features by {gap(again, features):.1e}; use them")
+    require(
+        close(again, features, 1e-4),
+        f"its own statistics as `given` change the features by {gap(again, features):.1e}; use them",
+    )
     alone, _ = trial.model(tree_map(lambda leaf: leaf[:1], x), given=statistics)
-    require(close(alone, features[:1], 1e-4), f"with `given`, a row alone differs by {gap(alone, features[:1]):.1e} from it in a batch")
+    require(
+        close(alone, features[:1], 1e-4),
+        f"with `given`, a row alone differs by {gap(alone, features[:1]):.1e} from it in a batch",
+    )
     return f"{len(tree_leaves(statistics))} statistics"
 
 
@@ -92,9 +113,14 @@ def masked_rows_never_count(trial: ModelTrial) -> str:
         raise NotApplicable("statistics are empty: no row can reach another")
     x, mask = trial.inputs(ROWS), torch.arange(ROWS) < ROWS - 2
     features, _ = trial.model(x, mask=mask)
-    spoiled = tree_map(lambda leaf: torch.cat([leaf[:-2], leaf[-2:] * 0 + 7]) if leaf.is_floating_point() else leaf, x)
+    spoiled = tree_map(
+        lambda leaf: torch.cat([leaf[:-2], leaf[-2:] * 0 + 7]) if leaf.is_floating_point() else leaf, x
+    )
     other, _ = trial.model(spoiled, mask=mask)
-    require(torch.equal(features[mask], other[mask]), "features of real rows change with what masked rows hold; measure under the mask")
+    require(
+        torch.equal(features[mask], other[mask]),
+        "features of real rows change with what masked rows hold; measure under the mask",
+    )
     return "statistics of real rows only"
 
 
@@ -104,7 +130,8 @@ def first_and_second_order_are_the_same_under_vmap(trial: ModelTrial) -> str:
     generator = torch.Generator().manual_seed(1)
     # Moved off their first values, where an affine of (1, 0) hides errors.
     params = {
-        name: p.detach() + 0.1 * torch.randn(p.shape, generator=generator, dtype=torch.float64) for name, p in model.named_parameters()
+        name: p.detach() + 0.1 * torch.randn(p.shape, generator=generator, dtype=torch.float64)
+        for name, p in model.named_parameters()
     }
 
     def loss(weights: dict[str, Tensor], rows: Inputs) -> Tensor:
@@ -112,7 +139,9 @@ def first_and_second_order_are_the_same_under_vmap(trial: ModelTrial) -> str:
         return (features - 0.3).square().mean()
 
     def adapted(weights: dict[str, Tensor], rows: Inputs) -> Tensor:
-        for _ in range(2):  # at the second step the weights are a task's own, which is where fused norms go wrong
+        for _ in range(
+            2
+        ):  # at the second step the weights are a task's own, which is where fused norms go wrong
             grads = grad(loss)(weights, rows)
             weights = {name: weight - 0.1 * grads[name] for name, weight in weights.items()}
         return loss(weights, rows)

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from metalearn import cli
-from metalearn.bench import command, measure, record
+from metalearn.bench import command, measure, runner
 from metalearn.bench.workloads import WORKLOADS
+from metalearn.cli import main as cli
 
 QUICK = ["--repeats", "1", "--threads", "1", "--no-compile", "--no-ranks"]
 
@@ -37,15 +37,23 @@ def test_one_workload_from_the_command_line(capsys: pytest.CaptureFixture[str], 
     found = json.loads(path.read_text())
     assert set(found) == {"machine", "sinusoid"}
     assert {"cpu", "num_cpus", "threads", "torch", "higher", "date"} <= set(found["machine"])
-    assert {"systems", "best_plan", "best_peer", "ratio", "gflops", "percent_of_peak"} <= set(found["sinusoid"])
+    assert {"systems", "best_plan", "best_peer", "ratio", "gflops", "percent_of_peak"} <= set(
+        found["sinusoid"]
+    )
     assert [entry.name for entry in path.parent.iterdir()] == ["bench.json"]
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["sinusiod"], "error: metalearn bench sinusiod: there is no such workload; did you mean sinusoid?\n"),
-        (["--repeats", "0"], "error: 0 is no number of repeats or threads; expected a whole number of at least 1\n"),
+        (
+            ["sinusiod"],
+            "error: metalearn bench sinusiod: there is no such workload; did you mean sinusoid?\n",
+        ),
+        (
+            ["--repeats", "0"],
+            "error: 0 is no number of repeats or threads; expected a whole number of at least 1\n",
+        ),
         (["--json", "."], "error: --json . is a folder; name a file, as in --json bench.json\n"),
         (
             ["--json", "/dev/null/bench.json"],
@@ -53,7 +61,9 @@ def test_one_workload_from_the_command_line(capsys: pytest.CaptureFixture[str], 
         ),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_2(capsys: pytest.CaptureFixture[str], words: list[str], sentence: str) -> None:
+def test_a_mistake_is_one_line_and_exit_2(
+    capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
+) -> None:
     assert answer(capsys, *words) == (2, "", sentence)
 
 
@@ -77,27 +87,43 @@ def test_a_workload_that_none_of_our_plans_gets_right_fails_the_run(
         "refused": {"loop": "wrong"},
         "time_split_ms_per_task": {},
     }
-    monkeypatch.setattr(record, "take", lambda workload, options: empty)
+    monkeypatch.setattr(runner, "take", lambda workload, options: empty)
     code, shown, complaint = answer(capsys, "sinusoid", "anil", "--json", str(tmp_path / "bench.json"))
     assert code == 1
     assert "loop takes no part: wrong" in shown
-    assert complaint == "error: no plan of ours gave the right result on sinusoid, anil; the table says how far off each is\n"
+    assert (
+        complaint
+        == "error: no plan of ours gave the right result on sinusoid, anil; the table says how far off each is\n"
+    )
     assert set(json.loads((tmp_path / "bench.json").read_text())) == {"machine", "sinusoid", "anil"}
 
 
-def test_the_curves_are_drawn_beside_the_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    curves = {"workload": "w", "tasks": {"loop": {4: 1.0, 8: 1.0}}, "steps": {"loop": {1: 1.0, 2: 2.0}}, "rise_percent": {"loop": 0.0}}
+def test_the_curves_are_drawn_beside_the_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    curves = {
+        "workload": "w",
+        "tasks": {"loop": {4: 1.0, 8: 1.0}},
+        "steps": {"loop": {1: 1.0, 2: 2.0}},
+        "rise_percent": {"loop": 0.0},
+    }
     line = {"loop": {"ms_per_step": 1.0, "ms_besides": 0.0, "largest_deviation_percent": 0.0}}
     monkeypatch.setattr(command.scaling, "curves", lambda workload, options: {**curves, "line": line})
     code, shown, _ = answer(capsys, "scaling", "--json", str(tmp_path / "bench.json"))
     assert code == 0
     assert f"drawn in {tmp_path / 'bench.png'}" in shown
     assert (tmp_path / "bench.png").stat().st_size > 10_000
-    assert json.loads((tmp_path / "bench.json").read_text())["scaling"]["tasks"] == {"loop": {"4": 1.0, "8": 1.0}}
+    assert json.loads((tmp_path / "bench.json").read_text())["scaling"]["tasks"] == {
+        "loop": {"4": 1.0, "8": 1.0}
+    }
 
 
 def test_numbers_are_written_with_six_digits() -> None:
-    assert command.rounded({"a": [1.23456789, 3], "b": None, "c": "x"}) == {"a": [1.23457, 3], "b": None, "c": "x"}
+    assert command.rounded({"a": [1.23456789, 3], "b": None, "c": "x"}) == {
+        "a": [1.23457, 3],
+        "b": None,
+        "c": "x",
+    }
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import torch
 
 from metalearn.bench.case import Case
 from metalearn.bench.episodes import Episode, fault_of
-from metalearn.bench.record import enter
+from metalearn.bench.runner import enter
 
 from .tiny import FAST, case_of
 
@@ -50,9 +50,18 @@ def show_an_answer(episode: Episode) -> Any:
     [
         (swap_labels, "its episode 1 has images of another class under a label"),
         (show_an_answer, "its episode 1 has an image twice"),
-        (lambda e: (e[0] * 255, *e[1:]), "its episode 1 has pixels from 0.0 to 255.0 in torch.float32; expected float32 in 0 … 1"),
-        (lambda e: (e[0].double(), *e[1:]), "its episode 1 has pixels from 0.0 to 1.0 in torch.float64; expected float32 in 0 … 1"),
-        (lambda e: (e[0], e[1] * 0, *e[2:]), "its episode 1 has [5, 0, 0, 0, 0] images per label; expected 1 of each of 5"),
+        (
+            lambda e: (e[0] * 255, *e[1:]),
+            "its episode 1 has pixels from 0.0 to 255.0 in torch.float32; expected float32 in 0 … 1",
+        ),
+        (
+            lambda e: (e[0].double(), *e[1:]),
+            "its episode 1 has pixels from 0.0 to 1.0 in torch.float64; expected float32 in 0 … 1",
+        ),
+        (
+            lambda e: (e[0], e[1] * 0, *e[2:]),
+            "its episode 1 has [5, 0, 0, 0, 0] images per label; expected 1 of each of 5",
+        ),
         (lambda e: (*e[:2], e[2].flip(-1), e[3]), "its episode 1 has images of another class under a label"),
     ],
 )
@@ -66,4 +75,7 @@ def test_two_labels_for_one_class_are_seen() -> None:
     images = torch.arange(4.0).view(4, 1, 1, 1) / 255
     class_of = {row.to(torch.uint8).numpy().tobytes(): 7 for row in images * 255}
     labels = torch.tensor([0, 1])
-    assert fault_of((images[:2], labels, images[2:], labels), class_of, 2, 1, 1) == "images of another class under a label"
+    assert (
+        fault_of((images[:2], labels, images[2:], labels), class_of, 2, 1, 1)
+        == "images of another class under a label"
+    )

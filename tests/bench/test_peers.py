@@ -13,12 +13,19 @@ import pytest
 import torch
 
 from metalearn.bench import peers
-from metalearn.bench.record import enter
+from metalearn.bench.runner import enter
 
 from .tiny import FAST, case_of
 
 PEERS = {"plain", "higher", "torchopt", "torchopt vmap", "learn2learn"}
-TRAINING = ["sinusoid", "stride2_5w1s", "maxpool_5w1s_15q", "stride2_20w1s_5steps", "anil", "first_order_stride2_5w1s"]
+TRAINING = [
+    "sinusoid",
+    "stride2_5w1s",
+    "maxpool_5w1s_15q",
+    "stride2_20w1s_5steps",
+    "anil",
+    "first_order_stride2_5w1s",
+]
 # TorchOpt's example maps batch norm with an adapted affine, whose second derivatives vmap gets wrong.
 WRONG = {("torchopt vmap", name) for name in ("stride2_5w1s", "maxpool_5w1s_15q", "stride2_20w1s_5steps")}
 
@@ -66,7 +73,9 @@ class TestPlantedFaults:
         return found.refused["wrong"]
 
     def test_second_order_dropped(self, cache: Path) -> None:
-        assert self.refused(cache, {"first_order": True}).startswith("its gradient of model.convs.0.weight differs by ")
+        assert self.refused(cache, {"first_order": True}).startswith(
+            "its gradient of model.convs.0.weight differs by "
+        )
 
     def test_another_inner_rate(self, cache: Path) -> None:
         assert self.refused(cache, {"inner_lr": 0.1001}).startswith("its loss differs by ")
@@ -83,7 +92,12 @@ class TestPlantedFaults:
             @contextmanager
             def adapting(x: Any, y: Any) -> Any:
                 with peers.plain(problem)(x, y) as predict:
-                    yield lambda query: predict(query).detach() + problem.predict(problem.twin.parameters, query).sum() * 0
+                    yield (
+                        lambda query: (
+                            predict(query).detach()
+                            + problem.predict(problem.network.parameters, query).sum() * 0
+                        )
+                    )
 
             return adapting
 
@@ -97,7 +111,9 @@ class TestPlantedFaults:
         assert str(case.check(answer).problem).startswith("it gives gradient of head.bias, ")
 
 
-def test_what_is_not_installed_or_breaks_is_named_with_its_reason(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_installed_or_breaks_is_named_with_its_reason(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(__import__("sys").modules, "higher", None)
     case = case_of("sinusoid", cache)
 

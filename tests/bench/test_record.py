@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from metalearn.bench import measure, record, report
+from metalearn.bench import measure, report, runner
 from metalearn.bench.case import Case, Verdict
 
 from .tiny import FAST, tiny
@@ -23,12 +23,12 @@ KEYS = {"systems", "best_plan", "best_peer", "ratio", "gflops", "percent_of_peak
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "SHORTEST", 0.0)
     monkeypatch.setattr(measure, "SIZES", (64,))
-    monkeypatch.setattr(record, "LONGEST_SPLIT", 0.0)
+    monkeypatch.setattr(runner, "LONGEST_SPLIT", 0.0)
 
 
 @pytest.mark.parametrize("name", ["sinusoid", "protonet", "evaluation", "sampler_5w1s_15q"])
 def test_a_record_holds_what_was_promised_in_json_values(cache: Path, name: str) -> None:
-    found = json.loads(json.dumps(record.take(tiny(name, cache), FAST)))
+    found = json.loads(json.dumps(runner.take(tiny(name, cache), FAST)))
     assert set(found) >= KEYS
     assert {"ms_per_task", "peak_mb"} <= set(found["systems"]["plain"])
     assert all(system["ms_per_task"] > 0 for system in found["systems"].values())
@@ -50,7 +50,9 @@ def toy(answers: dict[str, Any], plans: tuple[str, ...] = ("loop",)) -> Case:
 
     return Case(
         tasks=2,
-        check=lambda answer: Verdict(None, 0.0) if answer == 1 else Verdict(f"its answer is {answer}; expected 1", 0.5),
+        check=lambda answer: (
+            Verdict(None, 0.0) if answer == 1 else Verdict(f"its answer is {answer}; expected 1", 0.5)
+        ),
         plans={name: make(name) for name in plans},
         peers={name: make(name) for name in answers if name not in plans},
         split=lambda name: lambda: {"data": 0.001, "gradient": 0.002},
@@ -58,9 +60,9 @@ def toy(answers: dict[str, Any], plans: tuple[str, ...] = ("loop",)) -> Case:
 
 
 def take(case: Case, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.setattr(record, "build_case", lambda *_: case)
-    monkeypatch.setattr(record, "COUNTED", "nobody")
-    return record.take(replace(tiny("sinusoid", Path()), tasks=2), FAST)
+    monkeypatch.setattr(runner, "build_case", lambda *_: case)
+    monkeypatch.setattr(runner, "COUNTED", "nobody")
+    return runner.take(replace(tiny("sinusoid", Path()), tasks=2), FAST)
 
 
 class TestToyRecords:
@@ -146,4 +148,6 @@ class TestReport:
         path = DOCS / "performance.json"
         results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
         text = (DOCS / "performance.md").read_text(encoding="utf-8")
-        assert report.fill(text, results) == text, "docs/performance.md is out of date; run scripts/performance"
+        assert report.fill(text, results) == text, (
+            "docs/performance.md is out of date; run scripts/performance"
+        )

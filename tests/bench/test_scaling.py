@@ -25,14 +25,27 @@ def test_a_straight_line_is_found_and_a_bend_is_seen() -> None:
     assert scaling.line({1: 5.0, 2: 8.0, 4: 28.0})["largest_deviation_percent"] > 10
 
 
-def test_curves_of_a_real_workload_have_every_point_and_make_a_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_curves_of_a_real_workload_have_every_point_and_make_a_picture(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(measure, "SHORTEST", 0.0)
     monkeypatch.setattr(scaling, "TASKS", (1, 2))
     monkeypatch.setattr(scaling, "STEPS", (1, 2, 3))
     found = scaling.curves(tiny("sinusoid", tmp_path), FAST)
-    assert {plan: list(points) for plan, points in found["tasks"].items()} == {"loop": [1, 2], "vmap chunk 2": [1, 2]}
-    assert {plan: list(points) for plan, points in found["steps"].items()} == {"loop": [1, 2, 3], "vmap chunk 2": [1, 2, 3]}
-    assert all(ms > 0 for curve in (found["tasks"], found["steps"]) for points in curve.values() for ms in points.values())
+    assert {plan: list(points) for plan, points in found["tasks"].items()} == {
+        "loop": [1, 2],
+        "vmap chunk 2": [1, 2],
+    }
+    assert {plan: list(points) for plan, points in found["steps"].items()} == {
+        "loop": [1, 2, 3],
+        "vmap chunk 2": [1, 2, 3],
+    }
+    assert all(
+        ms > 0
+        for curve in (found["tasks"], found["steps"])
+        for points in curve.values()
+        for ms in points.values()
+    )
     lines = scaling.table(found).splitlines()
     assert lines[0] == "scaling: sinusoid, ms per task"
     assert lines[1].split() == ["tasks", "1", "2"]

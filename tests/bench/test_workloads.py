@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from metalearn import config
 from metalearn.bench.workloads import WORKLOADS, Workload, choose, listing
+from metalearn.config.compose import compose
 from metalearn.errors import ConfigError
 
 SIZES = {  # way, shot, query_shot, adaptation_steps, order
@@ -42,7 +42,9 @@ def test_every_unknown_word_has_a_sentence_with_the_closest_match() -> None:
         choose(["sinusiod", "anil", "xyzzy"])
     first, second = caught.value.problems
     assert first == "metalearn bench sinusiod: there is no such workload; did you mean sinusoid?"
-    assert second.startswith("metalearn bench xyzzy: there is no such workload; choose from sinusoid, stride2_5w1s,")
+    assert second.startswith(
+        "metalearn bench xyzzy: there is no such workload; choose from sinusoid, stride2_5w1s,"
+    )
 
 
 def test_the_help_names_every_workload() -> None:
@@ -51,8 +53,14 @@ def test_the_help_names_every_workload() -> None:
 
 @pytest.mark.parametrize("workload", MEASURED, ids=lambda workload: workload.name)
 def test_a_workload_is_a_valid_configuration_with_the_sizes_of_its_title(workload: Workload) -> None:
-    cfg = config.compose([*workload.overrides, f"trainer.meta_batch_size={workload.tasks}"])
+    cfg = compose([*workload.overrides, f"trainer.meta_batch_size={workload.tasks}"])
     data, algo = cfg["data"], cfg["algo"]
-    sizes = (data.get("way"), data["shot"], data["query_shot"], algo.get("adaptation_steps"), algo.get("order"))
+    sizes = (
+        data.get("way"),
+        data["shot"],
+        data["query_shot"],
+        algo.get("adaptation_steps"),
+        algo.get("order"),
+    )
     assert sizes == SIZES[workload.name]
     assert (cfg["device"]["name"], cfg["device"]["precision"]) == ("cpu", "float32")

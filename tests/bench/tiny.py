@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from metalearn.bench.case import Case
-from metalearn.bench.record import Options, build_case
+from metalearn.bench.runner import Options, build_case
 from metalearn.bench.workloads import WORKLOADS, Workload
 
 FAST = Options(repeats=1, threads=1, compile=False, ranks=False)
@@ -16,8 +16,16 @@ FAST = Options(repeats=1, threads=1, compile=False, ranks=False)
 def tiny(name: str, cache: Path) -> Workload:
     """The workload with two tasks, four channels and no more characters than it needs, which are drawn into the folder `cache`."""
     [workload] = [workload for workload in WORKLOADS if workload.name == name]
-    drawn = ("data.num_classes=240", "data.num_drawings=6") if "data.way=20" in workload.overrides else ("data.num_classes=60",)
-    small = () if "data=sinusoid" in workload.overrides else ("model.channels=4", f"data.cache_dir={cache}", *drawn)
+    drawn = (
+        ("data.num_classes=240", "data.num_drawings=6")
+        if "data.way=20" in workload.overrides
+        else ("data.num_classes=60",)
+    )
+    small = (
+        ()
+        if "data=sinusoid" in workload.overrides
+        else ("model.channels=4", f"data.cache_dir={cache}", *drawn)
+    )
     if workload.kind == "evaluation":
         small = (*small, "algo.eval_adaptation_steps=3")
     tasks = 4 if workload.kind == "sampler" else 2

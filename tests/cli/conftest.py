@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from metalearn import cli, run
-from tests.cli.sweeping import Trainings
+from metalearn.cli import main as cli
+from metalearn.run import resume, train
+from tests.sweep.sweeping import Trainings
 
 
 def answer(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -20,8 +21,8 @@ def answer(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, s
 def trainings(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trainings]:
     def make(ends: dict[int, int | Exception] | None = None) -> Trainings:
         made = Trainings(ends)
-        monkeypatch.setattr(run, "train", made.train)
-        monkeypatch.setattr(run, "resume", made.resume)
+        monkeypatch.setattr(train, "train", made.train)
+        monkeypatch.setattr(resume, "resume", made.resume)
         return made
 
     return make

@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 import yaml
 
-from metalearn import cli, config, listing
-from metalearn.engine.identity import refuse_new_science, science
+from metalearn.cli import main as cli
+from metalearn.cli.ls import runs
+from metalearn.config.compatibility import refuse_new_science, science
+from metalearn.config.compose import compose, reopen
+from metalearn.config.saved import read_saved
 from metalearn.errors import ConfigError
 from metalearn.run.folder import new_run_dir
 from metalearn.sweep.jobs import identity
-from tests.cli.sweeping import Trainings, finish, sweep
+from tests.sweep.sweeping import Trainings, finish, sweep
 
 ANIL = "defaults: [maml, _self_]\nadapts: [head]\n"
 
@@ -28,8 +31,8 @@ def own(tmp_path: Path) -> str:
 
 
 def test_a_relative_that_is_a_yaml_alone_keeps_its_own_name(own: str) -> None:
-    cfg = config.compose(["algo=anil", "data=omniglot", "optimizer=sgd"], own)
-    assert cfg["algo"]["_target_"] == config.compose(["algo=maml"])["algo"]["_target_"]
+    cfg = compose(["algo=anil", "data=omniglot", "optimizer=sgd"], own)
+    assert cfg["algo"]["_target_"] == compose(["algo=maml"])["algo"]["_target_"]
     assert next(iter(cfg)) == "choices"
     assert cfg["choices"] == {
         "algo": "anil",
@@ -44,23 +47,23 @@ def test_a_relative_that_is_a_yaml_alone_keeps_its_own_name(own: str) -> None:
 
 
 def test_a_recipe_is_named_with_what_it_chose() -> None:
-    names = config.compose(["experiment=omniglot_protonet", "data=glyphs"])["choices"]
+    names = compose(["experiment=omniglot_protonet", "data=glyphs"])["choices"]
     assert (names["experiment"], names["algo"], names["data"]) == ("omniglot_protonet", "protonet", "glyphs")
 
 
 @pytest.mark.parametrize("word", ["choices.algo=x", "choices=x", "choices={algo: x}"])
 def test_nobody_can_set_a_name(word: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="choices.* is not a key"):
-        config.compose([word])
+        compose([word])
     with pytest.raises(ConfigError, match="choices.* is not a key"):
-        config.reopen(config.compose([]), [word])
+        reopen(compose([]), [word])
 
 
 def test_what_is_chosen_anew_is_named_anew() -> None:
-    again = config.reopen(config.compose(["device=auto"]), ["device=cpu"])
+    again = reopen(compose(["device=auto"]), ["device=cpu"])
     assert again["choices"]["device"] == "cpu"
-    saved = config.compose(["data=glyphs"])
-    judged = config.reopen(saved, ["data=omniglot"], sizes=saved["data"])
+    saved = compose(["data=glyphs"])
+    judged = reopen(saved, ["data=omniglot"], sizes=saved["data"])
     assert judged["choices"]["data"] == "omniglot", "an evaluation on other data is of these"
 
 
@@ -69,9 +72,9 @@ def without_choices(cfg: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_an_older_run_has_the_names_that_its_classes_suggest_and_is_no_other_run(tmp_path: Path) -> None:
-    cfg = config.compose(["algo=reptile", "data=sinusoid", "optimizer=adamw", "device=cpu"])
+    cfg = compose(["algo=reptile", "data=sinusoid", "optimizer=adamw", "device=cpu"])
     finish(without_choices(cfg), [], tmp_path / "run")
-    saved = config.read_saved(tmp_path / "run")
+    saved = read_saved(tmp_path / "run")
     assert saved["choices"] == cfg["choices"]
     refuse_new_science(science(without_choices(cfg)), science(cfg))
     refuse_new_science(science(cfg), science(without_choices(cfg)))
@@ -85,28 +88,44 @@ def test_jobs_of_an_older_sweep_are_not_run_again(tmp_path: Path, trainings: Any
     again: Trainings = trainings()
     assert sweep(tmp_path, "seed=0,1") == 0
     assert (again.trained, again.resumed) == ([], [])
-    cfg = config.compose([])
+    cfg = compose([])
     assert identity(cfg) == identity(without_choices(cfg))
 
 
-@pytest.mark.parametrize("damage", ["x", ["x"], {"algo": ["x"]}, {"algos": "x"}, {"algo": {"_target_": "os.system"}}])
+@pytest.mark.parametrize(
+    "damage", ["x", ["x"], {"algo": ["x"]}, {"algos": "x"}, {"algo": {"_target_": "os.system"}}]
+)
 def test_damaged_names_are_named(damage: Any, tmp_path: Path) -> None:
-    finish({**config.compose([]), "choices": damage}, [], tmp_path / "run")
+    finish({**compose([]), "choices": damage}, [], tmp_path / "run")
     with pytest.raises(ConfigError, match="config.yaml is damaged: choices"):
-        config.read_saved(tmp_path / "run")
-    assert str(tmp_path / "run") in listing.runs(tmp_path)
+        read_saved(tmp_path / "run")
+    assert str(tmp_path / "run") in runs(tmp_path)
 
 
-def test_results_lists_and_sweeps_say_the_names(tmp_path: Path, own: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["algo=anil", "data=sinusoid", "model.hidden=[8]", "trainer.outer_steps=1", "trainer.meta_batch_size=2", "device=cpu"]
+def test_results_lists_and_sweeps_say_the_names(
+    tmp_path: Path, own: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "algo=anil",
+        "data=sinusoid",
+        "model.hidden=[8]",
+        "trainer.outer_steps=1",
+        "trainer.meta_batch_size=2",
+        "device=cpu",
+    ]
     words += ["eval.val_episodes=2", "eval.episodes=2", "--config-dir", own]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("metalearn.run.life.draw_plots", lambda *parts: None)
+        patch.setattr("metalearn.run.session.draw_plots", lambda *parts: None)
         assert cli.main(["train", *words, f"run_dir={tmp_path}/run"]) == 0
     shown = capsys.readouterr().out
     assert "anil on sinusoid · test tasks" in shown
     assert "published:" not in shown
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert [results[name] for name in ("algo", "model", "data", "experiment")] == ["anil", "mlp", "sinusoid", None]
-    [row] = [line.split() for line in listing.runs(tmp_path / "run").splitlines() if str(tmp_path) in line]
+    assert [results[name] for name in ("algo", "model", "data", "experiment")] == [
+        "anil",
+        "mlp",
+        "sinusoid",
+        None,
+    ]
+    [row] = [line.split() for line in runs(tmp_path / "run").splitlines() if str(tmp_path) in line]
     assert row[1:5] == ["anil", "sinusoid", "mlp", "finished"]

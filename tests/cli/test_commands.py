@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from metalearn import cli
+from metalearn.cli import main as cli
+from metalearn.cli import verbs
 from metalearn.errors import DataError
 from tests.cli.conftest import answer
 
@@ -17,9 +18,9 @@ class TestVerbs:
     def test_no_word_at_all_shows_the_verbs(self, capsys: pytest.CaptureFixture[str]) -> None:
         code, shown, _ = answer(capsys)
         assert code == 0
-        assert all(f"  {verb}" in shown for verb in cli.VERBS)
+        assert all(f"  {verb}" in shown for verb in verbs.VERBS)
 
-    @pytest.mark.parametrize("verb", list(cli.VERBS))
+    @pytest.mark.parametrize("verb", list(verbs.VERBS))
     def test_every_verb_has_help(self, capsys: pytest.CaptureFixture[str], verb: str) -> None:
         code, shown, complaint = answer(capsys, verb, "--help")
         assert (code, complaint) == (0, "")
@@ -30,7 +31,10 @@ class TestVerbs:
         [
             (["trian"], "error: metalearn trian does not exist; did you mean metalearn train?\n"),
             (["evaluate"], "error: metalearn evaluate does not exist; did you mean metalearn eval?\n"),
-            (["resume"], "error: the following arguments are required: RUN_DIR; see: metalearn resume --help\n"),
+            (
+                ["resume"],
+                "error: the following arguments are required: RUN_DIR; see: metalearn resume --help\n",
+            ),
             (["train", "--foo"], "error: unrecognized arguments: --foo; see: metalearn train --help\n"),
             (
                 ["ls", "alg"],
@@ -38,15 +42,23 @@ class TestVerbs:
                 "did you mean algo?\n",
             ),
             (["show", "mamll"], "error: there is no config mamll; did you mean algo/maml?\n"),
-            (["data", "prepair", "glyphs"], "error: metalearn data prepair does not exist; did you mean prepare?\n"),
+            (
+                ["data", "prepair", "glyphs"],
+                "error: metalearn data prepair does not exist; did you mean prepare?\n",
+            ),
             (["completion", "tcsh"], "error: there is no completion for tcsh; choose from bash, zsh\n"),
         ],
     )
-    def test_a_mistake_is_one_line_and_exit_2(self, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str) -> None:
+    def test_a_mistake_is_one_line_and_exit_2(
+        self, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
+    ) -> None:
         assert answer(capsys, *words) == (2, "", sentence)
 
     def test_a_verb_that_is_nothing_like_ours_gets_the_list(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert answer(capsys, "xyzzy")[2] == f"error: metalearn xyzzy does not exist; choose from {', '.join(cli.VERBS)}\n"
+        assert (
+            answer(capsys, "xyzzy")[2]
+            == f"error: metalearn xyzzy does not exist; choose from {', '.join(verbs.VERBS)}\n"
+        )
 
 
 class TestListings:
@@ -66,18 +78,31 @@ class TestListings:
         assert "arXiv:1703.03400" in shown
         assert "partition_seed:" in shown
 
-    def test_show_of_an_ambiguous_name_lists_them(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def test_show_of_an_ambiguous_name_lists_them(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
         (tmp_path / "model").mkdir()
         (tmp_path / "model" / "maml.yaml").write_text("x: 1\n")
         code, _, complaint = answer(capsys, "show", "maml", "--config-dir", str(tmp_path))
-        assert (code, complaint) == (2, "error: maml is the name of several configs; choose one: algo/maml, model/maml\n")
+        assert (code, complaint) == (
+            2,
+            "error: maml is the name of several configs; choose one: algo/maml, model/maml\n",
+        )
 
-    def test_no_runs_yet_says_how_to_start_one(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-        assert answer(capsys, "ls", "runs", str(tmp_path)) == (0, f"no runs under {tmp_path}; start one with: metalearn train\n", "")
+    def test_no_runs_yet_says_how_to_start_one(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        assert answer(capsys, "ls", "runs", str(tmp_path)) == (
+            0,
+            f"no runs under {tmp_path}; start one with: metalearn train\n",
+            "",
+        )
 
 
 class TestData:
-    def test_preview_draws_and_prepare_names_the_content(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def test_preview_draws_and_prepare_names_the_content(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
         png = tmp_path / "new" / "a.png"
         assert answer(capsys, "data", "preview", "sinusoid", "--png", str(png)) == (0, f"{png}\n", "")
         assert png.read_bytes()[1:4] == b"PNG"
@@ -94,11 +119,13 @@ class TestData:
 
 
 class TestTheLastLineOfDefence:
-    def test_an_exit_code_follows_the_kind_of_error(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_exit_code_follows_the_kind_of_error(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def fail(_: object) -> int:
             raise DataError("no data")
 
-        monkeypatch.setitem(cli.VERBS, "ls", fail)
+        monkeypatch.setattr("metalearn.cli.ls.run", fail)
         assert answer(capsys, "ls") == (3, "", "error: no data\n")
 
     def test_a_mistake_of_ours_is_one_line_and_its_traceback_goes_into_the_log(
@@ -108,7 +135,7 @@ class TestTheLastLineOfDefence:
             args.run_dir = tmp_path  # type: ignore[attr-defined]
             raise KeyError("boom")
 
-        monkeypatch.setitem(cli.VERBS, "ls", fail)
+        monkeypatch.setattr("metalearn.cli.ls.run", fail)
         code, _, complaint = answer(capsys, "ls")
         assert (code, complaint) == (1, f"error: KeyError: 'boom' (details in {tmp_path}/train.log)\n")
         assert "Traceback" in (tmp_path / "train.log").read_text()
@@ -117,14 +144,22 @@ class TestTheLastLineOfDefence:
         def stop(_: object) -> int:
             raise KeyboardInterrupt
 
-        monkeypatch.setitem(cli.VERBS, "ls", stop)
+        monkeypatch.setattr("metalearn.cli.ls.run", stop)
         assert answer(capsys, "ls") == (130, "", "interrupted\n")
 
 
 def test_quick_answers_do_not_import_torch() -> None:
-    lines = [["--help"], ["train", "--help"], ["ls"], ["show", "maml"], ["train", "algo.iner_lr=1"], ["train", "-m", "seed=0,-1"]]
+    lines = [
+        ["--help"],
+        ["train", "--help"],
+        ["ls"],
+        ["show", "maml"],
+        ["train", "algo.iner_lr=1"],
+        ["train", "-m", "seed=0,-1"],
+    ]
     lines += [["completion", "bash"], ["resume", "/"], ["train", "--cfg", "job"], ["ls", "runs", "/nowhere"]]
-    code = f"import sys; from metalearn.cli import main\nfor words in {lines!r}:\n    main(words); assert 'torch' not in sys.modules, words"
+    code = f"import sys; from metalearn.cli.main import main\nfor words in {lines!r}:\n    main(words)\n"
+    code += "    assert 'torch' not in sys.modules, words"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-500:]
     assert "Traceback" not in done.stderr
@@ -145,7 +180,13 @@ def test_a_reader_that_leaves_makes_no_noise() -> None:
 
 def test_the_module_equals_the_command_and_a_stray_file_does_not_shadow_a_library(tmp_path: Path) -> None:
     (tmp_path / "yaml.py").write_text("raise SystemExit('shadowed')\n")
-    done = subprocess.run([sys.executable, "-m", "metalearn", "ls", "model"], capture_output=True, text=True, check=False, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "metalearn", "ls", "model"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert "conv4" in done.stdout
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from metalearn import cli, completion, config
+from metalearn.cli import completion, verbs
+from metalearn.config.compose import compose
 
 
 def tab(line: str) -> list[str]:
-    return completion.complete(line, len(line), tuple(cli.VERBS))
+    return completion.complete(line, len(line), tuple(verbs.VERBS))
 
 
 @pytest.mark.parametrize(
@@ -29,7 +30,10 @@ def tab(line: str) -> list[str]:
         ("metalearn train algo=protonet algo.di", ["algo.distance="]),
         ("metalearn train algo=protonet algo.inn", []),
         ("metalearn train algo=nonsense algo.inn", ["algo.inner_lr="]),
-        ("metalearn train optimizer.schedule.name=c", ["optimizer.schedule.name=constant", "optimizer.schedule.name=cosine"]),
+        (
+            "metalearn train optimizer.schedule.name=c",
+            ["optimizer.schedule.name=constant", "optimizer.schedule.name=cosine"],
+        ),
         ("metalearn train trainer.dry_run=", ["trainer.dry_run=false", "trainer.dry_run=true"]),
         ("metalearn train hydra/laun", []),
         ("metalearn train hydra/launcher=b", ["hydra/launcher=basic"]),
@@ -50,13 +54,13 @@ def test_answers(line: str, expected: list[str]) -> None:
 
 
 def test_the_cursor_cuts_the_line() -> None:
-    assert completion.complete("metalearn tr algo=maml", 12, tuple(cli.VERBS)) == ["train"]
+    assert completion.complete("metalearn tr algo=maml", 12, tuple(verbs.VERBS)) == ["train"]
 
 
 def test_runs_and_their_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_dir = tmp_path / "outputs" / "maml_glyphs" / "one"
     run_dir.mkdir(parents=True)
-    (run_dir / "config.yaml").write_text(yaml.safe_dump(config.compose(["algo=protonet"])))
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(compose(["algo=protonet"])))
     monkeypatch.chdir(tmp_path)
     assert tab("metalearn resume out") == ["outputs/maml_glyphs/one"]
     assert tab("metalearn eval outputs/maml_glyphs/one algo.dis") == ["algo.distance="]
@@ -70,7 +74,12 @@ def test_choices_of_ones_own_folder(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 @pytest.mark.parametrize(
-    ("line", "replies"), [("metalearn tra", ["train "]), ("metalearn train algo=prot", ["protonet "]), ("metalearn train algo.dis", [])]
+    ("line", "replies"),
+    [
+        ("metalearn tra", ["train "]),
+        ("metalearn train algo=prot", ["protonet "]),
+        ("metalearn train algo.dis", []),
+    ],
 )
 def test_the_bash_script_answers(line: str, replies: list[str], tmp_path: Path) -> None:
     """Through bash itself, which splits words at `=`."""
@@ -91,6 +100,8 @@ def test_the_bash_script_answers(line: str, replies: list[str], tmp_path: Path) 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
 def test_the_zsh_script_is_accepted() -> None:
     done = subprocess.run(
-        ["zsh", "-f", "-c", "autoload -U compinit; compinit -u; " + completion.script("zsh")], capture_output=True, text=True
+        ["zsh", "-f", "-c", "autoload -U compinit; compinit -u; " + completion.script("zsh")],
+        capture_output=True,
+        text=True,
     )
     assert (done.returncode, done.stderr) == (0, "")

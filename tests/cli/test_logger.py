@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from metalearn import cli, completion
-from metalearn.config import compose
+from metalearn.cli import completion
+from metalearn.cli import main as cli
+from metalearn.config.compose import compose
 from metalearn.sweep import jobs
 from tests.reliability.harness import QUICK, TINY
 
@@ -34,7 +35,10 @@ def test_the_group_is_listed_shown_and_completed(capsys: pytest.CaptureFixture[s
 
 def test_a_misspelt_one_gets_the_closest_match(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "logger=tensorbord"]) == 2
-    assert "logger=tensorbord does not exist; did you mean logger=tensorboard? choices: none, tensorboard" in capsys.readouterr().err
+    assert (
+        "logger=tensorbord does not exist; did you mean logger=tensorboard? choices: none, tensorboard"
+        in capsys.readouterr().err
+    )
 
 
 def test_without_the_package_nothing_begins(
@@ -47,22 +51,34 @@ def test_without_the_package_nothing_begins(
     assert not (tmp_path / "outputs").exists()
     assert cli.main(["train", *words, "run_dir=run"]) == 0
     assert cli.main(["resume", "run", "logger=tensorboard"]) == 0
-    assert "run is finished; nothing to do; a logger hears of a run only while it trains\n" in capsys.readouterr().out
+    assert (
+        "run is finished; nothing to do; a logger hears of a run only while it trains\n"
+        in capsys.readouterr().out
+    )
     (tmp_path / "run" / "status.json").write_text(json.dumps({"status": "preempted"}))
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
     assert cli.main(["resume", "run", "logger=tensorboard"]) == 2
     assert f"error: {PACKAGE}\n" in capsys.readouterr().err
-    assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file() and path.name != ".lock"} == {
-        path: content for path, content in before.items() if path.name != ".lock"
-    }
+    assert {
+        path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file() and path.name != ".lock"
+    } == {path: content for path, content in before.items() if path.name != ".lock"}
 
 
 def test_a_class_that_is_no_logger_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "conf" / "logger").mkdir(parents=True)
     (tmp_path / "conf" / "logger" / "mine.yaml").write_text("_target_: metalearn.models.mlp.MLP\n")
-    words = ["--config-dir", str(tmp_path / "conf"), "data=sinusoid", "logger=mine", f"run_dir={tmp_path / 'run'}"]
+    words = [
+        "--config-dir",
+        str(tmp_path / "conf"),
+        "data=sinusoid",
+        "logger=mine",
+        f"run_dir={tmp_path / 'run'}",
+    ]
     assert cli.main(["train", *words]) == 2
-    assert "logger._target_=metalearn.models.mlp.MLP is not a class that derives from metalearn.loggers.Logger" in capsys.readouterr().err
+    assert (
+        "logger._target_=metalearn.models.mlp.MLP is not a class that derives from metalearn.loggers.Logger"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "run").exists()
 
 

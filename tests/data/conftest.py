@@ -14,7 +14,9 @@ def omniglot_root() -> Path:
     """The folder of real data, or a skip that says what is missing."""
     root = os.environ.get("METALEARN_DATA")
     if not root or not (Path(root) / "omniglot" / "images_background.zip").exists():
-        pytest.skip("needs real Omniglot: set METALEARN_DATA to a folder that holds omniglot/images_background.zip")
+        pytest.skip(
+            "needs real Omniglot: set METALEARN_DATA to a folder that holds omniglot/images_background.zip"
+        )
     return Path(root)
 
 

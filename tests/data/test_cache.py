@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from metalearn.data.cache import cache_folder, cached, digest, key_of
+from metalearn.data.files.cache import cached, digest, key_of
 from metalearn.errors import ConfigError
+from metalearn.files import cache_folder
 
 
 def built() -> tuple[dict[str, Tensor], dict[str, object]]:
@@ -35,12 +36,19 @@ def test_a_second_use_reads_what_the_first_one_built(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", ["flipped bit", "truncated", "empty", "not a cache"])
-def test_a_corrupt_cache_is_named_and_built_again(tmp_path: Path, caplog: pytest.LogCaptureFixture, fault: str) -> None:
+def test_a_corrupt_cache_is_named_and_built_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
     good = cached(tmp_path, "name", built)
     path = tmp_path / "name.safetensors"
     content = bytearray(path.read_bytes())
     content[-100] ^= 1
-    faults = {"flipped bit": bytes(content), "truncated": bytes(content[:-50]), "empty": b"", "not a cache": b"hello" * 100}
+    faults = {
+        "flipped bit": bytes(content),
+        "truncated": bytes(content[:-50]),
+        "empty": b"",
+        "not a cache": b"hello" * 100,
+    }
     path.write_bytes(faults[fault])
     with caplog.at_level(logging.WARNING):
         again = cached(tmp_path, "name", built)
@@ -68,7 +76,10 @@ def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_stops_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"data\.cache_dir=.*file.* cannot be written .* choose another folder with data\.cache_dir=PATH"):
+    with pytest.raises(
+        ConfigError,
+        match=r"data\.cache_dir=.*file.* cannot be written .* choose another folder with data\.cache_dir=PATH",
+    ):
         cached(tmp_path / "file", "name", refused)
 
 

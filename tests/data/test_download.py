@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from metalearn.data import download as module
-from metalearn.data.download import download
+from metalearn.data.files import download as module
+from metalearn.data.files.download import download
 from metalearn.errors import ConfigError, DataError
 
 CONTENT = bytes(range(256)) * 1000
@@ -36,7 +36,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         asked = self.headers.get("Range")
         self.requests.append((self.path, asked))
-        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and self.path not in ("/deaf", "/cut-deaf") else 0
+        start = (
+            int(asked.removeprefix("bytes=").removesuffix("-"))
+            if asked and self.path not in ("/deaf", "/cut-deaf")
+            else 0
+        )
         first = len(self.requests) == 1
         if self.path == "/missing" or (self.path == "/flaky" and first):
             self.send_error(404 if self.path == "/missing" else 503)
@@ -106,9 +110,13 @@ def fetch(server: str, tmp_path: Path) -> Callable[[str], None]:
     """Downloads a path of the server to data.zip."""
 
     def plain(url: str, start: int) -> Any:
-        return urllib.request.urlopen(urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {}), timeout=5)
+        return urllib.request.urlopen(
+            urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {}), timeout=5
+        )
 
-    return lambda path: download(server + path, tmp_path / "new" / "data.zip", checksum=CHECKSUM, help_text=HELP, open_url=plain)
+    return lambda path: download(
+        server + path, tmp_path / "new" / "data.zip", checksum=CHECKSUM, help_text=HELP, open_url=plain
+    )
 
 
 def files(tmp_path: Path) -> dict[str, bytes]:
@@ -133,14 +141,21 @@ def test_a_failure_is_tried_again(fetch: Callable[[str], None]) -> None:
     assert Handler.requests == [("/flaky", None), ("/flaky", None)]
 
 
-def test_a_download_that_was_cut_goes_on_where_it_stopped(fetch: Callable[[str], None], tmp_path: Path) -> None:
+def test_a_download_that_was_cut_goes_on_where_it_stopped(
+    fetch: Callable[[str], None], tmp_path: Path
+) -> None:
     fetch("/cut-once")
     assert Handler.requests == [("/cut-once", None), ("/cut-once", f"bytes={HALF}-")]
     assert files(tmp_path) == {"data.zip": CONTENT}
 
 
-def test_the_next_command_goes_on_where_the_last_one_stopped(fetch: Callable[[str], None], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"the connection broke after 128000 of 256000 bytes.* 224000 bytes are kept, and the same command"):
+def test_the_next_command_goes_on_where_the_last_one_stopped(
+    fetch: Callable[[str], None], tmp_path: Path
+) -> None:
+    with pytest.raises(
+        DataError,
+        match=r"the connection broke after 128000 of 256000 bytes.* 224000 bytes are kept, and the same command",
+    ):
         fetch("/cut")
     assert files(tmp_path) == {"data.zip.part": CONTENT[:224000]}
     fetch("/good")
@@ -148,14 +163,20 @@ def test_the_next_command_goes_on_where_the_last_one_stopped(fetch: Callable[[st
     assert files(tmp_path) == {"data.zip": CONTENT}
 
 
-def test_a_server_that_ignores_the_range_is_read_from_the_start(fetch: Callable[[str], None], tmp_path: Path) -> None:
+def test_a_server_that_ignores_the_range_is_read_from_the_start(
+    fetch: Callable[[str], None], tmp_path: Path
+) -> None:
     fetch("/cut-deaf")
     assert Handler.requests == [("/cut-deaf", None), ("/cut-deaf", f"bytes={HALF}-")]
     assert files(tmp_path) == {"data.zip": CONTENT}
 
 
-@pytest.mark.parametrize("old", [CONTENT[:HALF][::-1], CONTENT * 2, b"x" * len(CONTENT)], ids=["changed", "longer", "as long"])
-def test_a_beginning_that_belongs_to_another_file_is_dropped(fetch: Callable[[str], None], tmp_path: Path, old: bytes) -> None:
+@pytest.mark.parametrize(
+    "old", [CONTENT[:HALF][::-1], CONTENT * 2, b"x" * len(CONTENT)], ids=["changed", "longer", "as long"]
+)
+def test_a_beginning_that_belongs_to_another_file_is_dropped(
+    fetch: Callable[[str], None], tmp_path: Path, old: bytes
+) -> None:
     part(tmp_path, old)
     fetch("/good")
     assert files(tmp_path) == {"data.zip": CONTENT}
@@ -170,7 +191,9 @@ def test_a_whole_part_is_renamed_without_asking_anyone(fetch: Callable[[str], No
 
 def test_an_answer_that_continues_elsewhere_is_refused(fetch: Callable[[str], None], tmp_path: Path) -> None:
     part(tmp_path, CONTENT[:HALF])
-    with pytest.raises(DataError, match=f"asked for the bytes from {HALF} on, the server sent bytes {HALF + 1}-"):
+    with pytest.raises(
+        DataError, match=f"asked for the bytes from {HALF} on, the server sent bytes {HALF + 1}-"
+    ):
         fetch("/elsewhere")
     assert files(tmp_path) == {"data.zip.part": CONTENT[:HALF]}
 
@@ -201,13 +224,17 @@ def test_silence_is_given_up_and_what_came_is_kept(fetch: Callable[[str], None],
     assert files(tmp_path)["data.zip.part"][:10] == CONTENT[:10]
 
 
-def test_a_server_that_drips_is_given_up(fetch: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_drips_is_given_up(
+    fetch: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "GRACE_S", 0.4)
     with pytest.raises(DataError, match=r"bytes in 0 s, which is too slow"):
         fetch("/drip")
 
 
-def test_a_thread_that_was_left_behind_writes_nothing_more(fetch: Callable[[str], None], tmp_path: Path) -> None:
+def test_a_thread_that_was_left_behind_writes_nothing_more(
+    fetch: Callable[[str], None], tmp_path: Path
+) -> None:
     with pytest.raises(DataError):
         fetch("/stall")
     before = files(tmp_path)
@@ -230,11 +257,15 @@ def test_two_downloads_at_once_do_not_share_a_part(fetch: Callable[[str], None],
 
 def test_a_folder_that_cannot_be_written_is_exit_2(fetch: Callable[[str], None], tmp_path: Path) -> None:
     (tmp_path / "new").write_text("a file")
-    with pytest.raises(ConfigError, match=r"new cannot be written .* choose another folder with data.cache_dir=PATH"):
+    with pytest.raises(
+        ConfigError, match=r"new cannot be written .* choose another folder with data.cache_dir=PATH"
+    ):
         fetch("/good")
 
 
-def test_a_name_look_up_that_hangs_is_left_behind_in_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_name_look_up_that_hangs_is_left_behind_in_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(module, "SILENCE_S", 1.0)
     monkeypatch.setattr(module, "STALL_S", 30.0)
 
@@ -244,7 +275,9 @@ def test_a_name_look_up_that_hangs_is_left_behind_in_time(monkeypatch: pytest.Mo
 
     start = time.monotonic()
     with pytest.raises(DataError, match="no data for 1 s after 0 bytes"):
-        download("https://example.invalid/x", tmp_path / "x", checksum=CHECKSUM, help_text=HELP, open_url=hanging)
+        download(
+            "https://example.invalid/x", tmp_path / "x", checksum=CHECKSUM, help_text=HELP, open_url=hanging
+        )
     assert time.monotonic() - start < 3
     assert list(tmp_path.iterdir()) == []
 

@@ -42,7 +42,9 @@ def test_glyphs_all_have_ink_and_paper() -> None:
 
 def test_raw_pixels_tell_glyphs_about_as_well_as_omniglot(glyph_cache: Path) -> None:
     # Omniglot under the same rule gives 42 %. Far below or above, glyphs would stand in for nothing.
-    tasks = small_glyphs(glyph_cache, num_classes=400, query_shot=15).tasks("test", seed=0, first=0, count=300)
+    tasks = small_glyphs(glyph_cache, num_classes=400, query_shot=15).tasks(
+        "test", seed=0, first=0, count=300
+    )
     support, query = (F.normalize(x.flatten(2), dim=-1) for x in (tasks.support.x, tasks.query.x))
     assert isinstance(support, Tensor)
     found = (query @ support.transpose(1, 2)).argmax(-1)
@@ -53,7 +55,10 @@ def test_splits_share_no_class_and_no_image(glyph_cache: Path) -> None:
     source = small_glyphs(glyph_cache, rotations=["train", "val", "test"])
     classes = [set(source._set.partition[split]) for split in SPLITS]
     assert sum(map(len, classes)) == len(set.union(*classes)) == 120
-    images = [{hashlib.sha256(image.numpy().tobytes()).digest() for image in source._stores[split].rows} for split in SPLITS]
+    images = [
+        {hashlib.sha256(image.numpy().tobytes()).digest() for image in source._stores[split].rows}
+        for split in SPLITS
+    ]
     assert sum(map(len, images)) == len(set.union(*images))
 
 
@@ -66,7 +71,10 @@ def test_rotations_are_classes_of_their_own(glyph_cache: Path) -> None:
 
 
 def test_invert_swaps_ink_and_paper(glyph_cache: Path) -> None:
-    shown = [small_glyphs(glyph_cache, invert=invert).tasks("val", seed=0, first=0, count=2).query.x for invert in (True, False)]
+    shown = [
+        small_glyphs(glyph_cache, invert=invert).tasks("val", seed=0, first=0, count=2).query.x
+        for invert in (True, False)
+    ]
     torch.testing.assert_close(shown[0], 1 - shown[1])
     assert shown[0].mean() < 0.5
     assert {float(shown[0].min()), float(shown[0].max())} == {0.0, 1.0}
@@ -80,9 +88,13 @@ def test_support_and_query_hold_no_image_twice_and_match_their_labels(glyph_cach
     for t in range(4):
         x = torch.cat([task.support.x[t], task.query.x[t]])
         y = torch.cat([task.support.y[t], task.query.y[t]])
-        numbers = torch.tensor([index[(image * 255).round().to(torch.uint8).numpy().tobytes()] for image in x])
+        numbers = torch.tensor(
+            [index[(image * 255).round().to(torch.uint8).numpy().tobytes()] for image in x]
+        )
         assert len(numbers.unique()) == 100
-        assert len({(int(label), int(c)) for label, c in zip(y, store.class_of_row[numbers], strict=True)}) == 5
+        assert (
+            len({(int(label), int(c)) for label, c in zip(y, store.class_of_row[numbers], strict=True)}) == 5
+        )
 
 
 def test_flat_minibatches_pass_over_all_rows_and_carry_their_class(glyph_cache: Path) -> None:
@@ -100,7 +112,13 @@ def test_flat_minibatches_pass_over_all_rows_and_carry_their_class(glyph_cache: 
 
 def test_impossible_sizes_are_told_all_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        Glyphs(device=CPU, cache_dir=str(tmp_path), way=150, shot=25, train={"way": 900, "shot": None, "query_shot": 1}).check(SPLITS)
+        Glyphs(
+            device=CPU,
+            cache_dir=str(tmp_path),
+            way=150,
+            shot=25,
+            train={"way": 900, "shot": None, "query_shot": 1},
+        ).check(SPLITS)
     assert caught.value.problems == [
         "data.train.way=900 but split 'train' of glyphs has 800 classes; lower data.train.way or give the split more classes",
         "data.shot=25 + data.train.query_shot=1 needs 26 images per class, but split 'train' of glyphs has a class with 20; "

@@ -22,7 +22,13 @@ def signed(word: int) -> int:
 
 def test_mix_gives_the_published_first_outputs_of_splitmix64() -> None:
     # The generator's stream from seed 1234567, as Vigna's C code prints it.
-    published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+    published = [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
     state, found = 1234567, []
     for _ in published:
         found.append(int(hashing.mix(torch.tensor(signed(state)))) % WORD)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from metalearn.core import Member
-from metalearn.data import folder_files, image_file
+from metalearn.data.files import image_file, image_folders
 from metalearn.data.image_folder import ImageFolder
 from metalearn.data.sampling import SPLITS
 from metalearn.errors import ConfigError, DataError
@@ -20,8 +20,17 @@ Make = Callable[..., Path]
 
 
 def source(root: Path, **dials: object) -> ImageFolder:
-    given = {"way": 2, "shot": 1, "query_shot": 2, "image_size": 8, "fractions": (1 / 3, 1 / 3, 1 / 3), **dials}
-    return ImageFolder(device=torch.device("cpu"), root=str(root), cache_dir=str(root.parent / "cache"), **given)  # type: ignore[arg-type]
+    given = {
+        "way": 2,
+        "shot": 1,
+        "query_shot": 2,
+        "image_size": 8,
+        "fractions": (1 / 3, 1 / 3, 1 / 3),
+        **dials,
+    }
+    return ImageFolder(
+        device=torch.device("cpu"), root=str(root), cache_dir=str(root.parent / "cache"), **given
+    )  # type: ignore[arg-type]
 
 
 def classes_of(data: ImageFolder) -> dict[str, set[str]]:
@@ -29,13 +38,17 @@ def classes_of(data: ImageFolder) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("name", ["class00", "class4_", "zebra"])
-def test_an_empty_folder_that_appears_gives_no_class_the_content_of_another(make_folder: Make, name: str) -> None:
+def test_an_empty_folder_that_appears_gives_no_class_the_content_of_another(
+    make_folder: Make, name: str
+) -> None:
     root = make_folder(SIZES)
 
     def contents() -> dict[str, str | None]:
         data = source(root, fractions=(0, 0, 1))
         data.prepare()
-        return {member.name: member.sha256 for member in data.members("test") or () if isinstance(member, Member)}
+        return {
+            member.name: member.sha256 for member in data.members("test") or () if isinstance(member, Member)
+        }
 
     before = contents()
     (root / name).mkdir()
@@ -55,12 +68,25 @@ def test_classes_of_unequal_size_give_tasks(make_folder: Make, suffix: str) -> N
 
 
 def test_grey_images_have_one_channel(make_folder: Make) -> None:
-    assert source(make_folder(SIZES), channels=1).tasks("test", seed=0, first=0, count=1).support.x.shape == (1, 2, 1, 8, 8)
+    assert source(make_folder(SIZES), channels=1).tasks("test", seed=0, first=0, count=1).support.x.shape == (
+        1,
+        2,
+        1,
+        8,
+        8,
+    )
 
 
 def test_pixels_are_those_of_the_file(make_folder: Make) -> None:
     root = make_folder(SIZES)
-    data = source(root, image_size=14, resize="nearest", partition=str(partition_file(root, ".json")), query_shot=1, shot=3)
+    data = source(
+        root,
+        image_size=14,
+        resize="nearest",
+        partition=str(partition_file(root, ".json")),
+        query_shot=1,
+        shot=3,
+    )
     rows = data._stores["test"].rows
     with Image.open(root / "class2" / "000.png") as image:
         expected = np.asarray(image.convert("RGB").resize((14, 14), Image.Resampling.NEAREST))
@@ -95,7 +121,10 @@ def partition_file(root: Path, suffix: str) -> Path:
     if suffix == ".json":
         path.write_text(json.dumps(mapping))
     elif suffix == ".csv":
-        path.write_text("class,split\n" + "".join(f"{name},{split}\n" for split, names in mapping.items() for name in names))
+        path.write_text(
+            "class,split\n"
+            + "".join(f"{name},{split}\n" for split, names in mapping.items() for name in names)
+        )
     else:
         path.write_text("".join(f"{name}: {split}\n" for split, names in mapping.items() for name in names))
     return path
@@ -105,7 +134,11 @@ def partition_file(root: Path, suffix: str) -> Path:
 def test_a_file_decides_the_partition(make_folder: Make, suffix: str) -> None:
     root = make_folder(SIZES)
     data = source(root, partition=str(partition_file(root, suffix)))
-    assert classes_of(data) == {"train": {"class0", "class1"}, "val": {"class4", "class5"}, "test": {"class2", "class3"}}
+    assert classes_of(data) == {
+        "train": {"class0", "class1"},
+        "val": {"class4", "class5"},
+        "test": {"class2", "class3"},
+    }
     assert data.protocol("test")["partition"] == "file"
 
 
@@ -119,8 +152,12 @@ def test_every_mistake_of_a_partition_file_is_told(make_folder: Make, tmp_path: 
     assert "class 'class2' has split 'tset'; expected train, val or test" in text
 
 
-@pytest.mark.parametrize(("content", "name"), [("[1, 2]", "p.json"), ("{", "p.json"), ("a,b\n1,2\n", "p.csv"), ("a: [", "p.yaml")])
-def test_a_file_that_is_no_partition_is_named(make_folder: Make, tmp_path: Path, content: str, name: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "name"), [("[1, 2]", "p.json"), ("{", "p.json"), ("a,b\n1,2\n", "p.csv"), ("a: [", "p.yaml")]
+)
+def test_a_file_that_is_no_partition_is_named(
+    make_folder: Make, tmp_path: Path, content: str, name: str
+) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(ConfigError, match=r"data\.partition=.* expected a mapping of train, val and test"):
         source(make_folder(SIZES), partition=str(tmp_path / name))
@@ -135,7 +172,10 @@ def test_small_classes_stop_the_run_and_are_named_with_both_ways_out(make_folder
     text = str(caught.value)
     assert "7 of 12 classes have fewer images than the 16 of shot + query_shot: " in text
     assert text.count("(3)") == 5
-    assert "and 2 more. Lower data.shot or data.query_shot, or leave these classes out with data.min_images=16" in text
+    assert (
+        "and 2 more. Lower data.shot or data.query_shot, or leave these classes out with data.min_images=16"
+        in text
+    )
 
 
 def test_min_images_leaves_small_classes_out(make_folder: Make) -> None:
@@ -147,7 +187,10 @@ def test_min_images_leaves_small_classes_out(make_folder: Make) -> None:
 def test_too_many_ways_and_too_small_classes_come_in_one_list(make_folder: Make) -> None:
     with pytest.raises(ConfigError) as caught:
         source(make_folder(SIZES), way=7, shot=3).check(SPLITS)
-    assert "split 'val' of image_folder has 3 classes and split 'test' of image_folder has 3 classes; lower data.way" in str(caught.value)
+    assert (
+        "split 'val' of image_folder has 3 classes and split 'test' of image_folder has 3 classes; lower data.way"
+        in str(caught.value)
+    )
     assert "class0 (4)" in str(caught.value)
 
 
@@ -159,7 +202,9 @@ def test_a_corrupt_image_is_named_and_nothing_is_cached(make_folder: Make) -> No
     assert not list((root.parent / "cache").iterdir())
 
 
-def test_corrupt_images_are_told_together_up_to_five_of_them(make_folder: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_corrupt_images_are_told_together_up_to_five_of_them(
+    make_folder: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = make_folder(SIZES)
     broken = [root / f"class{number}" / "000.png" for number in range(2)]
     for file in broken:
@@ -174,7 +219,10 @@ def test_corrupt_images_are_told_together_up_to_five_of_them(make_folder: Make, 
     with pytest.raises(DataError) as caught:
         source(root).prepare()
     lines = str(caught.value).splitlines()
-    assert lines[0] == "at least 5 images cannot be used (reading stopped there); repair or remove them. Nothing was trained"
+    assert (
+        lines[0]
+        == "at least 5 images cannot be used (reading stopped there); repair or remove them. Nothing was trained"
+    )
     assert len(lines) == 6
     assert lines[2].endswith("class0/001.png has 14x10 pixels; at most 100 are read; repair or remove it")
 
@@ -185,18 +233,26 @@ def test_a_bomb_is_refused(make_folder: Make, monkeypatch: pytest.MonkeyPatch) -
         source(make_folder(SIZES)).prepare()
 
 
-def test_a_root_without_images_a_file_and_no_root_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_root_without_images_a_file_and_no_root_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("METALEARN_DATA", raising=False)
     (tmp_path / "empty" / "class").mkdir(parents=True)
     (tmp_path / "file").write_text("")
-    for name, reason in (("empty", "holds no images in class folders"), ("file", "is a file"), ("gone", "does not exist")):
+    for name, reason in (
+        ("empty", "holds no images in class folders"),
+        ("file", "is a file"),
+        ("gone", "does not exist"),
+    ):
         with pytest.raises(DataError, match=rf"data\.root=.*{name} {reason}; expected ROOT/<class>"):
             source(tmp_path / name)
     with pytest.raises(DataError, match=r"data\.root is not set .* set data\.root=ROOT"):
         ImageFolder(device=torch.device("cpu"))
 
 
-def test_the_folder_of_data_sets_is_not_taken_for_one_of_them(make_folder: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_of_data_sets_is_not_taken_for_one_of_them(
+    make_folder: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = make_folder(SIZES)
     monkeypatch.setenv("METALEARN_DATA", str(folder))
     told = rf"data.root is not set .* set data.root=ROOT \(METALEARN_DATA={folder} is the folder of all data sets; name the one in it\)"
@@ -216,12 +272,19 @@ def test_a_changed_folder_is_read_again_and_the_root_is_never_written(make_folde
 def test_transparency_is_white_and_sixteen_bits_are_scaled(tmp_path: Path) -> None:
     Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     Image.fromarray(np.full((4, 4), 65535, np.uint16)).save(tmp_path / "deep.png")
-    read, _ = folder_files.read_images([tmp_path / "clear.png", tmp_path / "deep.png"], size=4, channels=1, resize="area")
+    read, _ = image_folders.read_images(
+        [tmp_path / "clear.png", tmp_path / "deep.png"], size=4, channels=1, resize="area"
+    )
     assert (read == 255).all()
 
 
 def test_wrong_dials_are_told_together(make_folder: Make) -> None:
     with pytest.raises(ConfigError) as caught:
         source(make_folder(SIZES), channels=2, resize="cubic", fractions=(0.5, 0.2), partition="vinyals")
-    for part in ("data.channels=2", "data.resize=cubic", "data.fractions=[0.5, 0.2]", "data.partition=vinyals"):
+    for part in (
+        "data.channels=2",
+        "data.resize=cubic",
+        "data.fractions=[0.5, 0.2]",
+        "data.partition=vinyals",
+    ):
         assert part in str(caught.value)

@@ -14,26 +14,40 @@ import torch
 import yaml
 from PIL import Image
 
-from metalearn import build, config
+from metalearn.build.objects import build_source
+from metalearn.config.compose import compose
+from metalearn.config.loader import packaged_options
 from metalearn.core import DRAWN_WITHOUT_END, Member, Source
-from metalearn.data import omniglot_files
-from metalearn.data.image_classes import share_with_twins
-from metalearn.data.image_file import pixels_sha256
+from metalearn.data.files import omniglot as omniglot_files
+from metalearn.data.files.image_file import pixels_sha256
+from metalearn.data.images import share_with_twins
 from metalearn.data.omniglot import Omniglot
 from metalearn.data.sampling import SPLITS
 from metalearn.errors import ConfigError
-from metalearn.library import packaged_options
 
 CPU = torch.device("cpu")
 SMALL = ["data.num_classes=48", "data.num_drawings=6", "data.num_users=40", "data.way=2", "data.query_shot=2"]
 # What changes inputs, sizes of tasks or places, and nobody's name.
-VARIATIONS = ["data.image_size=9", "data.invert=true", "data.invert=false", "data.rotations=[train,val,test]", "data.resize=lanczos"]
-VARIATIONS += ["data.channels=1", "data.shot=2", "data.train.shot=2", "data.noise=0.5", "data.amplitude=[1.0,2.0]", "data.max_ratings=9"]
+VARIATIONS = [
+    "data.image_size=9",
+    "data.invert=true",
+    "data.invert=false",
+    "data.rotations=[train,val,test]",
+    "data.resize=lanczos",
+]
+VARIATIONS += [
+    "data.channels=1",
+    "data.shot=2",
+    "data.train.shot=2",
+    "data.noise=0.5",
+    "data.amplitude=[1.0,2.0]",
+    "data.max_ratings=9",
+]
 
 
 @functools.cache
 def composed(name: str) -> dict[str, Any]:
-    return config.compose([f"data={name}"])
+    return compose([f"data={name}"])
 
 
 @pytest.fixture
@@ -49,14 +63,16 @@ def made(make_folder: Callable[..., Path], tmp_path: Path) -> Callable[..., Sour
             node = functools.reduce(lambda tree, group: tree.get(group, {}), groups, cfg)
             if key in node:
                 node[key] = yaml.safe_load(word.partition("=")[2])
-        return build.build_source(cfg, CPU)
+        return build_source(cfg, CPU)
 
     return make
 
 
 @pytest.fixture(scope="session")
 def omniglot_made(omniglot_root: Path, omniglot_cache: Path) -> Callable[..., Source]:
-    return lambda **dials: Omniglot(device=CPU, root=str(omniglot_root), cache_dir=str(omniglot_cache), **dials)
+    return lambda **dials: Omniglot(
+        device=CPU, root=str(omniglot_root), cache_dir=str(omniglot_cache), **dials
+    )
 
 
 def everybody(source: Source) -> dict[str, Any]:
@@ -64,7 +80,9 @@ def everybody(source: Source) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", [name for name in packaged_options("data") if name != "omniglot"])
-def test_members_are_disjoint_and_do_not_depend_on_what_is_done_to_inputs(name: str, made: Callable[..., Source]) -> None:
+def test_members_are_disjoint_and_do_not_depend_on_what_is_done_to_inputs(
+    name: str, made: Callable[..., Source]
+) -> None:
     expected = everybody(made(name))
     for word in VARIATIONS:
         assert everybody(made(name, word)) == expected, word
@@ -89,7 +107,9 @@ def test_members_of_omniglot_are_characters_of_alphabets(omniglot_made: Callable
     assert everybody(omniglot_made(rotations=[], invert=False)) == everybody(source)
 
 
-def test_the_same_pictures_under_other_names_have_the_same_content(made: Callable[..., Source], tmp_path: Path) -> None:
+def test_the_same_pictures_under_other_names_have_the_same_content(
+    made: Callable[..., Source], tmp_path: Path
+) -> None:
     expected = {member.sha256 for members in everybody(made("image_folder")).values() for member in members}
     for number, folder in enumerate(sorted((tmp_path / "images").iterdir())):
         for file in sorted(folder.iterdir(), reverse=True):
@@ -115,14 +135,18 @@ def test_a_picture_is_what_it_shows_however_its_file_packs_it(tmp_path: Path) ->
 def test_omniglot_in_a_folder_of_one_s_own_is_still_omniglot(
     omniglot_made: Callable[..., Source], omniglot_root: Path, tmp_path: Path, made: Callable[..., Source]
 ) -> None:
-    drawings = sorted(omniglot_files._members(omniglot_root / "omniglot" / "images_background.zip", "images_background"))[:60]
+    drawings = sorted(
+        omniglot_files._members(omniglot_root / "omniglot" / "images_background.zip", "images_background")
+    )[:60]
     for drawing in drawings:
         (tmp_path / "own" / f"class{drawing.number}").mkdir(parents=True, exist_ok=True)
         (tmp_path / "own" / f"class{drawing.number}" / f"{drawing.drawer}.png").write_bytes(drawing.content)
     copy = made("image_folder", f"data.root={tmp_path / 'own'}", "data.fractions=[0,0,1]")
     members = omniglot_made().members("train")
     assert isinstance(members, Sequence)
-    assert [member.sha256 for member in copy.members("test") or ()] == [member.sha256 for member in members[:3]]  # type: ignore[union-attr]
+    assert [member.sha256 for member in copy.members("test") or ()] == [
+        member.sha256 for member in members[:3]
+    ]  # type: ignore[union-attr]
 
 
 def test_a_source_of_one_s_own_need_not_say_who_is_in_it() -> None:
@@ -143,7 +167,10 @@ class TestChecks:
         assert source.spec("train").num_train_classes == 1
         with pytest.raises(ConfigError, match="split 'val' of image_folder has 1 classes"):
             source.tasks("val", seed=0, first=0, count=1)
-        with pytest.raises(ConfigError, match="split 'train' of image_folder has 1 classes and split 'val' of image_folder has 1 classes"):
+        with pytest.raises(
+            ConfigError,
+            match="split 'train' of image_folder has 1 classes and split 'val' of image_folder has 1 classes",
+        ):
             source.check(SPLITS)
 
     def test_all_classes_can_be_judged(self, made: Callable[..., Source]) -> None:
@@ -157,7 +184,9 @@ class TestChecks:
 class TestRotatedTwins:
     def test_the_share_of_tasks_with_two_turns_of_one_character(self) -> None:
         assert share_with_twins(423, 20) == pytest.approx(0.288, abs=0.02)
-        assert share_with_twins(2, 2) == pytest.approx(3 / 7)  # of the seven other classes, three are turns of the first
+        assert share_with_twins(2, 2) == pytest.approx(
+            3 / 7
+        )  # of the seven other classes, three are turns of the first
         assert share_with_twins(5, 1) == 0
         assert share_with_twins(3, 4) == 1
 

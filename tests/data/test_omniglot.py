@@ -14,10 +14,10 @@ import torchvision
 from PIL import Image
 from safetensors import safe_open
 
-from metalearn.data import omniglot_files
+from metalearn.data.files import omniglot as omniglot_files
+from metalearn.data.files.omniglot import CONTENT, Character, read_drawings
+from metalearn.data.files.resize import resize_ink
 from metalearn.data.omniglot import TEST_ALPHABETS, VAL_ALPHABETS, Omniglot, vinyals_partition
-from metalearn.data.omniglot_files import CONTENT, Character, read_drawings
-from metalearn.data.resize import resize_ink
 from metalearn.data.sampling import SPLITS
 from metalearn.errors import ConfigError, DataError
 
@@ -47,7 +47,9 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """One character of twenty drawings that passes for the background set."""
     members = {f"images_background/Greek/character01/0001_{drawer:02}.png": png() for drawer in range(1, 21)}
     packed = np.packbits(np.zeros((20, 105 * 105), bool), axis=1)
-    monkeypatch.setattr(omniglot_files, "CONTENT", {"images_background": hashlib.sha256(packed.tobytes()).hexdigest()})
+    monkeypatch.setattr(
+        omniglot_files, "CONTENT", {"images_background": hashlib.sha256(packed.tobytes()).hexdigest()}
+    )
     monkeypatch.setattr(omniglot_files, "NUM_IMAGES", {"images_background": 20})
     return members
 
@@ -73,7 +75,9 @@ def test_partitions_have_their_published_sizes(
     assert data.protocol("test")["partition"] == partition
 
 
-def test_the_cache_loads_in_under_a_second_and_gives_the_same_data(omniglot_root: Path, omniglot_cache: Path, tmp_path: Path) -> None:
+def test_the_cache_loads_in_under_a_second_and_gives_the_same_data(
+    omniglot_root: Path, omniglot_cache: Path, tmp_path: Path
+) -> None:
     first = source(omniglot_root, omniglot_cache).fingerprint()
     start = time.monotonic()
     again = source(tmp_path, omniglot_cache)
@@ -108,7 +112,9 @@ def test_the_alphabets_have_their_published_sizes(omniglot_root: Path, omniglot_
 def test_a_truncated_real_archive_is_named(omniglot_root: Path, tmp_path: Path) -> None:
     whole = (omniglot_root / "omniglot" / "images_background.zip").read_bytes()
     (tmp_path / "images_background.zip").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"images_background\.zip is damaged or incomplete .* it was not used"):
+    with pytest.raises(
+        DataError, match=r"images_background\.zip is damaged or incomplete .* it was not used"
+    ):
         source(tmp_path, tmp_path / "cache").prepare()
     assert not list((tmp_path / "cache").glob("*.safetensors"))
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["images_background.zip"]
@@ -125,7 +131,9 @@ def test_a_small_archive_reads(tiny: dict[str, bytes], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["", "omniglot", "omniglot-py"])
-def test_an_extracted_folder_reads_as_its_archive_does(tiny: dict[str, bytes], tmp_path: Path, layout: str) -> None:
+def test_an_extracted_folder_reads_as_its_archive_does(
+    tiny: dict[str, bytes], tmp_path: Path, layout: str
+) -> None:
     for name, content in tiny.items():
         (tmp_path / layout / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / layout / name).write_bytes(content)
@@ -139,8 +147,14 @@ def test_a_changed_pixel_is_not_omniglot(tiny: dict[str, bytes], tmp_path: Path)
     pixels[50, 50] = 0
     buffer = io.BytesIO()
     Image.fromarray(pixels).convert("1").save(buffer, "PNG")
-    path = archive(tmp_path / "images_background.zip", {**tiny, "images_background/Greek/character01/0001_07.png": buffer.getvalue()})
-    with pytest.raises(DataError, match="is not the Omniglot that was published: its content has sha256 .*, expected .*; it was not used"):
+    path = archive(
+        tmp_path / "images_background.zip",
+        {**tiny, "images_background/Greek/character01/0001_07.png": buffer.getvalue()},
+    )
+    with pytest.raises(
+        DataError,
+        match="is not the Omniglot that was published: its content has sha256 .*, expected .*; it was not used",
+    ):
         read_drawings([tmp_path, tmp_path / "cache"], tmp_path / "cache")
     assert path.exists()
 
@@ -150,13 +164,27 @@ def test_a_changed_pixel_is_not_omniglot(tiny: dict[str, bytes], tmp_path: Path)
     [
         ({"../../evil.txt": b"x"}, "'../../evil.txt', which leaves the archive; it was not used"),
         ({"/etc/evil.txt": b"x"}, "'/etc/evil.txt', which leaves the archive"),
-        ({"images_background/Greek/character02/0002_01.png": b"x"}, "holds more than the 20 images of images_background"),
-        ({"images_background/Greek/character01/0001_20.png": b"\0" * 100_000}, "unpacks to 100000 bytes; at most 65536 are read"),
-        ({"images_background/Greek/character01/0001_20.png": png((4000, 3000))}, "has 4000x3000 pixels; an Omniglot drawing has 105x105"),
-        ({"images_background/Greek/character01/0001_20.png": b"no image"}, "0001_20.png is not a readable image"),
+        (
+            {"images_background/Greek/character02/0002_01.png": b"x"},
+            "holds more than the 20 images of images_background",
+        ),
+        (
+            {"images_background/Greek/character01/0001_20.png": b"\0" * 100_000},
+            "unpacks to 100000 bytes; at most 65536 are read",
+        ),
+        (
+            {"images_background/Greek/character01/0001_20.png": png((4000, 3000))},
+            "has 4000x3000 pixels; an Omniglot drawing has 105x105",
+        ),
+        (
+            {"images_background/Greek/character01/0001_20.png": b"no image"},
+            "0001_20.png is not a readable image",
+        ),
     ],
 )
-def test_a_strange_archive_is_refused(tiny: dict[str, bytes], tmp_path: Path, extra: dict[str, bytes], reason: str) -> None:
+def test_a_strange_archive_is_refused(
+    tiny: dict[str, bytes], tmp_path: Path, extra: dict[str, bytes], reason: str
+) -> None:
     archive(tmp_path / "images_background.zip", {**tiny, **extra})
     with pytest.raises(DataError, match=reason):
         read_drawings([tmp_path, tmp_path / "cache"], tmp_path / "cache")
@@ -197,18 +225,26 @@ def test_an_incomplete_folder_is_refused(tiny: dict[str, bytes], tmp_path: Path)
     for name, content in list(tiny.items())[:19]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match="holds 19 drawings, but images_background has 20; it is incomplete and was not used"):
+    with pytest.raises(
+        DataError, match="holds 19 drawings, but images_background has 20; it is incomplete and was not used"
+    ):
         read_drawings([tmp_path, tmp_path / "cache"], tmp_path / "cache")
 
 
 def test_no_data_and_no_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("METALEARN_DATA", raising=False)
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
-    monkeypatch.setattr("metalearn.data.download.PAUSE_S", 0.01)
+    monkeypatch.setattr("metalearn.data.files.download.PAUSE_S", 0.01)
     start = time.monotonic()
     with pytest.raises(DataError) as caught:
         Omniglot(device=CPU, cache_dir=str(tmp_path)).prepare()
-    for part in ("images_background.zip", "images_evaluation.zip", "data.root=FOLDER", str(tmp_path), "data=glyphs needs no download"):
+    for part in (
+        "images_background.zip",
+        "images_evaluation.zip",
+        "data.root=FOLDER",
+        str(tmp_path),
+        "data=glyphs needs no download",
+    ):
         assert part in str(caught.value)
     assert time.monotonic() - start < 20
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -224,7 +260,11 @@ def test_a_broken_archive_in_the_cache_is_named(monkeypatch: pytest.MonkeyPatch,
 
 def test_the_official_addresses_and_sums_are_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = []
-    monkeypatch.setattr(omniglot_files, "download", lambda url, target, checksum, help_text: asked.append((url, target, checksum)))
+    monkeypatch.setattr(
+        omniglot_files,
+        "download",
+        lambda url, target, checksum, help_text: asked.append((url, target, checksum)),
+    )
     for part in CONTENT:
         omniglot_files.fetch(part, tmp_path)
     official = torchvision.datasets.Omniglot
@@ -268,14 +308,23 @@ def test_a_root_that_is_no_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_vinyals_splits_the_straddling_alphabet_after_character_41() -> None:
-    characters = [Character("Gurmukhi", 41), Character("Gurmukhi", 42), Character("Hebrew", 1), Character("ULOG", 3), Character("Greek", 9)]
+    characters = [
+        Character("Gurmukhi", 41),
+        Character("Gurmukhi", 42),
+        Character("Hebrew", 1),
+        Character("ULOG", 3),
+        Character("Greek", 9),
+    ]
     assert vinyals_partition(characters) == {"train": [0, 4], "val": [2], "test": [1, 3]}
 
 
 def test_nearest_takes_the_pixels_that_pillow_takes_on_one_bit_images() -> None:
     ink = np.random.default_rng(0).random((3, 105, 105)) < 0.3
     for size in (28, 32, 105):
-        expected = [np.asarray(Image.fromarray(~drawing).resize((size, size), Image.Resampling.LANCZOS).convert("L")) for drawing in ink]
+        expected = [
+            np.asarray(Image.fromarray(~drawing).resize((size, size), Image.Resampling.LANCZOS).convert("L"))
+            for drawing in ink
+        ]
         assert np.array_equal(resize_ink(ink, size, "nearest")[:, 0].numpy(), np.stack(expected))
 
 

@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 
 from metalearn.data import sampling
-from metalearn.data.sampling import ClassStore, draw_classes, draw_episodes, draw_examples, shuffled, task_keys
+from metalearn.data.sampling import (
+    ClassStore,
+    draw_classes,
+    draw_episodes,
+    draw_examples,
+    shuffled,
+    task_keys,
+)
 
 EPISODES = 100_000
 NUM_CLASSES, PER_CLASS = 24, 12
@@ -92,7 +99,9 @@ def test_the_place_of_a_query_tells_nothing_of_its_label(episodes: tuple[Tensor,
     for place in range(WAY * QUERY_SHOT):
         assert_uniform(torch.bincount(labels[:, place], minlength=WAY))
     assert_uniform(torch.bincount(query[:, 0] % PER_CLASS, minlength=PER_CLASS))
-    same = (labels[:, 0] == labels[:, 1]).double().mean()  # two queries share a class as often as when drawn without replacement
+    same = (
+        (labels[:, 0] == labels[:, 1]).double().mean()
+    )  # two queries share a class as often as when drawn without replacement
     expected = (QUERY_SHOT - 1) / (WAY * QUERY_SHOT - 1)
     assert abs(same - expected) < 4 * (expected * (1 - expected) / EPISODES) ** 0.5
 
@@ -138,19 +147,30 @@ def test_seeds_and_splits_are_uncorrelated(classes: Tensor, seed: int, split: st
 
 def test_classes_and_examples_are_uncorrelated(rows: Tensor, classes: Tensor) -> None:
     # The class at another position, since the first one decides which class the example is of.
-    table = torch.bincount(classes[:, 1] * PER_CLASS + rows[:, 0, 0] % PER_CLASS, minlength=NUM_CLASSES * PER_CLASS)
+    table = torch.bincount(
+        classes[:, 1] * PER_CLASS + rows[:, 0, 0] % PER_CLASS, minlength=NUM_CLASSES * PER_CLASS
+    )
     assert_uniform(table)
 
 
 def test_tasks_do_not_depend_on_the_batch_they_come_in(store: ClassStore) -> None:
-    together = draw_episodes(task_keys(3, "train", first=0, count=60, device=CPU), store, way=WAY, shot=SHOT, query_shot=QUERY_SHOT)
+    together = draw_episodes(
+        task_keys(3, "train", first=0, count=60, device=CPU), store, way=WAY, shot=SHOT, query_shot=QUERY_SHOT
+    )
     for size in (1, 7):
         for first in range(0, 60, size):
             count = min(size, 60 - first)
             part = draw_episodes(
-                task_keys(3, "train", first=first, count=count, device=CPU), store, way=WAY, shot=SHOT, query_shot=QUERY_SHOT
+                task_keys(3, "train", first=first, count=count, device=CPU),
+                store,
+                way=WAY,
+                shot=SHOT,
+                query_shot=QUERY_SHOT,
             )
-            assert all(torch.equal(mine, whole[first : first + count]) for mine, whole in zip(part, together, strict=True))
+            assert all(
+                torch.equal(mine, whole[first : first + count])
+                for mine, whole in zip(part, together, strict=True)
+            )
 
 
 def test_blocks_of_keys_change_nothing(monkeypatch: pytest.MonkeyPatch, keys: Tensor) -> None:
@@ -178,7 +198,9 @@ def test_classes_of_unequal_size_are_drawn_within_their_size() -> None:
 
 
 def test_a_shuffled_stream_passes_over_everything_once_per_epoch() -> None:
-    stream = torch.cat([shuffled(0, "train", first=first, count=8, total=30, device=CPU) for first in range(0, 120, 8)])
+    stream = torch.cat(
+        [shuffled(0, "train", first=first, count=8, total=30, device=CPU) for first in range(0, 120, 8)]
+    )
     epochs = stream.reshape(4, 30)
     assert (epochs.sort(dim=1).values == torch.arange(30)).all()
     assert len({tuple(epoch) for epoch in epochs.tolist()}) == 4
@@ -186,6 +208,8 @@ def test_a_shuffled_stream_passes_over_everything_once_per_epoch() -> None:
 
 
 def test_a_shuffled_stream_is_uniform_at_every_place() -> None:
-    first = torch.cat([shuffled(seed, "train", first=0, count=2, total=20, device=CPU) for seed in range(3000)]).reshape(-1, 2)
+    first = torch.cat(
+        [shuffled(seed, "train", first=0, count=2, total=20, device=CPU) for seed in range(3000)]
+    ).reshape(-1, 2)
     assert_uniform(torch.bincount(first[:, 0], minlength=20))
     assert_uniform(pairs(first[:, 0], first[:, 1], 20)[~torch.eye(20, dtype=torch.bool)])

@@ -28,7 +28,11 @@ def test_sinusoids_follow_the_published_ranges() -> None:
 
 def test_support_and_query_lie_on_one_sinusoid() -> None:
     task = Sinusoid(device=CPU).tasks("test", seed=0, first=0, count=20)
-    rows = [(side.x.double(), side.y.double()) for side in (task.support, task.query) if isinstance(side.x, Tensor)]
+    rows = [
+        (side.x.double(), side.y.double())
+        for side in (task.support, task.query)
+        if isinstance(side.x, Tensor)
+    ]
     basis = [torch.cat([x.sin(), x.cos()], -1) for x, _ in rows]
     fit = torch.linalg.lstsq(basis[0], rows[0][1]).solution
     assert (basis[1] @ fit - rows[1][1]).abs().max() < 1e-4

@@ -13,9 +13,9 @@ from metalearn.data import sampling
 from metalearn.data.glyphs import Glyphs
 from metalearn.data.sinusoid import Sinusoid
 from metalearn.data.synthetic_ratings import SyntheticRatings
-from metalearn.testing import SOURCE_CHECKS, ContractError, NotApplicable, SourceTrial, check_source, name_of, run
 from metalearn.testing import sources as checks
-from metalearn.testing.checking import Check
+from metalearn.testing.checking import Check, ContractError, NotApplicable, name_of, run
+from metalearn.testing.sources import SOURCE_CHECKS, SourceTrial, check_source
 
 CPU = torch.device("cpu")
 DECLARATIONS = ("kind=", "input_spec has codes", "members=")
@@ -132,8 +132,16 @@ class Unlabelled(Glyphs):
         (Leaking, checks.support_and_query_share_no_example, "tasks .* have an input in support and query"),
         (OneSplit, checks.splits_share_no_example, "stands in split"),
         (OneSplit, checks.seeds_and_splits_give_different_tasks, "300 tasks .* have 100 keys"),
-        (Overlapping, checks.nobody_is_in_two_splits, "is in split val and in split train; a class or user belongs to one"),
-        (Numbered, checks.nobody_is_in_two_splits, r"Source.members\('train'\) of data=glyphs holds .*name=0.*; expected Member"),
+        (
+            Overlapping,
+            checks.nobody_is_in_two_splits,
+            "is in split val and in split train; a class or user belongs to one",
+        ),
+        (
+            Numbered,
+            checks.nobody_is_in_two_splits,
+            r"Source.members\('train'\) of data=glyphs holds .*name=0.*; expected Member",
+        ),
         (Twins, checks.nobody_is_in_two_splits, "val0 of split val has the content of train0 of split train"),
         (Seedless, checks.seeds_and_splits_give_different_tasks, "300 tasks .* have 150 keys"),
         (Stateful, checks.tasks_are_a_pure_function_of_their_numbers, "differ from those in a larger batch"),
@@ -155,7 +163,9 @@ def test_labels_in_the_order_of_the_classes_are_found(cache: str, monkeypatch: p
     """As a library of the field has them in every episode."""
     right = sampling.draw_classes
     monkeypatch.setattr(sampling, "draw_classes", lambda *args: right(*args).sort(-1).values)
-    with pytest.raises(ContractError, match="labels of one class vary .* as much as all labels; give the classes"):
+    with pytest.raises(
+        ContractError, match="labels of one class vary .* as much as all labels; give the classes"
+    ):
         run(checks.labels_do_not_follow_an_order_of_the_classes, SourceTrial(lambda: glyphs(cache)))
 
 
@@ -164,5 +174,8 @@ def test_the_first_promise_that_is_not_kept_is_named() -> None:
         def protocol(self, split: Split) -> dict[str, Any]:
             return {}
 
-    with pytest.raises(ContractError, match="^Silent: fingerprint and protocol are stable and json: the protocol of train lacks data"):
+    with pytest.raises(
+        ContractError,
+        match="^Silent: fingerprint and protocol are stable and json: the protocol of train lacks data",
+    ):
         check_source(lambda: Silent(device=CPU))

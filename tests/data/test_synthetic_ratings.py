@@ -48,13 +48,18 @@ def test_codes_lie_in_their_vocabulary(ratings: SyntheticRatings) -> None:
 def test_evaluation_meets_every_user_once_and_splits_share_none(ratings: SyntheticRatings) -> None:
     counts = {split: ratings.num_tasks(split) for split in SPLITS}
     assert counts == {"train": 2400, "val": 400, "test": 1200}
-    met = {split: [_fingerprint(ratings, task) for task in _single(ratings, split, counts[split])] for split in SPLITS}
+    met = {
+        split: [_fingerprint(ratings, task) for task in _single(ratings, split, counts[split])]
+        for split in SPLITS
+    }
     assert all(len(set(users)) == counts[split] for split, users in met.items())
     assert len(set().union(*met.values())) == 4000
 
 
 def test_a_user_has_the_same_ratings_whatever_the_seed(ratings: SyntheticRatings) -> None:
-    users = [{_fingerprint(ratings, task) for task in _single(ratings, "val", 400, seed=seed)} for seed in (0, 1)]
+    users = [
+        {_fingerprint(ratings, task) for task in _single(ratings, "val", 400, seed=seed)} for seed in (0, 1)
+    ]
     assert users[0] == users[1]
 
 
@@ -65,12 +70,16 @@ def _single(source: SyntheticRatings, split: str, count: int, *, seed: int = 0) 
 
 def _fingerprint(source: SyntheticRatings, task: Task) -> tuple[float, ...]:
     """All ratings of the user, in order: no two users share them."""
-    return tuple(torch.cat([task.support.y[task.support.mask], task.query.y]).flatten().sort().values.tolist())
+    return tuple(
+        torch.cat([task.support.y[task.support.mask], task.query.y]).flatten().sort().values.tolist()
+    )
 
 
 def test_no_rating_is_in_support_and_query(ratings: SyntheticRatings) -> None:
     for task in _single(ratings, "val", 100):
-        support, query = (set(y.flatten().tolist()) for y in (task.support.y[task.support.mask], task.query.y))
+        support, query = (
+            set(y.flatten().tolist()) for y in (task.support.y[task.support.mask], task.query.y)
+        )
         # Clipped ratings may coincide; others are real numbers that do not.
         assert not (support & query) - {1.0, 5.0}
 
@@ -88,4 +97,6 @@ def test_ratings_refuse_sizes_that_leave_nothing_to_adapt_on() -> None:
     with pytest.raises(ConfigError) as caught:
         SyntheticRatings(device=CPU, num_users=5, query_shot=5, max_ratings=600)
     assert len(caught.value.problems) == 3
-    assert "data.query_shot=5 leaves nothing to adapt on for users with data.min_ratings=5" in str(caught.value)
+    assert "data.query_shot=5 leaves nothing to adapt on for users with data.min_ratings=5" in str(
+        caught.value
+    )

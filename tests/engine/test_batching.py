@@ -10,26 +10,38 @@ import pytest
 import torch
 from torch import Tensor
 
-from metalearn.build import build_algorithm, build_source
-from metalearn.config import compose
+from metalearn.build.objects import build_algorithm, build_source
+from metalearn.config.compose import compose
 from metalearn.core import Algorithm, Source, TaskBatch
 from metalearn.engine import batching
 from metalearn.engine.batching import Batching
-from metalearn.engine.crew import Crew
 from metalearn.engine.evaluate import Exam, batching_of, evaluate, judge_batches
-from metalearn.engine.execution import Executor, TaskPlan
+from metalearn.engine.executor import Executor, TaskPlan
 from metalearn.engine.memory import LiveBytes
+from metalearn.engine.strategy import SingleProcess
 from metalearn.errors import MetalearnError
 from tests.engine.test_memory import MESSAGES
 from tests.engine.test_trainer import SETTINGS
 from tests.engine.toy import ToyAlgorithm, ToySource
 
 CPU, VMAP = torch.device("cpu"), TaskPlan("vmap")
-IMAGES = ["data=glyphs", "data.num_classes=48", "data.num_drawings=6", "data.image_size=14", "data.way=3", "data.query_shot=2"]
+IMAGES = [
+    "data=glyphs",
+    "data.num_classes=48",
+    "data.num_drawings=6",
+    "data.image_size=14",
+    "data.way=3",
+    "data.query_shot=2",
+]
 WORKLOADS = {
     "maml": [*IMAGES, "model.channels=16", "algo.eval_adaptation_steps=1"],
     "protonet": [*IMAGES, "model.norm_statistics=transductive"],
-    "maml, ratings": ["data=synthetic_ratings", "data.num_users=100", "data.num_items=40", "algo.inner_lr=0.01"],
+    "maml, ratings": [
+        "data=synthetic_ratings",
+        "data.num_users=100",
+        "data.num_items=40",
+        "algo.inner_lr=0.01",
+    ],
 }
 
 
@@ -45,8 +57,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def judged(algorithm: Algorithm, source: Source, episodes: int, batch_size: int | None, plan: TaskPlan = VMAP) -> dict[str, list[Any]]:
-    return evaluate(algorithm, source, "val", seed=3, episodes=episodes, plan=plan, batch_size=batch_size).columns
+def judged(
+    algorithm: Algorithm, source: Source, episodes: int, batch_size: int | None, plan: TaskPlan = VMAP
+) -> dict[str, list[Any]]:
+    return evaluate(
+        algorithm, source, "val", seed=3, episodes=episodes, plan=plan, batch_size=batch_size
+    ).columns
 
 
 @pytest.mark.parametrize("plan", [VMAP, TaskPlan("loop")], ids=str)
@@ -62,14 +78,18 @@ def test_scores_are_the_same_bits_whatever_number_is_taken_at_once(
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
-def test_last_unit_that_is_not_full_gives_the_bits_of_a_full_one(name: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_last_unit_that_is_not_full_gives_the_bits_of_a_full_one(
+    name: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(batching, "UNITS", (3, 1))
     algorithm, source = built(name, cache)
     some, more = (judged(algorithm, source, episodes, None) for episodes in (7, 9))
     assert repr(some) == repr({name: values[:7] for name, values in more.items()})
 
 
-def test_as_many_tasks_are_taken_as_their_bytes_allow_and_no_more_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_many_tasks_are_taken_as_their_bytes_allow_and_no_more_than_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def unit(bytes_of_one: int, episodes: int = 600, limit: int | None = None) -> tuple[int, int]:
         monkeypatch.setitem(batching.UNIT_BYTES, "cpu", 1000)
 
@@ -83,7 +103,9 @@ def test_as_many_tasks_are_taken_as_their_bytes_allow_and_no_more_than_there_are
 
     assert [unit(count)[0] for count in (1, 20, 21, 99, 100, 101, 501, 5000)] == [50, 50, 20, 10, 10, 5, 1, 1]
     assert unit(100, episodes=4) == (4, 4)
-    assert [unit(100, limit=limit)[1] for limit in (1, 10, 19, 20, 55)] == [10, 10, 10, 20, 50], "whole units are held"
+    assert [unit(100, limit=limit)[1] for limit in (1, 10, 19, 20, 55)] == [10, 10, 10, 20, 50], (
+        "whole units are held"
+    )
 
 
 @pytest.mark.parametrize(
@@ -98,11 +120,15 @@ def test_as_many_tasks_are_taken_as_their_bytes_allow_and_no_more_than_there_are
         (3, 1, 8, True, 1),
     ],
 )
-def test_the_busiest_rank_has_whole_batches(episodes: int, held: int, ranks: int, alone: bool, tasks: int) -> None:
+def test_the_busiest_rank_has_whole_batches(
+    episodes: int, held: int, ranks: int, alone: bool, tasks: int
+) -> None:
     assert Batching(min(held, 50), held, alone).busiest(episodes, ranks) == tasks
 
 
-def test_memory_of_an_evaluation_does_not_grow_with_its_tasks(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_of_an_evaluation_does_not_grow_with_its_tasks(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     algorithm, source = built("protonet", cache)
     _, one = batching_of(algorithm, source, Exam("val", 3, 2), VMAP, None)
     monkeypatch.setitem(batching.UNIT_BYTES, "cpu", 2.5 * one.each)
@@ -146,12 +172,12 @@ def test_tasks_are_halved_when_memory_runs_out_and_what_did_not_fit_is_not_tried
     expected = judged(ToyAlgorithm(), ToySource(), 25, None)
     monkeypatch.setattr(batching, "UNITS", (10, 1))
     algorithm = Hungry(limit=10, error=ERRORS[kind])
-    crew = Crew(algorithm, ToySource(), Executor(algorithm, VMAP), SETTINGS)
-    crew.size(crew.exam("val", 3, 25), None)
+    strategy = SingleProcess(algorithm, ToySource(), Executor(algorithm, VMAP), SETTINGS)
+    strategy.size(strategy.exam("val", 3, 25), None)
     algorithm.limit = 2
     algorithm.asked.clear()
     with caplog.at_level(logging.WARNING):
-        found = crew.evaluate("val", seed=3, episodes=25, batch_size=None).columns
+        found = strategy.evaluate("val", seed=3, episodes=25, batch_size=None).columns
     assert {name: pytest.approx(values) for name, values in found.items()} == expected
     assert algorithm.asked == [10, 5, *[2] * 13], "batches of ten, ten and five"
     assert [record.args or record.message for record in caplog.records] == [
@@ -159,13 +185,16 @@ def test_tasks_are_halved_when_memory_runs_out_and_what_did_not_fit_is_not_tried
         for many in (10, 5)
     ]
     algorithm.asked.clear()
-    crew.evaluate("val", seed=3, episodes=25, batch_size=None)
+    strategy.evaluate("val", seed=3, episodes=25, batch_size=None)
     assert set(algorithm.asked) == {2}
 
 
 @pytest.mark.parametrize("plan", [VMAP, TaskPlan("loop")], ids=str)
 def test_a_task_that_does_not_fit_alone_is_said_in_a_sentence_and_other_errors_pass(plan: TaskPlan) -> None:
-    with pytest.raises(MetalearnError, match=r"^out of memory with a single task: std::bad_alloc; choose a smaller model, fewer rows or"):
+    with pytest.raises(
+        MetalearnError,
+        match=r"^out of memory with a single task: std::bad_alloc; choose a smaller model, fewer rows or",
+    ):
         judged(Hungry(0, ERRORS["C++"]), ToySource(), 5, None, plan)
     with pytest.raises(RuntimeError, match="^shapes do not fit$"):
         judged(Hungry(0, RuntimeError("shapes do not fit")), ToySource(), 5, None, plan)
@@ -179,24 +208,31 @@ def test_tasks_that_cannot_be_drawn_at_once_are_said_to_be_too_many() -> None:
             return super().tasks(split, seed=seed, first=first, count=count)
 
     assert len(judged(ToyAlgorithm(), Large(), 120, None)["loss"]) == 120
-    with pytest.raises(MetalearnError, match=r"^out of memory with 100 tasks at once: the system refused; lower eval.batch_size$"):
+    with pytest.raises(
+        MetalearnError,
+        match=r"^out of memory with 100 tasks at once: the system refused; lower eval.batch_size$",
+    ):
         judged(ToyAlgorithm(), Large(), 120, 100)
 
 
-def test_fewer_tasks_are_taken_before_memory_runs_out(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_fewer_tasks_are_taken_before_memory_runs_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(batching, "UNITS", (50, 1))
     _, demand = batching_of(ToyAlgorithm(), ToySource(), Exam("test", 0, 40), VMAP, None)
     for free, unit in ((None, 40), (2**40, 40), (1.6 * (demand.fixed + 12 * demand.each), 10), (0, 1)):
-        monkeypatch.setattr("metalearn.engine.crew.free_share", lambda device, ranks, free=free: free)
+        monkeypatch.setattr("metalearn.engine.strategy.free_share", lambda device, ranks, free=free: free)
         caplog.clear()
-        crew = Crew(ToyAlgorithm(), ToySource(), Executor(ToyAlgorithm(), VMAP), SETTINGS)
-        assert crew.size(crew.exam("test", 0, 40), None) == Batching(unit, 40)
+        strategy = SingleProcess(ToyAlgorithm(), ToySource(), Executor(ToyAlgorithm(), VMAP), SETTINGS)
+        assert strategy.size(strategy.exam("test", 0, 40), None) == Batching(unit, 40)
         assert len(caplog.records) == (unit < 40)
     assert "evaluation needs about 0.0 MiB for 40 tasks at once" in caplog.text
 
 
 def test_a_unit_that_was_halved_is_that_of_a_resumed_run() -> None:
-    first, again = (Crew(ToyAlgorithm(), ToySource(), Executor(ToyAlgorithm(), VMAP), SETTINGS) for _ in range(2))
+    first, again = (
+        SingleProcess(ToyAlgorithm(), ToySource(), Executor(ToyAlgorithm(), VMAP), SETTINGS) for _ in range(2)
+    )
     val, test = first.exam("val", 1, 40, curve=False), first.exam("test", 1, 40)
     first.size(val, None).unit = 5  # memory ran out in a validation
     assert first.size(test, None).unit == 40

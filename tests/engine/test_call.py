@@ -25,7 +25,11 @@ class Nested(ToyAlgorithm):
         self.layer = nn.Linear(1, 1)
 
     def values(self) -> dict[str, float]:
-        return {"prior": self.prior.item(), "bias": self.layer.bias.item(), "present": self.present(["layer.bias"])["layer.bias"].item()}
+        return {
+            "prior": self.prior.item(),
+            "bias": self.layer.bias.item(),
+            "present": self.present(["layer.bias"])["layer.bias"].item(),
+        }
 
     def nested(self) -> dict[str, float]:
         return self.call({"prior": torch.tensor([5.0])}, "values")
@@ -66,7 +70,9 @@ def test_trees_keep_their_form() -> None:
     norm = Norm(1)
     tree = {"a": (torch.ones(1), torch.ones(2)), "b": [norm.weight.detach()], "c": ()}
     doubled = map_leaves(lambda leaf: 2 * leaf, tree)
-    assert str(doubled) == str({"a": (2 * torch.ones(1), 2 * torch.ones(2)), "b": [2 * torch.ones(1)], "c": ()})
+    assert str(doubled) == str(
+        {"a": (2 * torch.ones(1), 2 * torch.ones(2)), "b": [2 * torch.ones(1)], "c": ()}
+    )
     assert [leaf.numel() for leaf in leaves_of(tree)] == [1, 2, 1]
 
 
@@ -95,7 +101,9 @@ class Stepped(Norm):
 
 
 @pytest.mark.parametrize("norm_statistics", ["transductive", "support"])
-def test_the_number_of_the_inner_step_reaches_the_norms_in_adaptation_and_prediction(norm_statistics: str) -> None:
+def test_the_number_of_the_inner_step_reaches_the_norms_in_adaptation_and_prediction(
+    norm_statistics: str,
+) -> None:
     task = tree_map(lambda leaf: leaf[0], image_tasks(1))
     model = Conv4(IMAGE, channels=2, norm_statistics=norm_statistics)
     norm = model.bns[0] = Stepped(2)

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from metalearn.core import Algorithm, Source, Task, blank_query
 from metalearn.engine.evaluate import curve_steps, decimals, draw_tasks, evaluate, judge, summarise
-from metalearn.engine.execution import TaskPlan
+from metalearn.engine.executor import TaskPlan
 from metalearn.errors import ConfigError
 from tests.engine.toy import ToyAlgorithm, ToySource
 from tests.test_contract import built
@@ -31,7 +31,15 @@ def run(
     batch_size: int = 3,
     seed: int = 5,
 ):
-    return evaluate(algorithm, source or ToySource(), "test", seed=seed, episodes=episodes, plan=plan, batch_size=batch_size)
+    return evaluate(
+        algorithm,
+        source or ToySource(),
+        "test",
+        seed=seed,
+        episodes=episodes,
+        plan=plan,
+        batch_size=batch_size,
+    )
 
 
 def test_task_numbers_come_first_and_there_is_a_row_per_task() -> None:
@@ -85,7 +93,9 @@ def test_a_method_reports_metrics_of_its_own_with_the_answers(plan: TaskPlan) ->
     assert result.summary["worst"]["mean"] > result.summary["mse"]["mean"] ** 0.5
     assert result.summary["worst"]["ci95"] > 0
     assert result.summary["slope"]["mean"] > 0
-    assert {name: values for name, values in result.columns.items() if name in without.columns} == without.columns
+    assert {
+        name: values for name, values in result.columns.items() if name in without.columns
+    } == without.columns
 
 
 def test_a_report_comes_after_every_prediction() -> None:
@@ -103,7 +113,10 @@ def test_a_report_comes_after_every_prediction() -> None:
 @pytest.mark.parametrize(
     ("found", "reason"),
     [
-        ({"worst": torch.zeros(3)}, r"Odd.report gives worst as a tensor of shape \(3,\); a metric is a tensor without dimensions"),
+        (
+            {"worst": torch.zeros(3)},
+            r"Odd.report gives worst as a tensor of shape \(3,\); a metric is a tensor without dimensions",
+        ),
         ({"worst": 0.5}, "Odd.report gives worst as a float; a metric is a tensor without dimensions"),
         ({"mse": torch.zeros(())}, "Odd.report gives mse, which is the name of another metric; rename it"),
     ],
@@ -170,7 +183,9 @@ def test_a_path_of_adaptation_equals_adapting_anew_bit_for_bit(pair: tuple[Algor
     batch = blank_query(draw_tasks(algorithm, source, "val", seed=5, first=0, count=3))
     counts = curve_steps(algorithm.eval_adaptation_steps)
     with torch.no_grad():
-        path = VMAP.map(lambda task: dict(zip(counts, algorithm.adapt_path(task, counts=counts), strict=True)), batch)
+        path = VMAP.map(
+            lambda task: dict(zip(counts, algorithm.adapt_path(task, counts=counts), strict=True)), batch
+        )
         for k in counts:
             anew = VMAP.map(lambda task, k=k: algorithm.adapt(task, steps=k), batch)
             assert all(map(torch.equal, tree_leaves(path[k]), tree_leaves(anew)))
@@ -179,7 +194,9 @@ def test_a_path_of_adaptation_equals_adapting_anew_bit_for_bit(pair: tuple[Algor
 def test_curve_does_not_change_the_other_numbers(pair: tuple[Algorithm, Source]) -> None:
     algorithm, source = pair
     batch = draw_tasks(algorithm, source, "val", seed=5, first=0, count=3)
-    found, without = (judge(algorithm, batch, source.spec("val").objective, VMAP, curve=curve) for curve in (True, False))
+    found, without = (
+        judge(algorithm, batch, source.spec("val").objective, VMAP, curve=curve) for curve in (True, False)
+    )
     assert list(found)[: len(without)] == list(without)
     assert all(torch.equal(found[name], values) for name, values in without.items())
 
@@ -208,7 +225,13 @@ def test_curve_costs_no_further_adaptation(algo: str, folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("last", "steps"),
-    [(0, [0]), (3, [0, 1, 2, 3]), (10, list(range(11))), (50, [0, 1, 2, 5, 10, 20, 50]), (60, [0, 1, 2, 5, 10, 20, 50, 60])],
+    [
+        (0, [0]),
+        (3, [0, 1, 2, 3]),
+        (10, list(range(11))),
+        (50, [0, 1, 2, 5, 10, 20, 50]),
+        (60, [0, 1, 2, 5, 10, 20, 50, 60]),
+    ],
 )
 def test_steps_of_the_curve(last: int, steps: list[int]) -> None:
     assert curve_steps(last) == steps

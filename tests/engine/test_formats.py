@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from metalearn.core import MetricFormat, Task
-from metalearn.engine.checkpoint import CheckpointStore
-from metalearn.engine.execution import TaskPlan
+from metalearn.engine.executor import TaskPlan
 from metalearn.engine.formats import Monitor, formats, require_measured
 from metalearn.engine.preflight import rehearse
-from metalearn.engine.runlog import RunLog
 from metalearn.errors import ConfigError
 from metalearn.objectives import Classification, Rating, Regression
+from metalearn.rundir.checkpoints import CheckpointStore
+from metalearn.rundir.log import RunLog
 from tests.engine.test_trainer import SETTINGS, trainer
 from tests.engine.toy import ToyAlgorithm, ToySource
 
@@ -32,9 +32,17 @@ class Spread(ToyAlgorithm):
 
 
 def test_what_is_derived_from_the_primary_metric_is_read_like_it() -> None:
-    found = formats(Classification(), ToyAlgorithm(), ["loss", "accuracy", "accuracy_inductive", "accuracy_step_10", "ece", "other"])
+    found = formats(
+        Classification(),
+        ToyAlgorithm(),
+        ["loss", "accuracy", "accuracy_inductive", "accuracy_step_10", "ece", "other"],
+    )
     accuracy = MetricFormat(higher_is_better=True, percent=True)
-    assert {name: form for name, form in found.items() if form == accuracy}.keys() == {"accuracy", "accuracy_inductive", "accuracy_step_10"}
+    assert {name: form for name, form in found.items() if form == accuracy}.keys() == {
+        "accuracy",
+        "accuracy_inductive",
+        "accuracy_step_10",
+    }
     assert found["loss"] == MetricFormat(unit="nats")
     assert found["ece"] == MetricFormat(percent=True)
     assert "other" not in found
@@ -48,8 +56,13 @@ def test_a_method_declares_the_formats_of_its_report() -> None:
 def test_our_objectives_declare_every_metric_and_the_direction_twice_alike(objective: Any) -> None:
     assert objective.formats[objective.primary].higher_is_better == objective.higher_is_better
     classes = isinstance(objective, Classification)
-    prediction, y = torch.zeros(3, 2 if classes else 1), torch.zeros(3, dtype=torch.int64) if classes else torch.zeros(3, 1)
-    assert objective.metrics(prediction, y, torch.ones(3, dtype=torch.bool)).keys() <= objective.formats.keys()
+    prediction, y = (
+        torch.zeros(3, 2 if classes else 1),
+        torch.zeros(3, dtype=torch.int64) if classes else torch.zeros(3, 1),
+    )
+    assert (
+        objective.metrics(prediction, y, torch.ones(3, dtype=torch.bool)).keys() <= objective.formats.keys()
+    )
 
 
 def test_percent_has_no_other_unit() -> None:
@@ -68,12 +81,17 @@ def test_percent_has_no_other_unit() -> None:
         ("spread", Regression(), ("spread", True)),
     ],
 )
-def test_the_direction_of_what_is_monitored_is_its_own(wanted: str | None, objective: Any, expected: tuple[str, bool]) -> None:
+def test_the_direction_of_what_is_monitored_is_its_own(
+    wanted: str | None, objective: Any, expected: tuple[str, bool]
+) -> None:
     assert Monitor.of(wanted, objective, Spread()) == expected
 
 
 def test_a_metric_that_says_nothing_of_its_direction_cannot_be_monitored() -> None:
-    with pytest.raises(ConfigError, match="eval.monitor=undeclared: nothing says whether more of it is better; .* Regression or Spread"):
+    with pytest.raises(
+        ConfigError,
+        match="eval.monitor=undeclared: nothing says whether more of it is better; .* Regression or Spread",
+    ):
         Monitor.of("undeclared", Regression(), Spread())
 
 
@@ -89,7 +107,8 @@ def test_an_objective_of_today_needs_no_formats() -> None:
 def test_a_metric_that_is_not_measured_is_named_with_the_closest_match() -> None:
     require_measured("ece", ["accuracy", "ece"])
     with pytest.raises(
-        ConfigError, match=r"^eval.monitor=acuracy is no metric of validation; did you mean accuracy\? metrics: accuracy, ece$"
+        ConfigError,
+        match=r"^eval.monitor=acuracy is no metric of validation; did you mean accuracy\? metrics: accuracy, ece$",
     ):
         require_measured("acuracy", ["accuracy", "ece"])
 
@@ -97,10 +116,21 @@ def test_a_metric_that_is_not_measured_is_named_with_the_closest_match() -> None
 def test_the_rehearsal_refuses_a_metric_that_validation_lacks(tmp_path: Path) -> None:
     settings = replace(SETTINGS, monitor="mse_inductiv")
     with pytest.raises(ConfigError, match="did you mean mse_inductive"):
-        rehearse(ToyAlgorithm(), lambda actor: None, ToySource(), TaskPlan("vmap"), settings, "val", tmp_path, test_episodes=2)
+        rehearse(
+            ToyAlgorithm(),
+            lambda actor: None,
+            ToySource(),
+            TaskPlan("vmap"),
+            settings,
+            "val",
+            tmp_path,
+            test_episodes=2,
+        )
 
 
-def test_the_monitored_metric_chooses_the_best_and_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_monitored_metric_chooses_the_best_and_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """The prior goes past the value at which the error is smallest."""
     caplog.set_level("INFO", "metalearn")
     best = {}
@@ -111,7 +141,11 @@ def test_the_monitored_metric_chooses_the_best_and_is_told(tmp_path: Path, caplo
             actor.train()
         best[monitor] = CheckpointStore(run_dir).pointed("best")
         lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-        values = {line["step"]: line["spread"] if monitor else -line["mse"] for line in lines if line["split"] == "val"}
+        values = {
+            line["step"]: line["spread"] if monitor else -line["mse"]
+            for line in lines
+            if line["split"] == "val"
+        }
         assert best[monitor] == max(values, key=lambda step: values[step])
     assert best[None] != best["spread"]
     assert "step 4/4  val spread " in caplog.text
@@ -119,7 +153,9 @@ def test_the_monitored_metric_chooses_the_best_and_is_told(tmp_path: Path, caplo
 
 def test_patience_looks_at_the_monitored_metric(tmp_path: Path) -> None:
     with RunLog(tmp_path) as log:
-        actor = trainer(log, ToySource(), Spread(), monitor="spread", patience=2, eval_every=1, outer_steps=100, lr=3.0)
+        actor = trainer(
+            log, ToySource(), Spread(), monitor="spread", patience=2, eval_every=1, outer_steps=100, lr=3.0
+        )
         actor.train()
     best = CheckpointStore(tmp_path).pointed("best")
     assert best is not None

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metalearn.build import build_algorithm, build_optimizer, build_source
-from metalearn.config import compose
+from metalearn.build.objects import build_algorithm, build_optimizer, build_source
+from metalearn.config.compose import compose
 from metalearn.core import InputSpec, Metrics, Parameters, Plan
 from metalearn.engine.evaluate import draw_tasks
-from metalearn.engine.execution import Executor, TaskPlan
+from metalearn.engine.executor import Executor, TaskPlan
 from metalearn.engine.update import Clip, Updater
 from metalearn.models.base import Norm
 from metalearn.models.conv4 import Conv4
@@ -59,7 +59,12 @@ def test_relu_after_pooling_gives_the_same_bits_in_features_and_gradients_and_th
             return functional_call(network, weights, (x,))[0].square().mean()
 
         def after_a_step(weights: Parameters) -> Tensor:
-            return loss({name: w - 0.1 * g for (name, w), g in zip(weights.items(), grad(loss)(weights).values(), strict=True)})
+            return loss(
+                {
+                    name: w - 0.1 * g
+                    for (name, w), g in zip(weights.items(), grad(loss)(weights).values(), strict=True)
+                }
+            )
 
         features = functional_call(network, weights, (x,))[0]
         return [features, *grad(loss)(weights).values()], list(grad(after_a_step)(weights).values())
@@ -68,7 +73,9 @@ def test_relu_after_pooling_gives_the_same_bits_in_features_and_gradients_and_th
     for found, expected in zip(first, first_usual, strict=True):
         assert torch.equal(found, expected)
         assert found.abs().sum() > 0
-    for found, expected in zip(second, second_usual, strict=True):  # whose sums run through memory in another order
+    for found, expected in zip(
+        second, second_usual, strict=True
+    ):  # whose sums run through memory in another order
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-14)
 
 
@@ -102,7 +109,9 @@ def test_outer_optimizer_is_one_fused_kernel_for_all_parameters(name: str) -> No
     assert sum(count for kernel, count in kernels.count.items() if kernel.startswith("_fused_")) == 1
     # One kernel over the list where there would be one for each of the eleven parameters.
     assert kernels.count.get("_foreach_norm", 0) == 1
-    assert all(kernels.count.get(kernel, 0) < 11 for kernel in ("mul", "mul_", "add", "add_", "linalg_vector_norm"))
+    assert all(
+        kernels.count.get(kernel, 0) < 11 for kernel in ("mul", "mul_", "add", "add_", "linalg_vector_norm")
+    )
 
 
 def test_gradient_in_another_memory_layout_gives_the_same_update() -> None:
@@ -122,7 +131,9 @@ def test_gradient_in_another_memory_layout_gives_the_same_update() -> None:
     for transposed in (False, True):
         algorithm = Square()
         algorithm.transposed = transposed
-        Executor(algorithm, TaskPlan("vmap")).execute(draw_tasks(algorithm, ToySource(), "train", seed=0, first=0, count=2))
+        Executor(algorithm, TaskPlan("vmap")).execute(
+            draw_tasks(algorithm, ToySource(), "train", seed=0, first=0, count=2)
+        )
         torch.optim.Adam(algorithm.parameters(), lr=0.1, fused=True).step()
         matrices.append(algorithm.matrix.detach())
     assert torch.equal(*matrices)

@@ -14,21 +14,22 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from metalearn import run
-from metalearn.build import build_algorithm, build_source
-from metalearn.config import compose
+from metalearn.build.objects import build_algorithm, build_source
+from metalearn.config.compose import compose
 from metalearn.core import Algorithm, Metrics, Parameters, Plan, Source, Task
 from metalearn.engine import evaluate as evaluation
 from metalearn.engine import memory, preflight
 from metalearn.engine.evaluate import Exam, batching_of, draw_tasks, frozen, judge
-from metalearn.engine.execution import Executor, TaskPlan
+from metalearn.engine.executor import Executor, TaskPlan
+from metalearn.engine.loader import draw_batch
 from metalearn.engine.memory import Demand, free_bytes, peak_bytes
 from metalearn.engine.preflight import rehearse, training_demand
-from metalearn.engine.settings import Settings, draw_batch
-from metalearn.engine.signals import StopSignals
+from metalearn.engine.settings import Settings
 from metalearn.engine.update import Clip, Updater
 from metalearn.errors import MetalearnError
 from metalearn.hashing import draw
+from metalearn.run.signals import StopSignals
+from metalearn.run.train import train
 from tests.engine.test_trainer import SETTINGS
 from tests.engine.toy import ToyAlgorithm, ToySource
 from tests.reliability import harness
@@ -56,7 +57,14 @@ def test_peak_sees_the_tensors_of_all_tasks_that_are_mapped() -> None:
     assert peak_bytes(lambda: torch.vmap(lambda row: (row + 1.0).sum())(x), CPU) == 16 * (4 * KIB + 4)
 
 
-IMAGES = ["data=glyphs", "data.num_classes=48", "data.num_drawings=6", "data.way=3", "data.query_shot=2", "model.channels=16"]
+IMAGES = [
+    "data=glyphs",
+    "data.num_classes=48",
+    "data.num_drawings=6",
+    "data.way=3",
+    "data.query_shot=2",
+    "model.channels=16",
+]
 WORKLOADS = {
     "maml": ["algo=maml", *IMAGES],
     "maml max-pool": ["algo=maml", *IMAGES, "model.downsample=pool"],
@@ -74,11 +82,17 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
     cache = tmp_path_factory.mktemp("cache")
 
     def from_words(name: str, *more: str) -> tuple[Algorithm, Source]:
-        words = [*WORKLOADS[name], *([f"data.cache_dir={cache}"] if IMAGES[0] in WORKLOADS[name] else []), *more]
+        words = [
+            *WORKLOADS[name],
+            *([f"data.cache_dir={cache}"] if IMAGES[0] in WORKLOADS[name] else []),
+            *more,
+        ]
         cfg = compose([*words, "device=cpu"])
         source = build_source(cfg, CPU)
         algorithm = build_algorithm(cfg, source, CPU)
-        draw_tasks(algorithm, source, "train", seed=0, first=0, count=1)  # what is made once is not part of a step
+        draw_tasks(
+            algorithm, source, "train", seed=0, first=0, count=1
+        )  # what is made once is not part of a step
         return algorithm, source
 
     return from_words
@@ -89,7 +103,10 @@ def settings(meta_batch_size: int = 12) -> Settings:
 
 
 def training_peak(algorithm: Algorithm, source: Source, plan: TaskPlan, meta_batch_size: int = 12) -> int:
-    return peak_bytes(lambda: Executor(algorithm, plan).sums(draw_batch(algorithm, source, settings(meta_batch_size), 0)), CPU)
+    return peak_bytes(
+        lambda: Executor(algorithm, plan).sums(draw_batch(algorithm, source, settings(meta_batch_size), 0)),
+        CPU,
+    )
 
 
 def evaluation_peak(algorithm: Algorithm, source: Source, steps: int | None = None) -> int:
@@ -138,7 +155,9 @@ def test_memory_of_loop_does_not_grow_with_the_meta_batch(name: str, build: Buil
     algorithm, source = build(name)
     few, many = (training_peak(algorithm, source, TaskPlan("loop"), size) for size in (4, 32))
     tasks = draw_tasks(algorithm, source, "train", seed=0, first=0, count=28)
-    assert many - few <= 2 * sum(leaf.nbytes for leaf in tree_leaves(tasks)), "only the batch itself may be larger"
+    assert many - few <= 2 * sum(leaf.nbytes for leaf in tree_leaves(tasks)), (
+        "only the batch itself may be larger"
+    )
     assert training_peak(algorithm, source, TaskPlan("vmap"), 32) > 2 * many
 
 
@@ -201,9 +220,13 @@ def test_what_does_not_fit_is_said_with_the_largest_number_that_does() -> None:
     assert demand.complaint(free=3 * 2**30, overhead=2.0) == (
         "training needs about 3.2 GiB for 16 tasks at once, which is 6.4 GiB of the machine, but 3.0 GiB are free; set device.chunk=7"
     )
-    assert demand.complaint(free=2**20, overhead=2.0).endswith("choose a smaller model, fewer rows or fewer adaptation steps")
+    assert demand.complaint(free=2**20, overhead=2.0).endswith(
+        "choose a smaller model, fewer rows or fewer adaptation steps"
+    )
     one = replace(demand, count=1, dial=None)
-    assert one.complaint(free=2**20, overhead=1.0).startswith("training needs about 300 MiB for one task at a time")
+    assert one.complaint(free=2**20, overhead=1.0).startswith(
+        "training needs about 300 MiB for one task at a time"
+    )
 
 
 def test_preflight_names_memory_and_warns_before_it_takes_any(
@@ -214,7 +237,9 @@ def test_preflight_names_memory_and_warns_before_it_takes_any(
             assert caplog.messages or free == 2**40, "the warnings must come before the first whole step"
 
     def updater(actor: Algorithm) -> Updater:
-        return Updater(actor, torch.optim.SGD(actor.parameters(), lr=0.1, fused=True), lambda step: 1.0, Clip())
+        return Updater(
+            actor, torch.optim.SGD(actor.parameters(), lr=0.1, fused=True), lambda step: 1.0, Clip()
+        )
 
     for free, ranks, warnings in ((2**40, 1, 0), (2**40, 2**39, 1), (100, 1, 1)):
         caplog.clear()
@@ -223,14 +248,20 @@ def test_preflight_names_memory_and_warns_before_it_takes_any(
         found = rehearse(Careful(), *args, test_episodes=10, ranks=ranks)
         assert len(caplog.messages) == warnings, caplog.messages
     assert caplog.messages[0].startswith("training needs about 0.0 MiB for 3 tasks at once")
-    assert "evaluation about 0.0 MiB for 8 tasks at once" in found.describe(settings(), 6, 10)  # of which the crew warns
+    assert "evaluation about 0.0 MiB for 8 tasks at once" in found.describe(
+        settings(), 6, 10
+    )  # of which the strategy warns
     text = found.describe(settings(), 6, 10)
     assert re.search(
-        r"6 outer steps of \d+\.\d ms, 3 validations, 10 test tasks; about \d+ s; memory: training about 0.0 MiB for 3 tasks", text
+        r"6 outer steps of \d+\.\d ms, 3 validations, 10 test tasks; about \d+ s; memory: training about 0.0 MiB for 3 tasks",
+        text,
     )
 
 
-@pytest.mark.parametrize(("ranks", "test_episodes", "total"), [(1, 100, "2.1 min"), (2, 50, "74 s"), (2, 100, "74 s"), (2, 130, "2.1 min")])
+@pytest.mark.parametrize(
+    ("ranks", "test_episodes", "total"),
+    [(1, 100, "2.1 min"), (2, 50, "74 s"), (2, 100, "74 s"), (2, 130, "2.1 min")],
+)
 def test_ranks_share_an_evaluation_by_whole_batches(
     ranks: int, test_episodes: int, total: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,7 +312,9 @@ MESSAGES = {
 
 
 @pytest.mark.parametrize("error", ["cuda", "cpu"])
-def test_chunk_is_halved_when_memory_runs_out_and_the_meta_batch_stays(error: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_chunk_is_halved_when_memory_runs_out_and_the_meta_batch_stays(
+    error: str, caplog: pytest.LogCaptureFixture
+) -> None:
     batch = ToySource().tasks("train", seed=0, first=0, count=12)
     batch = batch._replace(draws=draw(batch.key, ToyAlgorithm().draws(ToySource().spec("train"))))
     expected = Executor(ToyAlgorithm(), TaskPlan("vmap")).sums(batch)
@@ -290,7 +323,10 @@ def test_chunk_is_halved_when_memory_runs_out_and_the_meta_batch_stays(error: st
     found = executor.sums(batch)
     for a, b in zip(tree_leaves(found), tree_leaves(expected), strict=True):
         torch.testing.assert_close(a, b, check_dtype=False)  # chunks are added up in float64
-    assert [re.findall(r"with (\d+) tasks.*device.chunk=(\d+)", line) for line in caplog.messages] == [[("8", "4")], [("4", "2")]]
+    assert [re.findall(r"with (\d+) tasks.*device.chunk=(\d+)", line) for line in caplog.messages] == [
+        [("8", "4")],
+        [("4", "2")],
+    ]
     algorithm.asked.clear()
     executor.sums(batch)
     assert algorithm.asked == [2] * 6, "what did not fit is not tried again"
@@ -311,7 +347,9 @@ def test_real_allocator_that_refuses_is_understood(caplog: pytest.LogCaptureFixt
 def test_one_task_that_does_not_fit_and_other_errors_end_the_run() -> None:
     batch = ToySource().tasks("train", seed=0, first=0, count=4)
     batch = batch._replace(draws=draw(batch.key, ToyAlgorithm().draws(ToySource().spec("train"))))
-    with pytest.raises(MetalearnError, match=r"out of memory with a single task: CUDA out of memory.*choose a smaller model"):
+    with pytest.raises(
+        MetalearnError, match=r"out of memory with a single task: CUDA out of memory.*choose a smaller model"
+    ):
         Executor(Hungry(0, "cuda"), TaskPlan("vmap")).sums(batch)
     algorithm = Hungry(0, "other")
     with pytest.raises(RuntimeError, match="shapes do not fit"):
@@ -320,18 +358,35 @@ def test_one_task_that_does_not_fit_and_other_errors_end_the_run() -> None:
 
 
 def test_resident_memory_is_flat_over_two_thousand_outer_steps(tmp_path: Path) -> None:
-    words = ["data=sinusoid", "model.hidden=[8,8]", "trainer.meta_batch_size=2", "trainer.outer_steps=2001", "trainer.log_every=50"]
-    cfg = compose(["device=cpu", "device.threads=1", *words, "trainer.eval_every=250", "eval.val_episodes=10", "eval.episodes=10"])
+    words = [
+        "data=sinusoid",
+        "model.hidden=[8,8]",
+        "trainer.meta_batch_size=2",
+        "trainer.outer_steps=2001",
+        "trainer.log_every=50",
+    ]
+    cfg = compose(
+        [
+            "device=cpu",
+            "device.threads=1",
+            *words,
+            "trainer.eval_every=250",
+            "eval.val_episodes=10",
+            "eval.episodes=10",
+        ]
+    )
     kilobytes: list[int] = []
     usual = StopSignals.check
 
     def check(self: StopSignals) -> None:
         usual(self)
-        kilobytes.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // KIB)
+        kilobytes.append(
+            int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // KIB
+        )
 
     def work() -> int:
         StopSignals.check = check  # type: ignore[method-assign]
-        code = run.train(cfg, [], tmp_path / "run")
+        code = train(cfg, [], tmp_path / "run")
         (tmp_path / "kilobytes").write_text(f"{len(kilobytes)} {kilobytes[200]} {kilobytes[2000]}")
         return code
 

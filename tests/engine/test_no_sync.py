@@ -19,20 +19,28 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metalearn.build import build_optimizer, build_schedule
-from metalearn.config import compose
+from metalearn.build.objects import build_optimizer, build_schedule
+from metalearn.config.compose import compose
 from metalearn.core import Algorithm, Source
-from metalearn.engine.crew import Crew
 from metalearn.engine.evaluate import draw_tasks
-from metalearn.engine.execution import Executor, TaskPlan
+from metalearn.engine.executor import Executor, TaskPlan
+from metalearn.engine.history import RunningMeans
+from metalearn.engine.strategy import SingleProcess
 from metalearn.engine.update import Clip, Updater
-from metalearn.engine.window import Window
 from tests.engine.test_trainer import SETTINGS
 from tests.test_contract import built
 
 OPTIMIZERS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "optimizer").glob("*.yaml"))
 ANSWERS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-COPIES = {Tensor.cpu, Tensor.numpy, Tensor.tolist, Tensor.__array__, torch.tensor, torch.as_tensor, torch.from_numpy}
+COPIES = {
+    Tensor.cpu,
+    Tensor.numpy,
+    Tensor.tolist,
+    Tensor.__array__,
+    torch.tensor,
+    torch.as_tensor,
+    torch.from_numpy,
+}
 
 
 class SyncError(Exception):
@@ -44,7 +52,9 @@ class OperationWatch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_):
-            asks = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])  # an index by a mask
+            asks = any(
+                index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+            )  # an index by a mask
         else:
             asks = not ANSWERS.isdisjoint(func.tags)
         if asks:
@@ -57,7 +67,9 @@ class CopyWatch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in COPIES or (func is Tensor.to and any(torch.device("cpu") == torch.device(a) for a in words(args, kwargs))):
+        if func in COPIES or (
+            func is Tensor.to and any(torch.device("cpu") == torch.device(a) for a in words(args, kwargs))
+        ):
             raise SyncError(func.__name__)
         return func(*args, **kwargs)
 
@@ -74,11 +86,11 @@ def watched() -> ExitStack:
     return stack
 
 
-def outer_step(crew: Crew, updater: Updater, window: Window, step: int) -> None:
-    losses, metrics = crew.execute(crew.draw(step))
+def outer_step(strategy: SingleProcess, updater: Updater, running_means: RunningMeans, step: int) -> None:
+    losses, metrics = strategy.execute(strategy.draw(step))
     statistics = metrics.pop("statistics", None)
     norm = updater.update(step, losses, statistics)
-    window.add({"loss": losses.mean(), **metrics, "gradient_norm": norm}, updater.bad)
+    running_means.add({"loss": losses.mean(), **metrics, "gradient_norm": norm}, updater.bad)
 
 
 def train(algorithm: Algorithm, source: Source, optimizer: str, plan: TaskPlan, clip: Clip) -> None:
@@ -87,13 +99,18 @@ def train(algorithm: Algorithm, source: Source, optimizer: str, plan: TaskPlan, 
     actor = copy.deepcopy(algorithm)
     outer = build_optimizer(cfg, actor)
     assert outer is not None
-    crew = Crew(actor, source, Executor(actor, plan), replace(SETTINGS, meta_batch_size=4, batch_size=12))
-    updater, window = Updater(actor, outer, build_schedule(cfg), clip, limit=3), Window()  # as with trainer.on_nan=skip
-    outer_step(crew, updater, window, 0)
+    strategy = SingleProcess(
+        actor, source, Executor(actor, plan), replace(SETTINGS, meta_batch_size=4, batch_size=12)
+    )
+    updater, running_means = (
+        Updater(actor, outer, build_schedule(cfg), clip, limit=3),
+        RunningMeans(),
+    )  # as with trainer.on_nan=skip
+    outer_step(strategy, updater, running_means, 0)
     with watched():
-        outer_step(crew, updater, window, 1)
-        outer_step(crew, updater, window, 2)
-    assert updater.bad_step.item() == -1 and window.count == 3
+        outer_step(strategy, updater, running_means, 1)
+        outer_step(strategy, updater, running_means, 2)
+    assert updater.bad_step.item() == -1 and running_means.count == 3
 
 
 @pytest.mark.parametrize("plan", [TaskPlan("vmap", 2), TaskPlan("loop")], ids=str)

@@ -56,7 +56,9 @@ def test_kernel_gives_what_the_formula_gives(shape: tuple[int, ...], kernels: li
     torch.testing.assert_close(var, expected_var, rtol=1e-12, atol=1e-12)
 
 
-def test_first_and_second_derivatives_reach_the_input_through_outputs_and_statistics(kernels: list[int]) -> None:
+def test_first_and_second_derivatives_reach_the_input_through_outputs_and_statistics(
+    kernels: list[int],
+) -> None:
     def work(x: Tensor) -> tuple[Tensor, ...]:
         y, (mean, var) = norm()(x)
         return y.sin(), mean.exp(), var.sqrt()

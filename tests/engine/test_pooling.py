@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from metalearn.engine.evaluate import evaluate, summarise
-from metalearn.engine.execution import TaskPlan
+from metalearn.engine.executor import TaskPlan
 from metalearn.engine.pooling import RESAMPLES, draw_weights, pooled
 from metalearn.errors import ConfigError
 from metalearn.hashing import fold, normal
@@ -42,7 +42,15 @@ class PoolingSource(ToySource):
 
 def judged(objective: Any = None, *, plan: str = "vmap", batch_size: int = 5, episodes: int = 11) -> Any:
     source = PoolingSource(objective)
-    return evaluate(ToyAlgorithm(noise=0.3), source, "test", seed=5, episodes=episodes, plan=TaskPlan(plan), batch_size=batch_size)
+    return evaluate(
+        ToyAlgorithm(noise=0.3),
+        source,
+        "test",
+        seed=5,
+        episodes=episodes,
+        plan=TaskPlan(plan),
+        batch_size=batch_size,
+    )
 
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_approximation() -> None:
@@ -87,7 +95,12 @@ def test_a_metric_that_is_undefined_in_a_resample_has_no_value() -> None:
 
 
 def test_an_objective_without_pooled_metrics_works_as_before() -> None:
-    assert set(judged(Regression()).summary) == {"loss", "mse", "mse_inductive", *(f"mse_step_{k}" for k in range(4))}
+    assert set(judged(Regression()).summary) == {
+        "loss",
+        "mse",
+        "mse_inductive",
+        *(f"mse_step_{k}" for k in range(4)),
+    }
 
 
 class Half(Regression):
@@ -108,8 +121,14 @@ class Taken(Pooling):
 @pytest.mark.parametrize(
     ("objective", "reason"),
     [
-        (Half(), r"Half has totals\(\) but no summary\(\); a pooled metric needs both, so define summary\(\)"),
-        (Vector(), r"Vector.summary gives bins as a tensor of shape \(4,\); a metric is a tensor without dimensions"),
+        (
+            Half(),
+            r"Half has totals\(\) but no summary\(\); a pooled metric needs both, so define summary\(\)",
+        ),
+        (
+            Vector(),
+            r"Vector.summary gives bins as a tensor of shape \(4,\); a metric is a tensor without dimensions",
+        ),
         (Taken(), "Taken.summary gives mse, which is the name of another metric; rename it"),
     ],
 )

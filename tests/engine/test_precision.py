@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,18 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from metalearn import build
-from metalearn.build import build_algorithm, build_source, prepare_host
-from metalearn.config import compose
+from metalearn.build import instantiate, objects
+from metalearn.build.device import prepare_host
+from metalearn.build.objects import build_algorithm, build_source
+from metalearn.config.compose import compose
 from metalearn.core import Algorithm, Source
-from metalearn.engine.checkpoint import CheckpointStore
+from metalearn.engine.autotune import Wish, tune
 from metalearn.engine.evaluate import draw_tasks, evaluate
-from metalearn.engine.execution import Executor, Sums, TaskPlan
-from metalearn.engine.state import pack, restore
-from metalearn.engine.tuning import Wish, tune
+from metalearn.engine.executor import Executor, Sums, TaskPlan
 from metalearn.errors import ConfigError
-from metalearn.testing import Trial
+from metalearn.rundir.checkpoints import CheckpointStore
+from metalearn.rundir.state import pack, restore
+from metalearn.testing.algorithms import Trial
 from tests.test_contract import built
 
 LOW = torch.bfloat16
@@ -38,7 +40,9 @@ class Types(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        tensors = [
+            leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.is_floating_point()
+        ]
         self.found.setdefault(name, set()).update(tensor.dtype for tensor in tensors)
         return func(*args, **(kwargs or {}))
 
@@ -50,7 +54,9 @@ def lowered(algorithm: Algorithm) -> Algorithm:
 
 
 @pytest.mark.parametrize("plan", [TaskPlan("vmap"), TaskPlan("loop")], ids=str)
-def test_model_computes_in_bfloat16_and_all_around_it_in_float32(plan: TaskPlan, pair: tuple[Algorithm, Source]) -> None:
+def test_model_computes_in_bfloat16_and_all_around_it_in_float32(
+    plan: TaskPlan, pair: tuple[Algorithm, Source]
+) -> None:
     algorithm, source = pair
     if algorithm.trains_on is None or source.name in ("omniglot", "image_folder"):
         return  # nothing to train, or tasks of the same form as those of glyphs
@@ -63,7 +69,10 @@ def test_model_computes_in_bfloat16_and_all_around_it_in_float32(plan: TaskPlan,
         assert any(LOW in seen.found.get(product, set()) for product in ("addmm", "mm", "bmm", "baddbmm"))
     for statistic in ("var_mean", "_log_softmax", "_log_softmax_backward_data", "rsqrt", "topk"):
         assert LOW not in seen.found.get(statistic, set()), statistic
-    assert {leaf.dtype for leaf in tree_leaves(tuple(sums)) if leaf.is_floating_point()} <= {torch.float32, torch.float64}
+    assert {leaf.dtype for leaf in tree_leaves(tuple(sums)) if leaf.is_floating_point()} <= {
+        torch.float32,
+        torch.float64,
+    }
     assert_near(sums, Executor(algorithm, plan).sums(batch))
 
 
@@ -80,13 +89,21 @@ def test_weights_statistics_and_scores_stay_in_float32(pair: tuple[Algorithm, So
         return
     actor = lowered(algorithm)
     with Types() as seen:
-        low, full = (evaluate(some, source, "val", seed=0, episodes=6, plan=TaskPlan("vmap"), batch_size=6) for some in (actor, algorithm))
+        low, full = (
+            evaluate(some, source, "val", seed=0, episodes=6, plan=TaskPlan("vmap"), batch_size=6)
+            for some in (actor, algorithm)
+        )
     assert seen.found["convolution"] == {LOW, torch.float32}
     assert low.summary["loss"]["mean"] == pytest.approx(full.summary["loss"]["mean"], abs=0.3)
     before, after = algorithm.state_dict(), actor.state_dict()
-    assert {name: value.dtype for name, value in before.items()} == {name: value.dtype for name, value in after.items()}
+    assert {name: value.dtype for name, value in before.items()} == {
+        name: value.dtype for name, value in after.items()
+    }
     _, statistics = actor.model(source.tasks("val", seed=0, first=0, count=1).support.x[0])
-    assert {value.dtype for value in tree_leaves(statistics)} <= {torch.float32, torch.float64}  # chunks are added up in float64
+    assert {value.dtype for value in tree_leaves(statistics)} <= {
+        torch.float32,
+        torch.float64,
+    }  # chunks are added up in float64
 
 
 def test_plans_are_compared_in_float32_and_timed_in_bfloat16(folder: Path) -> None:
@@ -94,7 +111,12 @@ def test_plans_are_compared_in_float32_and_timed_in_bfloat16(folder: Path) -> No
     actor = lowered(algorithm)
     actor.adaptation_steps, actor.inner_lr = 2, 0.4
     with Types() as seen:
-        found = tune(actor, draw_tasks(actor, source, "train", seed=0, first=0, count=3), Wish("auto", 0, False), steps=10)
+        found = tune(
+            actor,
+            draw_tasks(actor, source, "train", seed=0, first=0, count=3),
+            Wish("auto", 0, False),
+            steps=10,
+        )
     assert found.dropped == {}
     assert seen.found["convolution"] == {LOW, torch.float32}
     assert actor.model.compute_dtype == LOW
@@ -115,30 +137,41 @@ def test_configuration_lowers_the_model_and_nothing_else(host: None, tmp_path: P
     assert torch.get_default_dtype() == torch.float32
     algorithm = build_algorithm(cfg, build_source(cfg, torch.device("cpu")), torch.device("cpu"))
     assert algorithm.model.compute_dtype == LOW
-    assert {p.dtype for p in algorithm.parameters()} <= {torch.float32, torch.float64}  # chunks are added up in float64
+    assert {p.dtype for p in algorithm.parameters()} <= {
+        torch.float32,
+        torch.float64,
+    }  # chunks are added up in float64
 
 
 def test_model_that_cannot_be_lowered_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = compose(["data=sinusoid", "device=cpu", "device.precision=bfloat16"])
-    usual = build.construct
+    usual = instantiate.construct
     monkeypatch.setattr(
-        build, "construct", lambda cfg, group, **given: torch.nn.Linear(1, 1) if group == "model" else usual(cfg, group, **given)
+        objects,
+        "construct",
+        lambda cfg, group, **given: torch.nn.Linear(1, 1) if group == "model" else usual(cfg, group, **given),
     )
-    with pytest.raises(ConfigError, match=r"bfloat16 needs a model derived from metalearn\.models\.Model, not Linear"):
+    with pytest.raises(
+        ConfigError, match=r"bfloat16 needs a model derived from metalearn\.models\.Model, not Linear"
+    ):
         build_algorithm(cfg, build_source(cfg, torch.device("cpu")), torch.device("cpu"))
 
 
-def test_determinism_is_set_for_one_job_and_not_for_the_next(host: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_determinism_is_set_for_one_job_and_not_for_the_next(
+    host: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     prepare_host(compose(["device=cpu", "device.deterministic=true"]))
     assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
-    assert build.os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     prepare_host(compose(["device=cpu"]))
     assert not torch.are_deterministic_algorithms_enabled()
 
 
 @pytest.mark.parametrize("algo", ["maml", "protonet", "reptile", "baseline"])
-def test_channels_last_changes_no_gradient_and_no_update_and_survives_a_checkpoint(algo: str, folder: Path, tmp_path: Path) -> None:
+def test_channels_last_changes_no_gradient_and_no_update_and_survives_a_checkpoint(
+    algo: str, folder: Path, tmp_path: Path
+) -> None:
     algorithm, source = built(algo, "glyphs", folder)
     plain, moved = copy.deepcopy(algorithm), copy.deepcopy(algorithm).to(memory_format=torch.channels_last)
     assert any(not p.is_contiguous() for p in moved.parameters())
@@ -162,7 +195,14 @@ def test_channels_last_changes_no_gradient_and_no_update_and_survives_a_checkpoi
 
 
 def test_configuration_puts_channels_last(tmp_path: Path) -> None:
-    words = ["data=glyphs", "data.num_classes=48", "data.num_drawings=6", "data.way=3", "data.query_shot=2", f"data.cache_dir={tmp_path}"]
+    words = [
+        "data=glyphs",
+        "data.num_classes=48",
+        "data.num_drawings=6",
+        "data.way=3",
+        "data.query_shot=2",
+        f"data.cache_dir={tmp_path}",
+    ]
     for word, expected in (("device.channels_last=true", True), ("device.channels_last=false", False)):
         cfg = compose([*words, "device=cpu", word])
         algorithm = build_algorithm(cfg, build_source(cfg, torch.device("cpu")), torch.device("cpu"))

@@ -9,18 +9,17 @@ import pytest
 import torch
 
 from metalearn.core import Examples, Metrics, Plan, TaskBatch
-from metalearn.engine import feed, nonfinite
-from metalearn.engine.checkpoint import CheckpointStore, SaveError
-from metalearn.engine.crew import Crew
-from metalearn.engine.execution import Executor, TaskPlan
+from metalearn.engine import loader, nonfinite
+from metalearn.engine.executor import Executor, TaskPlan
+from metalearn.engine.history import RunningMeans, ValidationHistory
 from metalearn.engine.nonfinite import NonFiniteError
-from metalearn.engine.record import Record
-from metalearn.engine.runlog import RunLog
 from metalearn.engine.settings import Settings
+from metalearn.engine.strategy import SingleProcess
 from metalearn.engine.trainer import Trainer, is_time
 from metalearn.engine.update import Clip, Updater
-from metalearn.engine.window import Window
-from metalearn.run import resuming
+from metalearn.run import rollback
+from metalearn.rundir.checkpoints import CheckpointStore, SaveError
+from metalearn.rundir.log import RunLog
 from tests.engine.toy import ToyAlgorithm, ToySource
 
 SETTINGS = Settings(
@@ -41,16 +40,27 @@ SETTINGS = Settings(
 @pytest.fixture(autouse=True)
 def batches_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that what a step asks of the source can be read; tests/engine/test_feed.py has the blocks."""
-    monkeypatch.setattr(feed, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(loader, "BLOCK_BYTES", 1)
 
 
-def trainer(log: RunLog, source: ToySource, algorithm: ToyAlgorithm | None = None, *, lr: float = 0.1, **changes: Any) -> Trainer:
+def trainer(
+    log: RunLog, source: ToySource, algorithm: ToyAlgorithm | None = None, *, lr: float = 0.1, **changes: Any
+) -> Trainer:
     algorithm = algorithm or ToyAlgorithm()
     optimizer = torch.optim.Adam(algorithm.parameters(), lr=lr, fused=True)
     updater = Updater(algorithm, optimizer, lambda step: 1.0, Clip()) if algorithm.trains_on else None
     settings = replace(SETTINGS, **changes)
-    crew = Crew(algorithm, source, Executor(algorithm, TaskPlan("vmap")), settings)
-    return Trainer(algorithm, updater, source, crew, CheckpointStore(log.run_dir), log, settings, facts={"plan_asked": "vmap"})
+    strategy = SingleProcess(algorithm, source, Executor(algorithm, TaskPlan("vmap")), settings)
+    return Trainer(
+        algorithm,
+        updater,
+        source,
+        strategy,
+        CheckpointStore(log.run_dir),
+        log,
+        settings,
+        metadata={"plan_asked": "vmap"},
+    )
 
 
 def lines(run_dir: Path) -> list[dict[str, Any]]:
@@ -66,7 +76,13 @@ def test_loop_draws_logs_validates_and_saves_when_it_is_time(tmp_path: Path) -> 
     assert {seed for split, seed, *_ in source.asked if split == "train"} == {3}
     assert {seed for split, seed, *_ in source.asked if split == "val"} == {9}
     assert {split for split, *_ in source.asked} == {"train", "val"}  # test is not read here
-    assert [(line["step"], line["split"]) for line in lines(tmp_path)] == [(2, "val"), (4, "train"), (4, "val"), (6, "train"), (6, "val")]
+    assert [(line["step"], line["split"]) for line in lines(tmp_path)] == [
+        (2, "val"),
+        (4, "train"),
+        (4, "val"),
+        (6, "train"),
+        (6, "val"),
+    ]
     store = CheckpointStore(tmp_path)
     assert store.pointed("last") == 6
     assert store.pointed("best") == 6
@@ -92,7 +108,9 @@ def test_flat_minibatches_are_counted_in_rows(tmp_path: Path) -> None:
     source = ToySource()
     with RunLog(tmp_path) as log:
         trainer(log, source, Flat(), outer_steps=3).train()
-    assert [asked for asked in source.asked if asked[0] == "examples"] == [("examples", 3, 5 * step, 5) for step in range(3)]
+    assert [asked for asked in source.asked if asked[0] == "examples"] == [
+        ("examples", 3, 5 * step, 5) for step in range(3)
+    ]
 
 
 def test_method_without_training_ends_at_step_zero_with_a_checkpoint(tmp_path: Path) -> None:
@@ -110,7 +128,7 @@ def test_impatient_training_stops_when_validation_no_longer_improves(tmp_path: P
     with RunLog(tmp_path) as log:
         actor = trainer(log, ToySource(), patience=2, eval_every=1, outer_steps=100, lr=5.0)
         actor.train()
-    best = actor.record.best()
+    best = actor.history.best()
     assert best is not None
     assert actor.step == best + 2
     assert CheckpointStore(tmp_path).pointed("best") == best
@@ -128,14 +146,21 @@ def test_bad_step_and_its_tasks_are_named_and_the_good_checkpoint_kept(tmp_path:
     store = CheckpointStore(tmp_path)
     assert store.newest().step == 3
     assert torch.equal(store.newest().tensors["weights.prior"], actor.algorithm.prior)
-    assert all("Infinity" not in text and "NaN" not in text for text in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert all(
+        "Infinity" not in text and "NaN" not in text
+        for text in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    )
 
 
 def test_cpu_run_stops_at_the_bad_step_itself(tmp_path: Path) -> None:
     source = ToySource(bad_tasks=(5,))
     with RunLog(tmp_path) as log, pytest.raises(NonFiniteError, match=r"train task 5,"):
         trainer(log, source, log_every=100, checkpoint_every=100, eval_every=100).train()
-    assert [first for split, _, first, _ in source.asked if split == "train"] == [0, 4, 4]  # drawn again to find the culprit
+    assert [first for split, _, first, _ in source.asked if split == "train"] == [
+        0,
+        4,
+        4,
+    ]  # drawn again to find the culprit
 
 
 @pytest.mark.parametrize(("step", "due"), [(0, False), (3, True), (4, False), (6, True), (7, True)])
@@ -144,28 +169,28 @@ def test_periods_count_from_one_and_always_hold_the_last_step(step: int, due: bo
 
 
 def test_record_ranks_by_the_direction_of_the_metric_and_the_earlier_of_equals() -> None:
-    record = Record(higher_is_better=True)
+    history = ValidationHistory(higher_is_better=True)
     for step, value in ((1, 0.5), (2, float("nan")), (3, 0.7), (4, 0.7)):
-        record.enter(step, value)
-    assert record.ranked(2) == [3, 4]
-    assert record.since_best() == 1
-    assert Record(False, record.entries).best() == 1
-    assert Record(True).best() is None
+        history.enter(step, value)
+    assert history.ranked(2) == [3, 4]
+    assert history.since_best() == 1
+    assert ValidationHistory(False, history.entries).best() == 1
+    assert ValidationHistory(True).best() is None
 
 
 def test_a_chunk_that_was_halved_stays_halved_unless_another_plan_is_asked_for(tmp_path: Path) -> None:
     with RunLog(tmp_path) as log:
         first = trainer(log, ToySource(), outer_steps=3)
-        first.crew.executor.plan = TaskPlan("vmap", 2)  # as after running out of memory
+        first.strategy.executor.plan = TaskPlan("vmap", 2)  # as after running out of memory
         first.train()
         checkpoint = first.store.newest()
         again = trainer(log, ToySource())
         again.resume(checkpoint)
-        assert again.crew.executor.plan == TaskPlan("vmap", 2)
+        assert again.strategy.executor.plan == TaskPlan("vmap", 2)
         other = trainer(log, ToySource())
-        other.facts = {"plan_asked": "loop"}
+        other.metadata = {"plan_asked": "loop"}
         other.resume(checkpoint)
-        assert other.crew.executor.plan == TaskPlan("vmap")
+        assert other.strategy.executor.plan == TaskPlan("vmap")
 
 
 def test_rollback_goes_on_with_the_meta_batches_after_the_bad_one(tmp_path: Path) -> None:
@@ -175,18 +200,22 @@ def test_rollback_goes_on_with_the_meta_batches_after_the_bad_one(tmp_path: Path
         actor = trainer(log, source, checkpoint_every=2, eval_every=100, log_every=2, outer_steps=7)
         usual = actor.save
         actor.save = lambda *, must=False: usual(must=must) if actor.step in (0, 2, 7) else None  # type: ignore[method-assign]
-        resuming.train(actor, "rollback")
+        rollback.train(actor, "rollback")
     drawn = [first // 4 for split, _, first, _ in source.asked if split == "train"]
     assert drawn == [0, 1, 2, 3, 4, 4, 5, 6, 7, 8, 9]  # 4 again to find the culprit
     assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6, 7, 7]
     assert (actor.shift, actor.rollbacks, actor.step) == (3, 1, 7)
 
 
-def test_skip_on_a_device_that_is_read_seldom_names_the_first_and_counts_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_skip_on_a_device_that_is_read_seldom_names_the_first_and_counts_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As on a GPU. By then the weights are no longer those that step 1 met, so that its tasks are not run again."""
     with RunLog(tmp_path) as log:
         log.listen()
-        actor = trainer(log, ToySource(bad_tasks=(5, 13)), checkpoint_every=100, eval_every=100, log_every=100)
+        actor = trainer(
+            log, ToySource(bad_tasks=(5, 13)), checkpoint_every=100, eval_every=100, log_every=100
+        )
         assert actor.updater is not None
         actor.updater.limit = 3
         actor.require_finite = lambda: None  # type: ignore[method-assign]
@@ -201,15 +230,17 @@ def test_skip_on_a_device_that_is_read_seldom_names_the_first_and_counts_all(tmp
 
 
 def test_a_window_of_nothing_but_bad_steps_has_no_mean() -> None:
-    window = Window()
+    running_means = RunningMeans()
     for value in (1.0, float("nan"), 4.0):
-        window.add({"loss": torch.tensor(value)}, torch.tensor(value != 4.0))
-    assert window.take() == {"loss": 4.0, "left_out": 2}
-    window.add({"loss": torch.tensor(float("inf"))}, torch.tensor(True))
-    assert str(window.take()) == "{'loss': nan, 'left_out': 1}"
+        running_means.add({"loss": torch.tensor(value)}, torch.tensor(value != 4.0))
+    assert running_means.take() == {"loss": 4.0, "left_out": 2}
+    running_means.add({"loss": torch.tensor(float("inf"))}, torch.tensor(True))
+    assert str(running_means.take()) == "{'loss': nan, 'left_out': 1}"
 
 
-def test_best_weights_that_the_disk_refused_are_not_chosen_and_three_refusals_in_a_row_end_training(tmp_path: Path) -> None:
+def test_best_weights_that_the_disk_refused_are_not_chosen_and_three_refusals_in_a_row_end_training(
+    tmp_path: Path,
+) -> None:
     with RunLog(tmp_path) as log:
         log.listen()
         actor = trainer(log, ToySource(), eval_every=1, checkpoint_every=100, outer_steps=100)
@@ -225,12 +256,16 @@ def test_best_weights_that_the_disk_refused_are_not_chosen_and_three_refusals_in
         with pytest.raises(SaveError, match="no space. Free space or fix the folder"):
             actor.train()
     assert refused == [2, 4, 5, 6]  # every validation is the best so far
-    assert [step for step, _ in actor.record.entries] == [1, 3, 6]
+    assert [step for step, _ in actor.history.entries] == [1, 3, 6]
     assert actor.store.pointed("best") == 3
-    assert "training goes on (failed saves in a row: 2, 3 end the run)" in (tmp_path / "train.log").read_text()
+    assert (
+        "training goes on (failed saves in a row: 2, 3 end the run)" in (tmp_path / "train.log").read_text()
+    )
 
 
-def test_warnings_of_what_was_left_out_come_to_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warnings_of_what_was_left_out_come_to_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(nonfinite, "MOST_WARNINGS", 2)
     with RunLog(tmp_path) as log:
         log.listen()
@@ -239,6 +274,9 @@ def test_warnings_of_what_was_left_out_come_to_an_end(tmp_path: Path, monkeypatc
         actor.updater.limit = 2
         actor.train()
     told = [line for line in (tmp_path / "train.log").read_text().splitlines() if "not finite" in line]
-    assert [f"at step {step} (counted from 0)" in line for step, line in zip((0, 2), told, strict=True)] == [True, True]
+    assert [f"at step {step} (counted from 0)" in line for step, line in zip((0, 2), told, strict=True)] == [
+        True,
+        True,
+    ]
     assert ["further ones are only counted, in metrics.jsonl" in line for line in told] == [False, True]
     assert sum(line.get("left_out", 0) for line in lines(tmp_path)) == 3

@@ -19,7 +19,13 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 }
 
 
-def updater(name: str = "sgd", clip: Clip | None = None, schedule: Callable[[int], float] = lambda step: 1.0, *, limit: int = 1) -> Updater:
+def updater(
+    name: str = "sgd",
+    clip: Clip | None = None,
+    schedule: Callable[[int], float] = lambda step: 1.0,
+    *,
+    limit: int = 1,
+) -> Updater:
     algorithm = ToyAlgorithm()
     return Updater(algorithm, OPTIMIZERS[name](algorithm.parameters()), schedule, clip or Clip(), limit=limit)
 
@@ -34,9 +40,13 @@ def state(u: Updater) -> Any:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize(("grad", "loss"), [(float("nan"), 1.0), (float("inf"), 1.0), (1.0, float("nan")), (1.0, float("inf"))])
+@pytest.mark.parametrize(
+    ("grad", "loss"), [(float("nan"), 1.0), (float("inf"), 1.0), (1.0, float("nan")), (1.0, float("inf"))]
+)
 @pytest.mark.parametrize("clip", [Clip(), Clip(norm=1.0), Clip(value=1.0)], ids=["free", "norm", "value"])
-def test_update_that_is_not_finite_leaves_weights_and_optimizer_untouched(name: str, grad: float, loss: float, clip: Clip) -> None:
+def test_update_that_is_not_finite_leaves_weights_and_optimizer_untouched(
+    name: str, grad: float, loss: float, clip: Clip
+) -> None:
     u = updater(name, clip)
     push(u, 0, 1.0)
     before = state(u)
@@ -64,7 +74,9 @@ def test_healthy_update_moves_weights_and_running_averages() -> None:
     assert u.algorithm.running.item() == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize(("clip", "moved"), [(Clip(norm=0.5), 0.05), (Clip(value=0.25), 0.025), (Clip(norm=10.0), 0.2)])
+@pytest.mark.parametrize(
+    ("clip", "moved"), [(Clip(norm=0.5), 0.05), (Clip(value=0.25), 0.025), (Clip(norm=10.0), 0.2)]
+)
 def test_gradient_is_clipped(clip: Clip, moved: float) -> None:
     u = updater("sgd", clip)
     assert push(u, 0, -2.0).item() == 2.0  # the norm that is reported is the one before clipping

@@ -21,9 +21,28 @@ from metalearn.errors import MetalearnError
 
 FACTOR = float(os.environ.get("METALEARN_FUZZ", "1"))
 SECONDS = 60  # after which a case hangs, on a machine that is busy with other things too
-RUNS_CODE = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pty.spawn", "socket.connect", "ctypes.dlopen")
+RUNS_CODE = (
+    "subprocess.Popen",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "pty.spawn",
+    "socket.connect",
+    "ctypes.dlopen",
+)
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-CHANGES_FILES = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.link", "os.truncate", "os.chmod", "shutil.rmtree")
+CHANGES_FILES = (
+    "os.mkdir",
+    "os.remove",
+    "os.rename",
+    "os.rmdir",
+    "os.symlink",
+    "os.link",
+    "os.truncate",
+    "os.chmod",
+    "shutil.rmtree",
+)
 
 
 def cases(count: int) -> settings:
@@ -126,11 +145,15 @@ class Watch:
         if not os.path.isabs(path) and isinstance(within, int) and within >= 0:
             return
         place = os.path.abspath(os.fsdecode(path))
-        nameless = event == "open" and os.path.isdir(place)  # a file without a name, which is gone when it is closed
+        nameless = event == "open" and os.path.isdir(
+            place
+        )  # a file without a name, which is gone when it is closed
         if not nameless and not f"{place}{os.sep}".startswith(self.inside) and "__pycache__" not in place:
             self.seen.append(f"{event} {place}")
 
 
 def is_ours(event: str, arguments: tuple[Any, ...]) -> bool:
     """What a run itself starts to note its surroundings (git, uname), and the C library, to set its allocator."""
-    return (event == "subprocess.Popen" and arguments[0] in ("git", "uname")) or (event == "ctypes.dlopen" and arguments[0] is None)
+    return (event == "subprocess.Popen" and arguments[0] in ("git", "uname")) or (
+        event == "ctypes.dlopen" and arguments[0] is None
+    )

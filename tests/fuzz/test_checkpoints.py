@@ -15,15 +15,22 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import nn
 
-from metalearn.data.cache import cached
-from metalearn.engine.checkpoint import FACTS, MANIFEST, TENSORS, CheckpointStore
-from metalearn.engine.state import pack, restore
+from metalearn.data.files.cache import cached
 from metalearn.errors import CheckpointError
+from metalearn.rundir.checkpoints import MANIFEST, METADATA, TENSORS, CheckpointStore
+from metalearn.rundir.state import pack, restore
 from tests.fuzz.cases import answered, cases, mutations
 from tests.fuzz.test_documents import TREES
 
 PLAN = {"name": "vmap", "chunk": 4, "compile": False}
-FACTS_OF_A_RUN = {"config": {"seed": 0}, "data_sha256": "00", "step": 4, "evaluated_step": 4, "window_count": 0, "metrics_offset": 10}
+FACTS_OF_A_RUN = {
+    "config": {"seed": 0},
+    "data_sha256": "00",
+    "step": 4,
+    "evaluated_step": 4,
+    "window_count": 0,
+    "metrics_offset": 10,
+}
 FACTS_OF_A_RUN |= {"record": [[2, 0.5], [4, None]], "optimizer": [], "plan": PLAN, "best": 2}
 DTYPES = st.sampled_from([torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool, torch.bfloat16])
 SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
@@ -54,11 +61,14 @@ def folder(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write(folder: Path, template: Path, *, sign: bool = False, **contents: bytes) -> None:
-    for name in (TENSORS, FACTS, MANIFEST):
+    for name in (TENSORS, METADATA, MANIFEST):
         (folder / name).write_bytes(contents.get(name.partition(".")[0], (template / name).read_bytes()))
     if sign:
-        files = {name: (folder / name).read_bytes() for name in (TENSORS, FACTS)}
-        listed = {name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()}
+        files = {name: (folder / name).read_bytes() for name in (TENSORS, METADATA)}
+        listed = {
+            name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            for name, content in files.items()
+        }
         (folder / MANIFEST).write_text(json.dumps({"format_version": 1, "files": listed}))
 
 
@@ -71,7 +81,9 @@ def load(folder: Path) -> Any:
 
 @cases(150)
 @given(data=st.data(), name=st.sampled_from(["tensors", "facts"]))
-def test_damage_without_a_new_manifest_is_always_found(data: st.DataObject, name: str, template: Path, folder: Path) -> None:
+def test_damage_without_a_new_manifest_is_always_found(
+    data: st.DataObject, name: str, template: Path, folder: Path
+) -> None:
     good = next(template.glob(f"{name}.*")).read_bytes()
     damaged = data.draw(mutations(good))
     write(folder, template, **{name: damaged})
@@ -94,18 +106,25 @@ def test_a_manifest_of_anything_is_refused(tree: Any, template: Path, folder: Pa
 
 @cases(150)
 @given(data=st.data())
-def test_damaged_tensors_with_a_new_manifest_are_loaded_or_refused(data: st.DataObject, template: Path, folder: Path) -> None:
+def test_damaged_tensors_with_a_new_manifest_are_loaded_or_refused(
+    data: st.DataObject, template: Path, folder: Path
+) -> None:
     write(folder, template, sign=True, tensors=data.draw(mutations((template / TENSORS).read_bytes())))
     found = load(folder)
     if not isinstance(found, CheckpointError):
-        answered(lambda: restore(*learner(), found.tensors, found.facts["optimizer"]))
+        answered(lambda: restore(*learner(), found.tensors, found.metadata["optimizer"]))
 
 
 @cases(150)
 @given(data=st.data())
-def test_other_tensors_with_a_new_manifest_are_used_or_refused(data: st.DataObject, template: Path, folder: Path) -> None:
+def test_other_tensors_with_a_new_manifest_are_used_or_refused(
+    data: st.DataObject, template: Path, folder: Path
+) -> None:
     tensors = pack(*learner())[0]
-    names = st.one_of(st.sampled_from([*tensors, "optimizer.x.y", "optimizer.9.exp_avg", "window.loss"]), st.text(max_size=10))
+    names = st.one_of(
+        st.sampled_from([*tensors, "optimizer.x.y", "optimizer.9.exp_avg", "window.loss"]),
+        st.text(max_size=10),
+    )
     for name in data.draw(st.lists(names, min_size=1, max_size=3)):
         if data.draw(st.booleans()):
             tensors.pop(name, None)
@@ -115,18 +134,20 @@ def test_other_tensors_with_a_new_manifest_are_used_or_refused(data: st.DataObje
     found = load(folder)
     if not isinstance(found, CheckpointError):
         model, optimizer = learner()
-        if answered(lambda: restore(model, optimizer, found.tensors, found.facts["optimizer"])) is None:
+        if answered(lambda: restore(model, optimizer, found.tensors, found.metadata["optimizer"])) is None:
             optimizer.step()
 
 
 @cases(150)
 @given(data=st.data(), value=TREES)
-def test_other_facts_with_a_new_manifest_are_used_or_refused(data: st.DataObject, value: Any, template: Path, folder: Path) -> None:
+def test_other_facts_with_a_new_manifest_are_used_or_refused(
+    data: st.DataObject, value: Any, template: Path, folder: Path
+) -> None:
     facts = {**FACTS_OF_A_RUN, data.draw(st.sampled_from([*FACTS_OF_A_RUN, "new"])): value}
     write(folder, template, sign=True, facts=json.dumps(facts).encode())
     found = load(folder)
     if not isinstance(found, CheckpointError):
-        answered(lambda: restore(*learner(), found.tensors, found.facts["optimizer"]))
+        answered(lambda: restore(*learner(), found.tensors, found.metadata["optimizer"]))
 
 
 @cases(60)

@@ -14,14 +14,24 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metalearn import cli, completion, config, schema
-from metalearn.engine.checkpoint import CheckpointStore
-from metalearn.library import GROUPS, Library, packaged_folder
+from metalearn.choices import GROUPS
+from metalearn.cli import completion, verbs
+from metalearn.cli import main as cli
+from metalearn.config import schema
+from metalearn.config.compose import compose
+from metalearn.config.loader import Library, packaged_folder
+from metalearn.rundir.checkpoints import CheckpointStore
 from tests.fuzz.cases import Watch, answered, cases, in_time, mutations
 from tests.fuzz.test_documents import LINES, TREES
 
 DOCUMENTED = {0, 1, 2, 3, 4}
-KEYS = sorted({name for data in ("glyphs", "sinusoid", "image_folder") for name in schema.known_keys(config.compose([f"data={data}"]))})
+KEYS = sorted(
+    {
+        name
+        for data in ("glyphs", "sinusoid", "image_folder")
+        for name in schema.known_keys(compose([f"data={data}"]))
+    }
+)
 ODD = [
     *(
         "",
@@ -119,7 +129,9 @@ WORDS = st.one_of(
     ),
     st.builds(
         lambda key, value: f"{key}={value}",
-        st.sampled_from([f"hydra.{name}" for name in ("searchpath", "job.name", "run.dir", "callbacks", "verbose")]),
+        st.sampled_from(
+            [f"hydra.{name}" for name in ("searchpath", "job.name", "run.dir", "callbacks", "verbose")]
+        ),
         VALUES,
     ),
     VALUES.filter(lambda word: not word.startswith("-")),
@@ -154,7 +166,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("METALEARN_DATA", raising=False)
     monkeypatch.setattr(cli, "complain_unexpected", lambda error, run_dir: raise_again(error))
-    monkeypatch.setattr("metalearn.run.life.draw_plots", lambda *parts: None)
+    monkeypatch.setattr("metalearn.run.session.draw_plots", lambda *parts: None)
     return tmp_path
 
 
@@ -165,7 +177,11 @@ def raise_again(error: Exception) -> int:
 def answer(words: list[str], place: Path, watch: Watch) -> int:
     """The exit code of a command line, after a look at what it said and wrote. The folders `run`, `cache` and `outputs` are its own."""
     shown, complaint = io.StringIO(), io.StringIO()
-    with watch.over(place / "run", place / "cache", place / "outputs", place / "link") as seen, in_time(), warnings.catch_warnings():
+    with (
+        watch.over(place / "run", place / "cache", place / "outputs", place / "link") as seen,
+        in_time(),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(complaint):
             code = cli.main(words)
@@ -190,7 +206,13 @@ def test_overrides_of_anything(words: list[str], place: Path, watch: Watch) -> N
     data=st.sampled_from(["sinusoid", "image_folder", "synthetic_ratings"]),
 )
 def test_rehearsals_with_small_numbers(dials: dict[str, str], data: str, place: Path, watch: Watch) -> None:
-    words = [*TINY, f"data={data}", *(f"{key}={value}" for key, value in dials.items()), "trainer.dry_run=true", "device.ranks=1"]
+    words = [
+        *TINY,
+        f"data={data}",
+        *(f"{key}={value}" for key, value in dials.items()),
+        "trainer.dry_run=true",
+        "device.ranks=1",
+    ]
     answer(["train", *words, f"run_dir={place}/run"], place, watch)
     assert not (place / "run").exists()
 
@@ -198,12 +220,27 @@ def test_rehearsals_with_small_numbers(dials: dict[str, str], data: str, place: 
 @cases(25)
 @given(
     verb=st.sampled_from(
-        ["ls", "show", "data", "resume", "eval", "completion", "train", "x", "--help", "data prepare", "data preview", "ls runs"]
+        [
+            "ls",
+            "show",
+            "data",
+            "resume",
+            "eval",
+            "completion",
+            "train",
+            "x",
+            "--help",
+            "data prepare",
+            "data preview",
+            "ls runs",
+        ]
     ),
     words=st.lists(VALUES, max_size=3),
 )
 def test_verbs_with_anything_behind_them(verb: str, words: list[str], place: Path, watch: Watch) -> None:
-    words = [word for word in words if word not in ("/", "~")]  # `ls runs /` would look through the whole disk
+    words = [
+        word for word in words if word not in ("/", "~")
+    ]  # `ls runs /` would look through the whole disk
     answer([*verb.split(), *words, *(["--cfg", "job"] if verb == "train" else [])], place, watch)
 
 
@@ -214,17 +251,25 @@ HEADERS = [
     "defaults:\n  - override /model@_global_.model: mlp\n  - _self_\n",
     "defaults: [x]\n",
 ]
-TEXTS = st.one_of(LINES, TREES.map(yaml.safe_dump), st.sampled_from(ODD).map(lambda value: f"_target_: {json.dumps(value)}"))
+TEXTS = st.one_of(
+    LINES, TREES.map(yaml.safe_dump), st.sampled_from(ODD).map(lambda value: f"_target_: {json.dumps(value)}")
+)
 OWN = [path.read_bytes() for group in GROUPS for path in sorted((packaged_folder() / group).glob("*.yaml"))]
 YAMLS = st.one_of(
-    st.builds(lambda header, text: (header + text).encode(errors="surrogatepass"), st.sampled_from(HEADERS), TEXTS),
+    st.builds(
+        lambda header, text: (header + text).encode(errors="surrogatepass"), st.sampled_from(HEADERS), TEXTS
+    ),
     st.binary(max_size=60),
     *(st.sampled_from(OWN).flatmap(mutations) for _ in range(2)),
 )
 
 
 @cases(25)
-@given(group=st.sampled_from([*GROUPS, "hydra/launcher", "hydra/job_logging"]), content=YAMLS, verb=st.sampled_from(["ls", "show"]))
+@given(
+    group=st.sampled_from([*GROUPS, "hydra/launcher", "hydra/job_logging"]),
+    content=YAMLS,
+    verb=st.sampled_from(["ls", "show"]),
+)
 def test_yamls_of_anything(group: str, content: bytes, verb: str, place: Path, watch: Watch) -> None:
     folder = place / "conf"
     shutil.rmtree(folder, ignore_errors=True)
@@ -236,16 +281,34 @@ def test_yamls_of_anything(group: str, content: bytes, verb: str, place: Path, w
 
 
 SWEPT = st.sampled_from(
-    ["range(0,2)", "range(3)", "choice(1,2)", "1,2", "glob(m*)", "shuffle(1,2)", "range(0,1,0.5)", "interval(0,1)", "a,${seed}", ","]
+    [
+        "range(0,2)",
+        "range(3)",
+        "choice(1,2)",
+        "1,2",
+        "glob(m*)",
+        "shuffle(1,2)",
+        "range(0,1,0.5)",
+        "interval(0,1)",
+        "a,${seed}",
+        ",",
+    ]
 )
 
 
 @cases(15)
 @given(
-    words=st.lists(st.one_of(WORDS, st.builds(lambda key, value: f"{key}={value}", st.sampled_from([*KEYS, *GROUPS]), SWEPT)), max_size=3)
+    words=st.lists(
+        st.one_of(
+            WORDS, st.builds(lambda key, value: f"{key}={value}", st.sampled_from([*KEYS, *GROUPS]), SWEPT)
+        ),
+        max_size=3,
+    )
 )
-def test_sweeps_of_anything(words: list[str], place: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("metalearn.sweep.jobs.MOST_JOBS", 4)
+def test_sweeps_of_anything(
+    words: list[str], place: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metalearn.sweep.multirun.jobs.MOST_JOBS", 4)
     assert answer(["train", "-m", *words, "seed=no-number"], place, watch) == 2  # so that nothing is ever run
 
 
@@ -258,7 +321,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @cases(50)
 @given(data=st.data(), verb=st.sampled_from(["resume", "eval", "ls"]))
-def test_damaged_run_folders(data: st.DataObject, verb: str, template: Path, place: Path, watch: Watch) -> None:
+def test_damaged_run_folders(
+    data: st.DataObject, verb: str, template: Path, place: Path, watch: Watch
+) -> None:
     run_dir = place / "run"
     shutil.rmtree(run_dir, ignore_errors=True)
     shutil.copytree(template, run_dir)
@@ -272,7 +337,11 @@ def test_damaged_run_folders(data: st.DataObject, verb: str, template: Path, pla
         steps = (run_dir / "config.yaml").read_bytes().find(b"outer_steps: 2\n") >= 0
         if not steps:
             return
-    words = {"resume": ["resume", "run", "trainer.outer_steps=3"], "eval": ["eval", "run", "eval.episodes=2"], "ls": ["ls", "runs", "."]}
+    words = {
+        "resume": ["resume", "run", "trainer.outer_steps=3"],
+        "eval": ["eval", "run", "eval.episodes=2"],
+        "ls": ["ls", "runs", "."],
+    }
     answer(words[verb], place, watch)
 
 
@@ -281,12 +350,14 @@ def test_damaged_run_folders(data: st.DataObject, verb: str, template: Path, pla
     line=st.one_of(
         st.text(max_size=20),
         st.builds(
-            lambda verb, words: f"metalearn {verb} {' '.join(words)}", st.sampled_from([*cli.VERBS, "x"]), st.lists(WORDS, max_size=2)
+            lambda verb, words: f"metalearn {verb} {' '.join(words)}",
+            st.sampled_from([*verbs.VERBS, "x"]),
+            st.lists(WORDS, max_size=2),
         ),
     )
 )
 def test_completion_of_anything(line: str, place: Path) -> None:
-    found = answered(lambda: completion.complete(line, len(line), tuple(cli.VERBS)))
+    found = answered(lambda: completion.complete(line, len(line), tuple(verbs.VERBS)))
     assert all(isinstance(word, str) for word in found)
 
 

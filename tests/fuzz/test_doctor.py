@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metalearn.doctor import examine_run
+from metalearn.doctor.examine import examine_run
 from metalearn.errors import CheckpointError
 from tests.fuzz.cases import cases, in_time, mutations
 from tests.fuzz.test_command_line import template
@@ -21,13 +21,17 @@ __all__ = ["template"]
 
 @cases(25)
 @given(data=st.data())
-def test_damaged_run_folders_are_examined_to_the_end(data: st.DataObject, template: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_damaged_run_folders_are_examined_to_the_end(
+    data: st.DataObject, template: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     run_dir = tmp_path_factory.getbasetemp() / "examined"
     shutil.rmtree(run_dir, ignore_errors=True)
     shutil.copytree(template, run_dir)
     files = sorted(path for path in run_dir.rglob("*") if path.is_file() and "plots" not in path.parts)
     for path in data.draw(st.lists(st.sampled_from(files), min_size=1, max_size=3, unique=True)):
-        path.write_bytes(data.draw(mutations(path.read_bytes()))) if data.draw(st.integers(0, 5)) else path.unlink()
+        path.write_bytes(data.draw(mutations(path.read_bytes()))) if data.draw(
+            st.integers(0, 5)
+        ) else path.unlink()
     with in_time(), contextlib.redirect_stdout(io.StringIO()) as printed:
         code = examine_run(run_dir, [])
     lines = printed.getvalue().splitlines()

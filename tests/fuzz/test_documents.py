@@ -11,12 +11,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metalearn import config, documents
-from metalearn.analysis.runfiles import read_metrics, read_results
+from metalearn import files
+from metalearn.build import specification
+from metalearn.config.compose import compose, reopen
+from metalearn.config.interpolation import reference_problems
+from metalearn.config.saved import read_saved
 from metalearn.data.partition import file_partition
-from metalearn.documents import MAX_NODES
-from metalearn.references import reference_problems
-from metalearn.run import specification
+from metalearn.files import MAX_NODES
+from metalearn.rundir.reader import read_metrics, read_results
 from tests.fuzz.cases import answered, cases, in_time, mutations
 
 SNIPPETS = st.sampled_from(
@@ -72,16 +74,25 @@ SNIPPETS = st.sampled_from(
 )
 LINES = st.lists(st.one_of(SNIPPETS, st.text(max_size=20)), max_size=12).map("\n".join)
 SCALARS = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=15), st.sampled_from(["${a}", "${oc.env:X}", "???"])
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=15),
+    st.sampled_from(["${a}", "${oc.env:X}", "???"]),
 )
 TREES = st.recursive(
-    SCALARS, lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=8), inner, max_size=4)), max_leaves=12
+    SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
+    max_leaves=12,
 )
 
 
 @pytest.fixture(scope="module")
 def saved() -> dict[str, Any]:
-    return config.compose(["algo=protonet"])
+    return compose(["algo=protonet"])
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +106,7 @@ def test_a_yaml_is_read_or_refused(text: str, folder: Path) -> None:
     (folder / "x.yaml").write_text(text, encoding="utf-8", errors="surrogatepass")
     with in_time():
         try:
-            found = documents.read_yaml(folder / "x.yaml")
+            found = files.read_yaml(folder / "x.yaml")
         except ValueError as error:
             assert str(error)
         else:
@@ -111,10 +122,12 @@ def test_references_are_judged_whatever_they_say(tree: dict[str, Any]) -> None:
 
 @cases(150)
 @given(data=st.data())
-def test_a_damaged_configuration_of_a_run_is_read_or_refused(data: st.DataObject, saved: dict[str, Any], folder: Path) -> None:
+def test_a_damaged_configuration_of_a_run_is_read_or_refused(
+    data: st.DataObject, saved: dict[str, Any], folder: Path
+) -> None:
     content = data.draw(mutations(yaml.safe_dump(saved).encode()))
     (folder / "config.yaml").write_bytes(content)
-    answered(lambda: config.reopen(config.read_saved(folder), []))
+    answered(lambda: reopen(read_saved(folder), []))
 
 
 @cases(100)
@@ -124,13 +137,16 @@ def test_a_changed_value_of_a_run_s_configuration_is_read_or_refused(
 ) -> None:
     changed: dict[str, Any] = json.loads(json.dumps(saved))
     place = changed
-    while data.draw(st.booleans()) and (inner := [key for key, entry in place.items() if isinstance(entry, dict) and entry]):
+    while data.draw(st.booleans()) and (
+        inner := [key for key, entry in place.items() if isinstance(entry, dict) and entry]
+    ):
         place = place[data.draw(st.sampled_from(inner))]
     place[data.draw(st.sampled_from([*place, "new", "", "_target_", "_args_"]))] = value
     (folder / "config.yaml").write_text(yaml.safe_dump(changed))
     answered(
-        lambda: config.reopen(
-            config.read_saved(folder), data.draw(st.sampled_from([[], ["eval.episodes=3"], ["device=cpu"], ["trusted=[x]"]]))
+        lambda: reopen(
+            read_saved(folder),
+            data.draw(st.sampled_from([[], ["eval.episodes=3"], ["device=cpu"], ["trusted=[x]"]])),
         )
     )
 
@@ -150,14 +166,20 @@ def test_a_partition_is_read_or_refused(text: str, suffix: str, folder: Path) ->
 @given(
     rows=st.lists(
         st.lists(
-            st.one_of(st.sampled_from(["a", "b", "train", "test", "val", "class", "split", '"', ""]), st.text(max_size=5)), max_size=4
+            st.one_of(
+                st.sampled_from(["a", "b", "train", "test", "val", "class", "split", '"', ""]),
+                st.text(max_size=5),
+            ),
+            max_size=4,
         ),
         max_size=6,
     )
 )
 def test_a_table_is_a_partition_or_refused(rows: list[list[str]], folder: Path) -> None:
     path = folder / "table.csv"
-    path.write_text("\n".join(["class,split", *(",".join(row) for row in rows)]), encoding="utf-8", errors="surrogatepass")
+    path.write_text(
+        "\n".join(["class,split", *(",".join(row) for row in rows)]), encoding="utf-8", errors="surrogatepass"
+    )
     answered(lambda: file_partition(path, ["a", "b", "c"]))
 
 
@@ -180,8 +202,14 @@ SPECIFICATION = {
 @given(data=st.data())
 def test_a_specification_is_read_or_refused(data: st.DataObject, folder: Path) -> None:
     content = json.loads(json.dumps(SPECIFICATION))
-    node = data.draw(st.sampled_from([content, content["task"], content["task"]["objective"], content["task"]["input_spec"]]))
-    node[data.draw(st.one_of(st.sampled_from([*node, *content["preprocessing"]]), st.text(max_size=8)))] = data.draw(TREES)
+    node = data.draw(
+        st.sampled_from(
+            [content, content["task"], content["task"]["objective"], content["task"]["input_spec"]]
+        )
+    )
+    node[data.draw(st.one_of(st.sampled_from([*node, *content["preprocessing"]]), st.text(max_size=8)))] = (
+        data.draw(TREES)
+    )
     try:
         text = json.dumps(specification.signed(content))
     except ValueError:  # NaN

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from metalearn.data.archive import Entry, Limits, read_entries
-from metalearn.data.image_file import decode
+from metalearn.data.files.archive import Entry, Limits, read_entries
+from metalearn.data.files.image_file import decode
 from metalearn.data.image_folder import ImageFolder
 from metalearn.errors import ConfigError, DataError
 from tests.fuzz.cases import answered, cases, mutations
@@ -39,9 +39,21 @@ PICTURES = [
         encoded("PNG", COLOUR.convert("LA")),
         encoded("PNG", COLOUR.convert("1")),
     ),
-    *(encoded("PNG", Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 257)), encoded("PNG", COLOUR.convert("RGBA"), optimize=True)),
-    *(encoded("JPEG", COLOUR), encoded("JPEG", COLOUR, progressive=True), encoded("JPEG", COLOUR.convert("CMYK"))),
-    *(encoded("JPEG", COLOUR.convert("L"), exif=Image.Exif()), encoded("GIF", COLOUR), encoded("BMP", COLOUR), encoded("WEBP", COLOUR)),
+    *(
+        encoded("PNG", Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 257)),
+        encoded("PNG", COLOUR.convert("RGBA"), optimize=True),
+    ),
+    *(
+        encoded("JPEG", COLOUR),
+        encoded("JPEG", COLOUR, progressive=True),
+        encoded("JPEG", COLOUR.convert("CMYK")),
+    ),
+    *(
+        encoded("JPEG", COLOUR.convert("L"), exif=Image.Exif()),
+        encoded("GIF", COLOUR),
+        encoded("BMP", COLOUR),
+        encoded("WEBP", COLOUR),
+    ),
 ]
 
 
@@ -54,15 +66,24 @@ def test_a_damaged_picture_is_a_picture_or_refused(data: st.DataObject) -> None:
 
 
 NAMES = st.one_of(
-    st.sampled_from(["a", "b", "train", "val", "test", ".hidden", "with space", "ü", "\udcff", "new\nline", "x" * 200]),
-    st.text(st.characters(blacklist_characters="/\0", blacklist_categories=("Cs",)), min_size=1, max_size=8).filter(
-        lambda name: name not in (".", "..")
+    st.sampled_from(
+        ["a", "b", "train", "val", "test", ".hidden", "with space", "ü", "\udcff", "new\nline", "x" * 200]
     ),
+    st.text(
+        st.characters(blacklist_characters="/\0", blacklist_categories=("Cs",)), min_size=1, max_size=8
+    ).filter(lambda name: name not in (".", "..")),
 )
 FILES = st.dictionaries(
-    st.builds(lambda stem, suffix: stem[:100] + suffix, NAMES, st.sampled_from([".png", ".jpg", ".JPEG", ".txt", ""])),
+    st.builds(
+        lambda stem, suffix: stem[:100] + suffix,
+        NAMES,
+        st.sampled_from([".png", ".jpg", ".JPEG", ".txt", ""]),
+    ),
     st.one_of(
-        st.sampled_from(PICTURES[:4]), st.sampled_from(PICTURES), st.binary(max_size=40), st.sampled_from(PICTURES).flatmap(mutations)
+        st.sampled_from(PICTURES[:4]),
+        st.sampled_from(PICTURES),
+        st.binary(max_size=40),
+        st.sampled_from(PICTURES).flatmap(mutations),
     ),
     max_size=4,
 )
@@ -107,8 +128,17 @@ def test_a_folder_of_anything_is_a_dataset_or_refused(
         (root / "extra" / "dangling.png").symlink_to(root / "nowhere")
 
     def prepare() -> ImageFolder:
-        dials = {"way": way, "shot": 1, "query_shot": 1, "image_size": 4, "channels": channels, "fractions": (0.34, 0.33, 0.33)}
-        data = ImageFolder(device=torch.device("cpu"), root=str(root), cache_dir=str(folder / "cache"), **dials)  # type: ignore[arg-type]
+        dials = {
+            "way": way,
+            "shot": 1,
+            "query_shot": 1,
+            "image_size": 4,
+            "channels": channels,
+            "fractions": (0.34, 0.33, 0.33),
+        }
+        data = ImageFolder(
+            device=torch.device("cpu"), root=str(root), cache_dir=str(folder / "cache"), **dials
+        )  # type: ignore[arg-type]
         data.prepare()
         data.tasks("train", seed=0, first=0, count=1)
         return data
@@ -127,7 +157,9 @@ def archived(kind: str) -> bytes:
             archive.writestr("a/one.png", PICTURES[0])
             archive.writestr("a/two.txt", b"text" * 50)
     else:
-        with tarfile.open(fileobj=buffer, mode="w:gz" if kind == "tar.gz" else "w", format=tarfile.PAX_FORMAT) as archive:
+        with tarfile.open(
+            fileobj=buffer, mode="w:gz" if kind == "tar.gz" else "w", format=tarfile.PAX_FORMAT
+        ) as archive:
             for name, content in (("a/" + "ü" * 120, PICTURES[0]), ("a/two.txt", b"text" * 50)):
                 info = tarfile.TarInfo(name)
                 info.size = len(content)
@@ -140,7 +172,9 @@ ARCHIVES = {kind: archived(kind) for kind in ("zip", "tar", "tar.gz")}
 
 @cases(200)
 @given(data=st.data(), kind=st.sampled_from(sorted(ARCHIVES)))
-def test_a_damaged_archive_is_read_or_refused(data: st.DataObject, kind: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_damaged_archive_is_read_or_refused(
+    data: st.DataObject, kind: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     folder = tmp_path_factory.mktemp("archive")
     path = folder / f"x.{kind}"
     path.write_bytes(data.draw(mutations(ARCHIVES[kind])))

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from metalearn import cli, config
-from metalearn.documents import read_yaml
-from metalearn.engine.checkpoint import CheckpointStore
+from metalearn.cli import main as cli
+from metalearn.config.compose import compose
 from metalearn.errors import ConfigError
+from metalearn.files import read_yaml
+from metalearn.rundir.checkpoints import CheckpointStore
 from metalearn.sweep import jobs
 
 
@@ -25,12 +26,24 @@ def never_unexpected(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_folder_of_yamls_may_have_a_space_in_its_name(tmp_path: Path) -> None:
     folder = tmp_path / "my conf%20ig"
     (folder / "algo").mkdir(parents=True)
-    (folder / "algo" / "mine.yaml").write_text("_target_: metalearn.algorithms.protonet.ProtoNet\nplan: loop\nchunk: 0\n")
-    assert config.compose(["algo=mine"], str(folder))["algo"]["plan"] == "loop"
+    (folder / "algo" / "mine.yaml").write_text(
+        "_target_: metalearn.algorithms.protonet.ProtoNet\nplan: loop\nchunk: 0\n"
+    )
+    assert compose(["algo=mine"], str(folder))["algo"]["plan"] == "loop"
 
 
 @pytest.mark.parametrize(
-    "text", ["a: !!timestamp x", "a: !!float ''", "a: !!bool x", "a: !!int ''", "!!set [1]", "<<: 3", "? [1]", "- " * 5000]
+    "text",
+    [
+        "a: !!timestamp x",
+        "a: !!float ''",
+        "a: !!bool x",
+        "a: !!int ''",
+        "!!set [1]",
+        "<<: 3",
+        "? [1]",
+        "- " * 5000,
+    ],
 )
 def test_what_pyyaml_itself_stumbles_over_is_a_bad_document(text: str, tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(text)
@@ -48,10 +61,15 @@ def test_what_pyyaml_itself_stumbles_over_is_a_bad_document(text: str, tmp_path:
         (["seed=shuffle(range(0,1000000000))"], "has more than 10000 values"),
         (["seed=range(0,3,-1)"], "has no value to sweep over"),
         (["seed=glob(*)"], "has no value to sweep over"),
-        (["seed=range(0,200)", "eval.seed=range(0,200)"], "these words make 40000 jobs; a sweep has at most 10000"),
+        (
+            ["seed=range(0,200)", "eval.seed=range(0,200)"],
+            "these words make 40000 jobs; a sweep has at most 10000",
+        ),
     ],
 )
-def test_a_sweep_that_leads_nowhere_or_never_ends(words: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_that_leads_nowhere_or_never_ends(
+    words: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["train", "-m", *words]) == 2
     assert reason in capsys.readouterr().err
 
@@ -61,22 +79,32 @@ def test_a_sweep_that_leads_nowhere_or_never_ends(words: list[str], reason: str,
     ("word", "reason"),
     [
         (f"seed={'9' * 5000}", "9999… cannot be read: Exceeds the limit"),
-        ("data.rotations=[choice(1,2)]", "choice(), range() and their like cannot stand within a list or a mapping"),
+        (
+            "data.rotations=[choice(1,2)]",
+            "choice(), range() and their like cannot stand within a list or a mapping",
+        ),
         ("seed={a:range(0,2)}", "choice(), range() and their like cannot stand within a list or a mapping"),
-        ("data.rotations=[[glob(*)]]", "choice(), range() and their like cannot stand within a list or a mapping"),
+        (
+            "data.rotations=[[glob(*)]]",
+            "choice(), range() and their like cannot stand within a list or a mapping",
+        ),
     ],
 )
-def test_words_that_hydra_reads_and_cannot_use(word: str, reason: str, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_words_that_hydra_reads_and_cannot_use(
+    word: str, reason: str, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["train", *flags, word]) == 2
     assert reason in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["# @package _global_\n", "[]", "5", "# @package hydra\nlauncher: 3\n", "_target_: {a: 1}"])
+@pytest.mark.parametrize(
+    "text", ["# @package _global_\n", "[]", "5", "# @package hydra\nlauncher: 3\n", "_target_: {a: 1}"]
+)
 def test_a_launcher_that_is_no_mapping(text: str, tmp_path: Path) -> None:
     (tmp_path / "hydra" / "launcher").mkdir(parents=True)
     (tmp_path / "hydra" / "launcher" / "mine.yaml").write_text(text)
     with pytest.raises(ConfigError):
-        config.compose(["hydra/launcher=mine", "trusted=[hydra]"], str(tmp_path))
+        compose(["hydra/launcher=mine", "trusted=[hydra]"], str(tmp_path))
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"a: \x80", b"\x00"])
@@ -106,7 +134,12 @@ def test_a_device_of_odd_digits_is_no_device(capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.parametrize("name", ["", " ", "a\0b"])
 def test_a_name_that_is_no_path(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["resume", name], ["eval", name], ["ls", "runs", name], ["train", "--config-dir", name, "--cfg", "job"]):
+    for words in (
+        ["resume", name],
+        ["eval", name],
+        ["ls", "runs", name],
+        ["train", "--config-dir", name, "--cfg", "job"],
+    ):
         assert cli.main(words) in (0, 2)
         capsys.readouterr()
 

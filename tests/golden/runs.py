@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from metalearn import run
-from metalearn.config import compose
-from metalearn.engine.environment import hardware
-from metalearn.run import life
+from metalearn.config.compose import compose
+from metalearn.run import session
+from metalearn.run.train import train
+from metalearn.rundir.environment import hardware
 
 CONF = Path(__file__).parents[2] / "conf"
 STORE = Path(__file__).parent / "losses.json"
@@ -30,8 +30,20 @@ TOLERANCE = 1e-9
 WAY_OUT = "if numbers were meant to change, run scripts/update_golden and say so in CHANGELOG.md"
 SAME = ("torch", "cpu", "capability")  # where all of these are equal, so is every bit
 COMMON = [
-    *("device=cpu", "device.precision=float64", "device.threads=1", f"trainer.outer_steps={STEPS}", "trainer.log_every=1"),
-    *("trainer.meta_batch_size=4", "trainer.batch_size=16", f"trainer.eval_every={STEPS}", "eval.val_episodes=2", f"eval.episodes={STEPS}"),
+    *(
+        "device=cpu",
+        "device.precision=float64",
+        "device.threads=1",
+        f"trainer.outer_steps={STEPS}",
+        "trainer.log_every=1",
+    ),
+    *(
+        "trainer.meta_batch_size=4",
+        "trainer.batch_size=16",
+        f"trainer.eval_every={STEPS}",
+        "eval.val_episodes=2",
+        f"eval.episodes={STEPS}",
+    ),
 ]
 IMAGES = [
     "data=glyphs",
@@ -50,7 +62,12 @@ CASES: dict[str, list[str]] = {
     "maml, one task at a time": [*IMAGES, "algo.inner_lr=0.1", "device.plan=loop"],
     "maml, first order, max-pool": [*IMAGES, "algo.order=1", "algo.inner_lr=0.1", "model.downsample=pool"],
     "maml, sinusoid": ["data=sinusoid", "algo.inner_lr=0.01"],
-    "maml, ratings": ["data=synthetic_ratings", "data.num_users=100", "data.num_items=40", "algo.inner_lr=0.01"],
+    "maml, ratings": [
+        "data=synthetic_ratings",
+        "data.num_users=100",
+        "data.num_items=40",
+        "algo.inner_lr=0.01",
+    ],
 }
 
 
@@ -64,7 +81,7 @@ def losses(words: list[str], folder: Path) -> list[float]:
     """The loss of every outer step, or of every test task for a method that does not train. folder: an empty one."""
     cfg = compose([*words, *([f"data.cache_dir={folder / 'cache'}"] if "data=glyphs" in words else [])])
     with as_it_was(), contextlib.redirect_stdout(io.StringIO()):
-        run.train(cfg, words, folder / "run")
+        train(cfg, words, folder / "run")
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     trained = [line["loss"] for line in lines if line["split"] == "train"]
     return trained or column(folder / "run" / "eval_test.csv", "loss")
@@ -78,14 +95,14 @@ def column(path: Path, name: str) -> list[float]:
 @contextlib.contextmanager
 def as_it_was() -> Iterator[None]:
     """Within it no plots are drawn; after it, type and threads are those from before."""
-    dtype, threads, draw_plots = torch.get_default_dtype(), torch.get_num_threads(), life.draw_plots
-    life.draw_plots = lambda *parts: None
+    dtype, threads, draw_plots = torch.get_default_dtype(), torch.get_num_threads(), session.draw_plots
+    session.draw_plots = lambda *parts: None
     try:
         yield
     finally:
         torch.set_default_dtype(dtype)
         torch.set_num_threads(threads)
-        life.draw_plots = draw_plots
+        session.draw_plots = draw_plots
 
 
 def machine() -> dict[str, Any]:
@@ -99,7 +116,9 @@ def make() -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").partition("\n\n")[0].splitlines() if path.exists() else []
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    known = [f"{key} {facts[key]}" for key in ("cpu family", "model", "stepping", "cache size") if key in facts]
+    known = [
+        f"{key} {facts[key]}" for key in ("cpu family", "model", "stepping", "cache size") if key in facts
+    ]
     flags = hashlib.sha256(facts.get("flags", "").encode()).hexdigest()[:8]
     return ", ".join([*known, f"flags {flags}"])
 
@@ -117,7 +136,12 @@ def stored() -> dict[str, Any]:
 
 def updated(store: dict[str, Any], found: dict[str, list[float]]) -> dict[str, Any]:
     """The store with the losses that this machine found; those of other versions of torch stay."""
-    return dict(sorted({**store, minor(): {**machine(), "losses": found}}.items(), key=lambda entry: [int(n) for n in entry[0].split(".")]))
+    return dict(
+        sorted(
+            {**store, minor(): {**machine(), "losses": found}}.items(),
+            key=lambda entry: [int(n) for n in entry[0].split(".")],
+        )
+    )
 
 
 def gap(value: float, expected: float) -> float:
@@ -132,7 +156,11 @@ def complaint(name: str, found: list[float], expected: list[float], *, exact: bo
     allowed = 0.0 if exact else TOLERANCE
     for step, (value, stored) in enumerate(zip(found, expected, strict=True), 1):
         if not gap(value, stored) <= allowed:
-            reason = "this machine is like the one that stored it, so that every bit counts" if exact else f"at most {allowed:.0e}"
+            reason = (
+                "this machine is like the one that stored it, so that every bit counts"
+                if exact
+                else f"at most {allowed:.0e}"
+            )
             values = f"loss {value!r}, stored {stored!r}, relative difference {gap(value, stored):.1e}"
             return f"{name}, step {step}: {values} ({reason}); {WAY_OUT}"
     return None

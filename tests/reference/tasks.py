@@ -12,7 +12,9 @@ IMAGE = InputSpec((1, 16, 16))
 
 
 def image_spec(way: int = 3, shot: int = 2, query_shot: int = 2) -> TaskSpec:
-    return TaskSpec("classification", Classification(), way, IMAGE, way * shot, way * query_shot, way, num_train_classes=7)
+    return TaskSpec(
+        "classification", Classification(), way, IMAGE, way * shot, way * query_shot, way, num_train_classes=7
+    )
 
 
 def image_tasks(count: int, way: int = 3, shot: int = 2, query_shot: int = 2, seed: int = 0) -> Task:

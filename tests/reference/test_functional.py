@@ -77,7 +77,11 @@ def test_gradient_through_one_step_by_hand(first_order: bool, expected: float, m
 
     def after(w: Tensor) -> Tensor:
         update = lambda weights, grads, step: {"w": weights["w"] - lr * grads["w"]}  # noqa: E731
-        adapted = next(descend(lambda p, step: a * p["w"] ** 2 / 2, {"w": w}, update, counts=[1], first_order=first_order))
+        adapted = next(
+            descend(
+                lambda p, step: a * p["w"] ** 2 / 2, {"w": w}, update, counts=[1], first_order=first_order
+            )
+        )
         return adapted["w"] ** 2
 
     value = torch.vmap(after)(w[None])[0] if mapped else after(w)
@@ -93,7 +97,9 @@ def test_a_weight_that_starts_from_another_is_a_variable_of_its_own(mapped: bool
     def first_gradient(body: Tensor) -> Tensor:
         start = {"body": body, "head": 2 * body}
         keep = lambda weights, grads, step: grads  # noqa: E731
-        return next(descend(lambda w, step: (w["body"] * w["head"]).sum(), start, keep, counts=[1], first_order=False))["body"]
+        return next(
+            descend(lambda w, step: (w["body"] * w["head"]).sum(), start, keep, counts=[1], first_order=False)
+        )["body"]
 
     grad = torch.vmap(first_gradient)(body[None])[0] if mapped else first_gradient(body)
     torch.testing.assert_close(grad, torch.tensor([6.0]))  # head; through both it would be 12
@@ -108,7 +114,9 @@ def test_a_loss_that_looks_back_at_the_start_is_differentiated_by_the_weights_al
 
     def first_gradient(w: Tensor) -> Tensor:
         keep = lambda weights, grads, step: grads  # noqa: E731
-        return next(descend(lambda v, step: (v["w"] * w).sum(), {"w": w}, keep, counts=[1], first_order=False))["w"]
+        return next(
+            descend(lambda v, step: (v["w"] * w).sum(), {"w": w}, keep, counts=[1], first_order=False)
+        )["w"]
 
     grad = torch.vmap(first_gradient)(start[None])[0] if mapped else first_gradient(start)
     torch.testing.assert_close(grad, torch.tensor([3.0]))
@@ -129,10 +137,16 @@ class Identity(Model):
 
 def plane_task() -> tuple[TaskSpec, Task]:
     support = Examples(
-        torch.tensor([[0.0, 0.0], [0.0, 2.0], [4.0, 0.0], [4.0, 2.0]]), torch.tensor([0, 0, 1, 1]), torch.ones(4, dtype=torch.bool)
+        torch.tensor([[0.0, 0.0], [0.0, 2.0], [4.0, 0.0], [4.0, 2.0]]),
+        torch.tensor([0, 0, 1, 1]),
+        torch.ones(4, dtype=torch.bool),
     )
-    query = Examples(torch.tensor([[1.0, 1.0], [3.0, 1.0]]), torch.tensor([0, 1]), torch.ones(2, dtype=torch.bool))
-    return TaskSpec("classification", Classification(), 2, InputSpec((2,)), 4, 2, 2), Task(support, query, torch.tensor(0))
+    query = Examples(
+        torch.tensor([[1.0, 1.0], [3.0, 1.0]]), torch.tensor([0, 1]), torch.ones(2, dtype=torch.bool)
+    )
+    return TaskSpec("classification", Classification(), 2, InputSpec((2,)), 4, 2, 2), Task(
+        support, query, torch.tensor(0)
+    )
 
 
 def test_protonet_logits_are_negative_squared_distances_to_class_means() -> None:
@@ -156,7 +170,9 @@ def test_norm_equals_batch_norm_and_returns_its_statistics() -> None:
     x = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(1))
     norm = Norm(3)
     y, (mean, var) = norm(x)
-    torch.testing.assert_close(y, torch.nn.functional.batch_norm(x, None, None, training=True), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        y, torch.nn.functional.batch_norm(x, None, None, training=True), rtol=1e-5, atol=1e-5
+    )
     torch.testing.assert_close(norm(x[:2], given=(mean, var))[0], y[:2])
 
 

@@ -10,7 +10,7 @@ from metalearn.algorithms.maml import MAML
 from metalearn.algorithms.protonet import ProtoNet
 from metalearn.algorithms.reptile import Reptile
 from metalearn.core import Algorithm, Task
-from metalearn.engine.execution import TaskPlan, execute
+from metalearn.engine.executor import TaskPlan, execute
 from metalearn.models.conv4 import Conv4
 from tests.reference.tasks import IMAGE, image_spec, image_tasks, with_draws
 
@@ -20,7 +20,9 @@ PLANS = [TaskPlan("loop"), TaskPlan("vmap"), TaskPlan("vmap", 2)]
 def maml(order: int = 2, norm_statistics: str = "transductive", downsample: str = "stride") -> MAML:
     torch.manual_seed(0)
     model = Conv4(IMAGE, channels=4, norm_statistics=norm_statistics, downsample=downsample)
-    algorithm = MAML(model, image_spec(), inner_lr=0.3, adaptation_steps=2, eval_adaptation_steps=3, order=order)
+    algorithm = MAML(
+        model, image_spec(), inner_lr=0.3, adaptation_steps=2, eval_adaptation_steps=3, order=order
+    )
     return perturbed(algorithm)
 
 
@@ -41,7 +43,12 @@ def protonet() -> ProtoNet:
 def reptile() -> Reptile:
     torch.manual_seed(0)
     model = Conv4(IMAGE, channels=4)
-    dials = {"adaptation_steps": 3, "eval_adaptation_steps": 4, "inner_batch_size": 4, "eval_inner_batch_size": 6}
+    dials = {
+        "adaptation_steps": 3,
+        "eval_adaptation_steps": 4,
+        "inner_batch_size": 4,
+        "eval_inner_batch_size": 6,
+    }
     return perturbed(Reptile(model, image_spec(), inner_lr=0.01, **dials))
 
 
@@ -89,7 +96,9 @@ def test_protonet_gradient_matches_finite_differences() -> None:
     assert mismatch(protonet(), image_tasks(2)) < 1e-5
 
 
-@pytest.mark.parametrize("make", [maml, lambda: maml(order=1), lambda: maml(norm_statistics="support"), protonet, reptile])
+@pytest.mark.parametrize(
+    "make", [maml, lambda: maml(order=1), lambda: maml(norm_statistics="support"), protonet, reptile]
+)
 @pytest.mark.parametrize("plan", PLANS[1:], ids=str)
 def test_plans_give_the_same_gradient_in_every_parameter(make, plan: TaskPlan) -> None:
     algorithm = make()
@@ -97,7 +106,9 @@ def test_plans_give_the_same_gradient_in_every_parameter(make, plan: TaskPlan) -
     reference = gradients(algorithm, tasks, PLANS[0])
     for name, grad in gradients(algorithm, tasks, plan).items():
         assert reference[name].norm() > 1e-6 or "bias" in name, f"{name} has no gradient to compare"
-        torch.testing.assert_close(grad, reference[name], rtol=1e-9, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            grad, reference[name], rtol=1e-9, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.mark.parametrize("make", [maml, protonet, reptile])
@@ -105,6 +116,11 @@ def test_batch_gradient_is_the_mean_of_single_task_gradients(make) -> None:
     algorithm = make()
     tasks = with_draws(algorithm, image_tasks(3))
     batch = gradients(algorithm, tasks, TaskPlan("vmap"))
-    singles = [gradients(algorithm, torch.utils._pytree.tree_map(lambda leaf, i=i: leaf[i : i + 1], tasks), PLANS[0]) for i in range(3)]
+    singles = [
+        gradients(algorithm, torch.utils._pytree.tree_map(lambda leaf, i=i: leaf[i : i + 1], tasks), PLANS[0])
+        for i in range(3)
+    ]
     for name, grad in batch.items():
-        torch.testing.assert_close(grad, torch.stack([s[name] for s in singles]).mean(0), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            grad, torch.stack([s[name] for s in singles]).mean(0), rtol=1e-9, atol=1e-12
+        )

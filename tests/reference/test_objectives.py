@@ -23,7 +23,11 @@ def everything(count: int) -> Tensor:
 
 def ece(*tasks: tuple[Tensor, Tensor, Tensor]) -> float:
     totals = [Classification().totals(*task) for task in tasks]
-    return Classification().summary({name: sum(part[name] for part in totals) for name in totals[0]})["ece"].item()
+    return (
+        Classification()
+        .summary({name: sum(part[name] for part in totals) for name in totals[0]})["ece"]
+        .item()
+    )
 
 
 def test_calibration_error_is_that_of_the_rows_of_all_tasks_together() -> None:
@@ -36,35 +40,49 @@ def test_calibration_error_is_that_of_the_rows_of_all_tasks_together() -> None:
 
 
 def test_bins_of_confidence_are_closed_above() -> None:
-    prediction = torch.tensor([[0.0, 0.0, 0.0], [50.0, 0.0, 0.0]], dtype=torch.float64)  # confidences 1/3 = 5/15, and 1
+    prediction = torch.tensor(
+        [[0.0, 0.0, 0.0], [50.0, 0.0, 0.0]], dtype=torch.float64
+    )  # confidences 1/3 = 5/15, and 1
     count = Classification().totals(prediction, torch.tensor([0, 0]), everything(2))["count"]
     assert count.nonzero().flatten().tolist() == [4, 14]
 
 
 def test_padded_rows_change_no_total() -> None:
-    prediction, y = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3, 0, 0])
+    prediction, y = (
+        torch.randn(6, 4, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([0, 1, 2, 3, 0, 0]),
+    )
     padded = torch.cat([prediction[:4], torch.full((2, 4), 1e3)])
     mask = torch.tensor([True] * 4 + [False] * 2)
     alone = Classification().totals(prediction[:4], y[:4], everything(4))
-    assert all(torch.equal(values, alone[name]) for name, values in Classification().totals(padded, y, mask).items())
+    assert all(
+        torch.equal(values, alone[name]) for name, values in Classification().totals(padded, y, mask).items()
+    )
 
 
 def test_a_prediction_that_is_not_a_number_has_no_calibration() -> None:
-    assert math.isnan(ece((torch.tensor([[torch.nan, 0.0], [1.0, 0.0]]), torch.tensor([0, 0]), everything(2))))
+    assert math.isnan(
+        ece((torch.tensor([[torch.nan, 0.0], [1.0, 0.0]]), torch.tensor([0, 0]), everything(2)))
+    )
 
 
 def test_sums_of_confidences_do_not_depend_on_their_order() -> None:
     generator = torch.Generator().manual_seed(1)
     prediction, y = torch.randn(2000, 5, generator=generator), torch.zeros(2000, dtype=torch.int64)
     order = torch.randperm(2000, generator=generator)
-    whole, mixed = (Classification().totals(prediction[rows], y, everything(2000)) for rows in (torch.arange(2000), order))
+    whole, mixed = (
+        Classification().totals(prediction[rows], y, everything(2000)) for rows in (torch.arange(2000), order)
+    )
     assert torch.equal(whole["confidence"], mixed["confidence"])
 
 
 def binned(scores: Tensor, positive: Tensor, tasks: int = 20) -> float:
     """The AUC of the rows, in so many tasks."""
     auc = BinnedAUC()
-    parts = [auc.totals(s, p, everything(len(s))) for s, p in zip(scores.chunk(tasks), positive.chunk(tasks), strict=True)]
+    parts = [
+        auc.totals(s, p, everything(len(s)))
+        for s, p in zip(scores.chunk(tasks), positive.chunk(tasks), strict=True)
+    ]
     return auc.summary({name: sum(part[name] for part in parts) for name in parts[0]}).item()
 
 
@@ -81,7 +99,11 @@ def cases() -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(2)
     positive = torch.rand(6000, generator=generator) < 0.3
     wide = torch.randn(6000, generator=generator, dtype=torch.float64) + positive
-    return [(wide.sigmoid(), positive), ((3 * wide).sigmoid(), positive), ((wide.sigmoid() * 20).round() / 20, positive)]
+    return [
+        (wide.sigmoid(), positive),
+        ((3 * wide).sigmoid(), positive),
+        ((wide.sigmoid() * 20).round() / 20, positive),
+    ]
 
 
 @pytest.mark.parametrize("case", range(3))
@@ -95,8 +117,12 @@ def test_pooled_auc_is_within_a_thousandth_of_the_exact_one(case: int) -> None:
 def test_pooled_auc_is_within_a_thousandth_of_scikit_learn(case: int) -> None:
     metrics = pytest.importorskip("sklearn.metrics")
     scores, positive = cases()[case]
-    assert exact(scores, positive) == pytest.approx(metrics.roc_auc_score(positive.numpy(), scores.numpy()), abs=1e-12)
-    assert binned(scores, positive) == pytest.approx(metrics.roc_auc_score(positive.numpy(), scores.numpy()), abs=1e-3)
+    assert exact(scores, positive) == pytest.approx(
+        metrics.roc_auc_score(positive.numpy(), scores.numpy()), abs=1e-12
+    )
+    assert binned(scores, positive) == pytest.approx(
+        metrics.roc_auc_score(positive.numpy(), scores.numpy()), abs=1e-3
+    )
 
 
 def test_auc_of_perfect_scores_is_one_and_of_equal_ones_a_half() -> None:
@@ -108,4 +134,6 @@ def test_auc_of_perfect_scores_is_one_and_of_equal_ones_a_half() -> None:
 
 def test_auc_is_undefined_without_both_kinds_of_rows_or_with_a_score_that_is_not_a_number() -> None:
     assert math.isnan(binned(torch.rand(4), everything(4), tasks=2))
-    assert math.isnan(binned(torch.tensor([0.9, torch.nan, 0.2, 0.1]), torch.tensor([True, False, True, False]), tasks=2))
+    assert math.isnan(
+        binned(torch.tensor([0.9, torch.nan, 0.2, 0.1]), torch.tensor([True, False, True, False]), tasks=2)
+    )

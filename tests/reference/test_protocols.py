@@ -12,7 +12,7 @@ from metalearn.algorithms.maml import MAML
 from metalearn.algorithms.pixel_nn import PixelNN
 from metalearn.algorithms.protonet import ProtoNet
 from metalearn.core import Algorithm, Examples, Task, TaskSpec, blank_query
-from metalearn.engine.execution import TaskPlan, execute
+from metalearn.engine.executor import TaskPlan, execute
 from metalearn.engine.fitting import obstacles
 from metalearn.models.base import Model
 from metalearn.models.conv4 import Conv4
@@ -52,7 +52,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("make", "statistics"), CASES, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("make", "statistics"), CASES, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_queries_influence_each_other_exactly_where_the_protocol_says_so(make, statistics: str) -> None:
     algorithm = make(statistics)
     task = one_task(with_draws(algorithm, image_tasks(1)))
@@ -82,7 +84,9 @@ def test_reptile_gradient_is_initial_minus_adapted_weights_and_the_second_moment
             optimizer.step()
         for name, p in algorithm.named_parameters():
             torch.testing.assert_close(found[name], start[name] - p.detach(), rtol=1e-6, atol=1e-9)
-        algorithm.update_running(metrics["statistics"])  # the original's next task goes on with the same moments
+        algorithm.update_running(
+            metrics["statistics"]
+        )  # the original's next task goes on with the same moments
     assert algorithm.inner_steps == 2 * algorithm.adaptation_steps
 
 
@@ -103,7 +107,9 @@ def ragged(tasks: Task, fill: float) -> Task:
     def pad(rows: Examples, count: int) -> Examples:
         mask = rows.mask.clone()
         mask[:, -count:] = False
-        return rows._replace(x=torch.where(mask[..., None, None, None], rows.x, fill), y=rows.y * mask, mask=mask)
+        return rows._replace(
+            x=torch.where(mask[..., None, None, None], rows.x, fill), y=rows.y * mask, mask=mask
+        )
 
     return tasks._replace(support=pad(tasks.support, 2), query=pad(tasks.query, 1))
 
@@ -140,8 +146,14 @@ def test_misspelt_dials_are_refused_and_right_ones_are_in_the_protocol() -> None
 def test_a_step_leaves_no_autograd_graph_behind() -> None:
     for algorithm in (maml(), reptile()):
         losses, metrics = execute(algorithm, with_draws(algorithm, image_tasks(4)), TaskPlan("vmap", 2))
-        leaves = [losses, *torch.utils._pytree.tree_leaves(metrics), *(p.grad for p in algorithm.parameters())]
-        assert not any(leaf.requires_grad for leaf in leaves), "graphs of all chunks would pile up until the end of the step"
+        leaves = [
+            losses,
+            *torch.utils._pytree.tree_leaves(metrics),
+            *(p.grad for p in algorithm.parameters()),
+        ]
+        assert not any(leaf.requires_grad for leaf in leaves), (
+            "graphs of all chunks would pile up until the end of the step"
+        )
 
 
 def test_a_method_or_model_that_lacks_a_part_is_told_which() -> None:

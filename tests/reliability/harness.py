@@ -23,12 +23,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from metalearn import run
-from metalearn.config import compose
-from metalearn.engine.checkpoint import CheckpointStore
+from metalearn.config.compose import compose
+from metalearn.distributed import processes
 from metalearn.engine.trainer import Trainer
 from metalearn.errors import MetalearnError
-from metalearn.run import life, workers
+from metalearn.run import resume as resuming
+from metalearn.run import session
+from metalearn.run import train as training
+from metalearn.rundir.checkpoints import CheckpointStore
 
 KILLED = -signal.SIGKILL
 TINY = [
@@ -51,7 +53,10 @@ TINY = [
     "eval.episodes=6",
     "eval.batch_size=3",
 ]
-QUICK = ["algo=protonet", "model.norm_statistics=running"]  # Adam's moments, weights and running averages, in a third of a second
+QUICK = [
+    "algo=protonet",
+    "model.norm_statistics=running",
+]  # Adam's moments, weights and running averages, in a third of a second
 
 
 def configuration(cache: Path, *overrides: str) -> dict[str, Any]:
@@ -68,7 +73,7 @@ def start(work: Callable[[], int], fault: str | None = None, *, plots: bool = Fa
     code = 99
     try:
         if not plots:
-            life.draw_plots = lambda *parts: None  # half the time of a tiny run
+            session.draw_plots = lambda *parts: None  # half the time of a tiny run
         if fault is not None:
             os.environ["METALEARN_FAULT"] = fault
         code = work()
@@ -104,7 +109,7 @@ def finish_killed_after(work: Callable[[], int], seconds: float) -> int:
 
 
 def train(cfg: dict[str, Any], run_dir: Path) -> Callable[[], int]:
-    return lambda: run.train(cfg, ["seed=0"], run_dir)
+    return lambda: training.train(cfg, ["seed=0"], run_dir)
 
 
 def at_steps(work: Callable[[], int], actions: Mapping[int, Callable[[], object]]) -> Callable[[], int]:
@@ -127,7 +132,9 @@ def struck(work: Callable[[], int], action: Callable[[], object], *, step: int =
     return at_steps(work, {step: action})
 
 
-def before_writing(work: Callable[[], int], module: Any, name: str, action: Callable[[Path, bytes], object]) -> Callable[[], int]:
+def before_writing(
+    work: Callable[[], int], module: Any, name: str, action: Callable[[Path, bytes], object]
+) -> Callable[[], int]:
     """The work, with something happening to its process before `module.name` writes a content to a path."""
 
     def changed() -> int:
@@ -176,7 +183,7 @@ class ForkedRank:
                 sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115 - pytest's own are closed now
                 os.environ.update(env)
                 sys.path[:] = command[3].split("\n")
-                from metalearn.worker import main
+                from metalearn.distributed.entry import main
 
                 main(command[4:])
             except BaseException:  # noqa: BLE001 - the child must not return into pytest
@@ -209,7 +216,7 @@ def forking_ranks(work: Callable[[], int]) -> Callable[[], int]:
 
     def forking() -> int:
         names = {"DEVNULL": subprocess.DEVNULL, "TimeoutExpired": subprocess.TimeoutExpired}
-        workers.subprocess = types.SimpleNamespace(Popen=ForkedRank, **names)  # type: ignore[attr-defined]
+        processes.subprocess = types.SimpleNamespace(Popen=ForkedRank, **names)  # type: ignore[attr-defined]
         return work()
 
     return forking
@@ -223,7 +230,7 @@ def warm_up(cfg: dict[str, Any], run_dir: Path) -> None:
 
 
 def resume(run_dir: Path, *overrides: str) -> Callable[[], int]:
-    return lambda: run.resume(run_dir, list(overrides))
+    return lambda: resuming.resume(run_dir, list(overrides))
 
 
 def status(run_dir: Path) -> Mapping[str, Any]:
@@ -248,7 +255,7 @@ def assert_same_end(run_dir: Path, reference: Path) -> None:
             assert {name: value.numpy().tobytes() for name, value in tensors.items()} == {
                 name: value.numpy().tobytes() for name, value in expected.items()
             }
-            facts, expected_facts = store.load(step).facts, wanted.load(step).facts
+            facts, expected_facts = store.load(step).metadata, wanted.load(step).metadata
             assert {**facts, "metrics_offset": 0} == {**expected_facts, "metrics_offset": 0}
     assert metrics(run_dir) == metrics(reference)
     for name in ("results.json", "eval_test.csv"):

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from metalearn.engine.trainer import Trainer
-from metalearn.run import life
+from metalearn.run import session
 from tests.reliability.harness import start, wait
 from tests.reliability.report import PHASES
 
@@ -45,11 +45,15 @@ def moment(kind: str, number: int, visits: Visits) -> Moment:
     draw = random.Random(f"{SEED} {kind} {number}")
     visit = draw.randrange(len(visits[phase]))
     chosen = Moment(phase, visit, draw.uniform(0, visits[phase][visit]))
-    print(f"METALEARN_KILL_SEED={SEED}: {kind} {number} is killed {1000 * chosen.seconds:.2f} ms into visit {visit} of {phase}")  # noqa: T201
+    print(
+        f"METALEARN_KILL_SEED={SEED}: {kind} {number} is killed {1000 * chosen.seconds:.2f} ms into visit {visit} of {phase}"
+    )  # noqa: T201
     return chosen
 
 
-def kill_at(chosen: Moment, work: Callable[[], int], *, victims: Callable[[int], list[int]] = lambda child: [child]) -> int:
+def kill_at(
+    chosen: Moment, work: Callable[[], int], *, victims: Callable[[int], list[int]] = lambda child: [child]
+) -> int:
     """How the child ended that was killed at this moment. victims: the processes to kill, by the child's number."""
     ours, theirs = os.pipe()
     child = start(lambda: Trace(theirs, chosen).follow(work))
@@ -90,15 +94,24 @@ class Trace:
         """The work, with every phase between its marks. They never overlap."""
         for name, phase in (("train_step", "step"), ("save", "save"), ("validate", "evaluation")):
             self.mark(Trainer, name, before=functools.partial(self.enter, phase), after=self.leave)
-        self.mark(life, "judge_split", before=lambda: self.enter("evaluation"), after=self.leave)
-        self.mark(life.Life, "__init__", before=lambda: self.enter("start-up"))  # the second job of a sweep, too
+        self.mark(session, "judge_split", before=lambda: self.enter("evaluation"), after=self.leave)
+        self.mark(
+            session.Session, "__init__", before=lambda: self.enter("start-up")
+        )  # the second job of a sweep, too
         self.mark(Trainer, "train", before=self.leave)
-        self.mark(life.Life, "_report", before=lambda: self.enter("end"))
-        self.mark(life.Life, "live", after=self.leave)
+        self.mark(session.Session, "_report", before=lambda: self.enter("end"))
+        self.mark(session.Session, "run", after=self.leave)
         self.enter("start-up")
         return work()
 
-    def mark(self, owner: Any, name: str, *, before: Callable[[], None] = lambda: None, after: Callable[[], None] = lambda: None) -> None:
+    def mark(
+        self,
+        owner: Any,
+        name: str,
+        *,
+        before: Callable[[], None] = lambda: None,
+        after: Callable[[], None] = lambda: None,
+    ) -> None:
         usual = getattr(owner, name)
 
         @functools.wraps(usual)

@@ -16,40 +16,84 @@ import pytest
 
 PHASES = ("start-up", "step", "save", "evaluation", "end")  # of a run's life
 START, END = "<!-- faults: made by scripts/fault_report -->", "<!-- /faults -->"
-SAME_END = "weights, optimizer, random state, metrics and results bit-equal to those of a run that was never stopped"
+SAME_END = (
+    "weights, optimizer, random state, metrics and results bit-equal to those of a run that was never stopped"
+)
 # What is injected, and what a test compares to know that nothing was lost.
 FAULTS: dict[int, tuple[str, str]] = {
     1: ("SIGKILL at a random moment: a run, a run of two ranks, a sweep", SAME_END),
-    2: ("SIGKILL during a save", "the same; the checkpoint before is valid, and nothing half-written is left after resuming"),
-    3: ("A tensor whose write raises midway", "no checkpoint under its final name that is not whole; the ones before are valid"),
-    4: ("The newest checkpoint is truncated, empty or incomplete", "named in a warning, the one before is used; the same end, bit for bit"),
-    5: ("A bit of the newest checkpoint is flipped", "found by its sha256, the one before is used; the same end, bit for bit"),
-    6: ("Every checkpoint is bad", "exit 4 and all of them named; no silent start from step 0, no file changed"),
+    2: (
+        "SIGKILL during a save",
+        "the same; the checkpoint before is valid, and nothing half-written is left after resuming",
+    ),
+    3: (
+        "A tensor whose write raises midway",
+        "no checkpoint under its final name that is not whole; the ones before are valid",
+    ),
+    4: (
+        "The newest checkpoint is truncated, empty or incomplete",
+        "named in a warning, the one before is used; the same end, bit for bit",
+    ),
+    5: (
+        "A bit of the newest checkpoint is flipped",
+        "found by its sha256, the one before is used; the same end, bit for bit",
+    ),
+    6: (
+        "Every checkpoint is bad",
+        "exit 4 and all of them named; no silent start from step 0, no file changed",
+    ),
     7: (
         "The disk is full at a save",
         "one clear line, the checkpoints before are valid; training goes on to the next save, exit 1 after three in a row",
     ),
-    8: ("The run folder is a file, below a file, read-only", "exit 2 before training; what was there is as it was"),
-    9: ("SIGTERM, SIGINT", "the step is finished and saved, exit 143 or 130; resumed, the same end, bit for bit"),
+    8: (
+        "The run folder is a file, below a file, read-only",
+        "exit 2 before training; what was there is as it was",
+    ),
+    9: (
+        "SIGTERM, SIGINT",
+        "the step is finished and saved, exit 143 or 130; resumed, the same end, bit for bit",
+    ),
     10: ("A second signal, a step that hangs", "the process ends in time; the last checkpoint is valid"),
     11: ("SLURM takes the machine away and requeues the job", "the same folder; the same end, bit for bit"),
     12: (
         "The loss or a gradient is not finite",
         "no weight is touched; step and tasks are named, the last good checkpoint is kept",
     ),
-    13: ("The loss is not finite on one rank", "all ranks stop at the same step, with the words of a single process"),
-    14: ("A rank dies, or raises", "the run ends within a minute and says why; resumed, the same end, bit for bit"),
+    13: (
+        "The loss is not finite on one rank",
+        "all ranks stop at the same step, with the words of a single process",
+    ),
+    14: (
+        "A rank dies, or raises",
+        "the run ends within a minute and says why; resumed, the same end, bit for bit",
+    ),
     15: ("Memory runs out", "the chunk is halved, the meta-batch stays the same; or one clear sentence"),
-    16: ("A pickle in place of any file of a run", "exit 4 (2 where no checkpoint is read); its canary is not there"),
+    16: (
+        "A pickle in place of any file of a run",
+        "exit 4 (2 where no checkpoint is read); its canary is not there",
+    ),
     17: ("A `_target_` in a YAML, a run folder, a checkpoint", "exit 2; its canary is not there"),
     18: ("Archives that leave their folder, links, devices, bombs", "exit 3; nothing lies outside"),
     19: ("A wrong sha256, half a download", "exit 3; a part is continued and never used as it is"),
-    20: ("Resuming with another configuration", "refused with a diff, no file changed; what may change is accepted"),
-    21: ("Another torch or machine than the run began with", "a warning that names what changed; the run goes on"),
-    22: ("Two processes, one run folder", "the second exits with 2 and the number of the first, which goes on undisturbed"),
+    20: (
+        "Resuming with another configuration",
+        "refused with a diff, no file changed; what may change is accepted",
+    ),
+    21: (
+        "Another torch or machine than the run began with",
+        "a warning that names what changed; the run goes on",
+    ),
+    22: (
+        "Two processes, one run folder",
+        "the second exits with 2 and the number of the first, which goes on undisturbed",
+    ),
     23: ("Bad numbers, unknown keys", "exit 2 in seconds with every mistake in one list; no run folder"),
     24: ("Standard output is closed", "no traceback; training, files and exit code as without it"),
-    25: ("A logger is down", "one warning, training goes on; the run's own files are those of a run without it"),
+    25: (
+        "A logger is down",
+        "one warning, training goes on; the run's own files are those of a run without it",
+    ),
     26: (
         "A job of a sweep fails, a sweep is killed",
         "the others finish; given again, it does what is missing, and every job equals the run alone",
@@ -96,7 +140,9 @@ class Tally:
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for item in items:
-            self.faults[item.nodeid] = faults_of(item.name, (number for mark in item.iter_markers("fault") for number in mark.args))
+            self.faults[item.nodeid] = faults_of(
+                item.name, (number for mark in item.iter_markers("fault") for number in mark.args)
+            )
         items[:] = [item for item in items if self.faults[item.nodeid]]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -126,7 +172,9 @@ def fill(text: str, tally: Tally, machine: str) -> str:
     before, start, rest = text.partition(START)
     _, end, after = rest.partition(END)
     if not start or not end:
-        raise ValueError(f"the document has no pair of marks '{START}' … '{END}'; put them where the table belongs")
+        raise ValueError(
+            f"the document has no pair of marks '{START}' … '{END}'; put them where the table belongs"
+        )
     return f"{before}{START}\n{markdown(tally, machine)}\n{END}{after}"
 
 
@@ -135,9 +183,14 @@ def markdown(tally: Tally, machine: str) -> str:
     rows = [["#", "Fault", "Injected", "Survived", "Nothing lost: what was compared", "Tests"]]
     for number, (fault, compared) in FAULTS.items():
         files = ", ".join(f"`{name}`" for name in sorted(tally.files[number])) or "–"
-        rows.append([str(number), fault, str(tally.injected[number]), str(tally.survived[number]), compared, files])
+        rows.append(
+            [str(number), fault, str(tally.injected[number]), str(tally.survived[number]), compared, files]
+        )
     phases = [["SIGKILL at random moments of", *PHASES, "in all"]]
-    phases += [[kind, *(str(hit[phase]) for phase in PHASES), str(hit.total())] for kind, hit in tally.moments.items()]
+    phases += [
+        [kind, *(str(hit[phase]) for phase in PHASES), str(hit.total())]
+        for kind, hit in tally.moments.items()
+    ]
     lines = [machine, "", *table(rows), "", *table(phases)]
     for title, names in (("Not survived:", tally.failed), ("Left out on this machine:", tally.skipped)):
         if names:
@@ -152,7 +205,11 @@ def table(rows: list[list[str]]) -> list[str]:
 
 def rows_of(page: str) -> Mapping[int, list[str]]:
     """{fault: cells} of the table on the page."""
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| ")]
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in page.splitlines()
+        if line.startswith("| ")
+    ]
     return {int(row[0]): row[1:] for row in cells if row[0].isdecimal()}
 
 

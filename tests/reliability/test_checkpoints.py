@@ -15,8 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metalearn.engine.checkpoint import FACTS, MANIFEST, TENSORS, CheckpointStore
 from metalearn.errors import CheckpointError, MetalearnError
+from metalearn.rundir.checkpoints import MANIFEST, METADATA, TENSORS, CheckpointStore
 from tests.reliability.harness import KILLED, assert_same_end, finish, resume, train
 
 
@@ -32,9 +32,9 @@ def flip_bit(path: Path) -> None:
 
 
 def flip_bit_of_facts(path: Path) -> None:
-    content = bytearray((path / FACTS).read_bytes())
+    content = bytearray((path / METADATA).read_bytes())
     content[len(content) // 2] ^= 1
-    (path / FACTS).write_bytes(content)
+    (path / METADATA).write_bytes(content)
 
 
 def empty(path: Path) -> None:
@@ -65,11 +65,15 @@ def stopped(cfg: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 BIT_FLIPS = (flip_bit, flip_bit_of_facts)
-NUMBERED = [pytest.param(damage, marks=pytest.mark.fault(5 if damage in BIT_FLIPS else 4)) for damage in DAMAGES]
+NUMBERED = [
+    pytest.param(damage, marks=pytest.mark.fault(5 if damage in BIT_FLIPS else 4)) for damage in DAMAGES
+]
 
 
 @pytest.mark.parametrize("damage", NUMBERED)
-def test_damage_is_found_and_named(damage: Callable[[Path], None], stopped: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damage_is_found_and_named(
+    damage: Callable[[Path], None], stopped: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     shutil.copytree(stopped, tmp_path / "run")
     store = CheckpointStore(tmp_path / "run")
     *_, older, newest = store.steps()
@@ -141,15 +145,20 @@ class Bomb:
 
 
 @pytest.mark.fault(7)
-def test_full_disk_is_one_clear_line_and_keeps_what_there_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_one_clear_line_and_keeps_what_there_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = CheckpointStore(tmp_path)
     store.save(1, {"w": torch.ones(2)}, {})
 
     def refuse(path: Path, content: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("metalearn.engine.checkpoint.write_synced", refuse)
-    with pytest.raises(MetalearnError, match=r"cannot save .*step-000002: .*No space left on device.*Checkpoints kept: step-000001"):
+    monkeypatch.setattr("metalearn.rundir.checkpoints.write_synced", refuse)
+    with pytest.raises(
+        MetalearnError,
+        match=r"cannot save .*step-000002: .*No space left on device.*Checkpoints kept: step-000001",
+    ):
         store.save(2, {"w": torch.ones(2)}, {})
     monkeypatch.undo()
     assert store.newest().step == 1
@@ -157,7 +166,9 @@ def test_full_disk_is_one_clear_line_and_keeps_what_there_was(tmp_path: Path, mo
 
 @settings(max_examples=25, deadline=None)
 @given(
-    values=st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.4]), min_size=1, max_size=7), keep_last=st.integers(1, 3), keep_best=st.integers(1, 3)
+    values=st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.4]), min_size=1, max_size=7),
+    keep_last=st.integers(1, 3),
+    keep_best=st.integers(1, 3),
 )
 def test_pruning_keeps_the_newest_and_the_best(
     values: list[float], keep_last: int, keep_best: int, tmp_path_factory: pytest.TempPathFactory

@@ -14,16 +14,17 @@ import pytest
 import torch
 from torch.utils._filelock import FileLock
 
-from metalearn.config import compose
+from metalearn.build.parts import COMPILER_CACHE, Parts, settings_of
+from metalearn.config.compose import compose
+from metalearn.distributed import compiling
+from metalearn.distributed.compiling import compile_ahead, run_ended_in_time
+from metalearn.engine.autotune import Attempt
 from metalearn.engine.compiler_cache import drop_half_written
-from metalearn.engine.execution import Executor, TaskPlan
-from metalearn.engine.settings import draw_batch
-from metalearn.engine.signals import PreemptedError
-from metalearn.engine.tuning import Attempt
+from metalearn.engine.executor import Executor, TaskPlan
+from metalearn.engine.loader import draw_batch
 from metalearn.errors import ConfigError
-from metalearn.run import compiling, plans
-from metalearn.run.compiling import compile_ahead, run_ended_in_time
-from metalearn.run.parts import COMPILER_CACHE, Parts, settings_of
+from metalearn.run import plan as plans
+from metalearn.run.signals import PreemptedError
 from tests.reliability.harness import KILLED, QUICK, configuration, start, status, train, wait
 
 PLAN = TaskPlan("vmap", 0, compile=True)
@@ -43,7 +44,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def compiler_is(monkeypatch: pytest.MonkeyPatch, lines: str) -> None:
     """A process that starts like the one that compiles, and does something else."""
-    monkeypatch.setattr(compiling, "PROGRAM", f"import os, sys, time; cache = os.environ['{COMPILER_CACHE}']; {lines}")
+    monkeypatch.setattr(
+        compiling, "PROGRAM", f"import os, sys, time; cache = os.environ['{COMPILER_CACHE}']; {lines}"
+    )
 
 
 def shell(lines: str, *, limit: float | None = None, check: Callable[[], None] = nothing) -> Attempt:
@@ -66,20 +69,28 @@ def is_alive(process: int) -> bool:
 
 
 needs_elf = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there is a file ELF")
-needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system does not list processes in /proc")
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/stat").exists(), reason="the system does not list processes in /proc"
+)
 
 
 @needs_proc
-def test_a_compiler_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_that_hangs_is_ended_with_all_that_it_started(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(compiling, "STILL", 0.3)
     attempt = shell(f"sleep 1000 & echo $! > {tmp_path}/pid; wait", limit=1000)
     assert attempt.ended
-    assert attempt.problem == "given up after 0 s of processor time: it hangs, and has computed nothing for 0 s"
+    assert (
+        attempt.problem == "given up after 0 s of processor time: it hangs, and has computed nothing for 0 s"
+    )
     wait_until(lambda: not is_alive(int((tmp_path / "pid").read_text())))
 
 
 @needs_proc
-def test_a_compiler_that_may_take_as_long_as_it_wants_is_ended_all_the_same_when_it_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_that_may_take_as_long_as_it_wants_is_ended_all_the_same_when_it_hangs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(compiling, "STILL", 0.3)
     monkeypatch.setattr(compiling, "LOOK_EVERY", 0.02)
     attempt = shell("sleep 60", limit=None)
@@ -98,10 +109,15 @@ def test_a_compiler_is_ended_once_it_cannot_pay_for_itself(cache: Path) -> None:
 
 def test_without_a_list_of_processes_the_clock_counts(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "processor_seconds", lambda session: None)
-    assert shell("sleep 1000", limit=0.1).problem == "given up after 0 s of processor time: it can no longer pay for itself"
+    assert (
+        shell("sleep 1000", limit=0.1).problem
+        == "given up after 0 s of processor time: it can no longer pay for itself"
+    )
 
 
-def test_a_compiler_that_is_hardly_let_compute_is_ended_by_the_clock(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_that_is_hardly_let_compute_is_ended_by_the_clock(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(compiling, "STILL", 0.02)
     monkeypatch.setattr(compiling, "LEAST", 0.0)
     attempt = shell("sleep 1000", limit=0.02)
@@ -113,12 +129,24 @@ def test_a_compiler_that_is_hardly_let_compute_is_ended_by_the_clock(cache: Path
     ("lines", "problem", "refused", "ended"),
     [
         ("exit 0", None, False, False),
-        ("echo reading; echo 'InductorError: no compiler' >&2; exit 1", "InductorError: no compiler", False, False),
+        (
+            "echo reading; echo 'InductorError: no compiler' >&2; exit 1",
+            "InductorError: no compiler",
+            False,
+            False,
+        ),
         ("echo 'this run cannot be compiled' >&2; exit 2", "this run cannot be compiled", True, False),
-        ("kill -9 $$", "the compiler was ended by SIGKILL, as by the system when memory runs out", False, True),
+        (
+            "kill -9 $$",
+            "the compiler was ended by SIGKILL, as by the system when memory runs out",
+            False,
+            True,
+        ),
     ],
 )
-def test_what_became_of_a_compiler_is_told(cache: Path, lines: str, problem: str | None, refused: bool, ended: bool) -> None:
+def test_what_became_of_a_compiler_is_told(
+    cache: Path, lines: str, problem: str | None, refused: bool, ended: bool
+) -> None:
     attempt = shell(lines, limit=1000)
     assert (attempt.problem, attempt.refused, attempt.ended) == (problem, refused, ended)
 
@@ -139,7 +167,10 @@ def test_a_run_that_is_stopped_while_it_compiles_ends_and_leaves_no_process(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pid = tmp_path / "pid"
-    compiler_is(monkeypatch, f"open(cache + '/half.so', 'w'); open('{pid}', 'w').write(str(os.getpid())); time.sleep(1000)")
+    compiler_is(
+        monkeypatch,
+        f"open(cache + '/half.so', 'w'); open('{pid}', 'w').write(str(os.getpid())); time.sleep(1000)",
+    )
     child = start(train(configuration(tmp_path / "data", *QUICK, "device.compile=true"), tmp_path / "run"))
     wait_until(lambda: pid.exists() and pid.read_text() != "")
     os.kill(child, signal.SIGTERM)
@@ -160,7 +191,9 @@ def test_when_the_run_is_killed_no_compiler_outlives_it(tmp_path: Path, cache: P
     )
 
     def compile_it() -> int:
-        run_ended_in_time([sys.executable, "-c", program, str(os.getpid())], "", ENVIRONMENT, limit=None, check=nothing)
+        run_ended_in_time(
+            [sys.executable, "-c", program, str(os.getpid())], "", ENVIRONMENT, limit=None, check=nothing
+        )
         return 0
 
     child = start(compile_it)
@@ -179,8 +212,13 @@ class TestCache:
     def files(self, cache: Path) -> set[str]:
         return {str(path.relative_to(cache)) for path in cache.rglob("*") if path.is_file()}
 
-    def test_a_compiler_that_succeeds_is_not_called_again(self, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        compiler_is(monkeypatch, "os.mkdir(cache + '/ab'); open(cache + '/ab/c.so', 'w').write('code'); open(cache + '/ab/c.lock', 'w')")
+    def test_a_compiler_that_succeeds_is_not_called_again(
+        self, cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        compiler_is(
+            monkeypatch,
+            "os.mkdir(cache + '/ab'); open(cache + '/ab/c.so', 'w').write('code'); open(cache + '/ab/c.lock', 'w')",
+        )
         assert self.ahead().problem is None
         assert self.files(cache) == {"ab/c.so", "metalearn/key"}
         compiler_is(monkeypatch, "sys.exit('called again')")
@@ -188,7 +226,9 @@ class TestCache:
         (cache / "ab" / "c.so").unlink()
         assert self.ahead().problem == "called again", "what it made is gone"
 
-    def test_what_is_left_half_made_is_thrown_away(self, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_is_left_half_made_is_thrown_away(
+        self, cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         left = cache / "compiling-by-a-machine-that-went-away"
         left.mkdir(parents=True)
         (left / "half.so").touch()
@@ -198,7 +238,9 @@ class TestCache:
         assert self.files(cache) == set()
         assert list(cache.iterdir()) == []
 
-    def test_where_nothing_can_be_kept_that_is_the_problem(self, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_where_nothing_can_be_kept_that_is_the_problem(
+        self, cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         cache.touch()
         assert self.ahead().problem == f"the compiler could not be started in {cache}: File exists"
         monkeypatch.delenv(COMPILER_CACHE)
@@ -210,7 +252,10 @@ def test_a_run_that_is_told_to_compile_and_cannot_is_refused(caplog: pytest.LogC
     with pytest.raises(ConfigError, match="no compiler"):
         plans.compiled(PLAN, lambda plan, limit: Attempt(1.0, "no compiler", refused=True))
     assert plans.compiled(PLAN, lambda plan, limit: Attempt(1.0, "no folder")) == PLAN
-    assert caplog.messages[-2:] == ["compiling vmap before the first step", "vmap compiled: no folder; compiling it in this process"]
+    assert caplog.messages[-2:] == [
+        "compiling vmap before the first step",
+        "vmap compiled: no folder; compiling it in this process",
+    ]
 
 
 def test_a_plan_that_was_compiled_by_choice_is_not_compiled_again_to_resume(tmp_path: Path) -> None:
@@ -220,13 +265,19 @@ def test_a_plan_that_was_compiled_by_choice_is_not_compiled_again_to_resume(tmp_
     parts = Parts.build(auto)
     names = {plans.graph(cfg, PLAN, parts.algorithm, parts.source, parts.device) for cfg in (auto, resumed)}
     assert len(names) == 1
-    assert names != {plans.graph(auto, TaskPlan("vmap", 4, compile=True), parts.algorithm, parts.source, parts.device)}
+    assert names != {
+        plans.graph(auto, TaskPlan("vmap", 4, compile=True), parts.algorithm, parts.source, parts.device)
+    }
 
 
 @pytest.mark.slow
-def test_what_was_compiled_ahead_is_found_by_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_compiled_ahead_is_found_by_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(COMPILER_CACHE, str(tmp_path / "compiler"))
-    cfg = compose(["data=sinusoid", "device=cpu", "device.threads=1", "model.hidden=[4]", "trainer.meta_batch_size=3"])
+    cfg = compose(
+        ["data=sinusoid", "device=cpu", "device.threads=1", "model.hidden=[4]", "trainer.meta_batch_size=3"]
+    )
     assert compile_ahead(cfg, PLAN, key="key", limit=None, proven=False, check=nothing).problem is None
     parts = Parts.build(cfg)
     torch.compiler.reset()
@@ -263,7 +314,9 @@ class TestHalfWritten:
         return kernel
 
     @pytest.mark.parametrize("size", [0, 10, 64, 5000])
-    def test_they_are_removed_and_that_is_said(self, kernel: Path, cache: Path, size: int, caplog: pytest.LogCaptureFixture) -> None:
+    def test_they_are_removed_and_that_is_said(
+        self, kernel: Path, cache: Path, size: int, caplog: pytest.LogCaptureFixture
+    ) -> None:
         os.truncate(kernel, size)
         whole = shutil.copy(torch._C.__file__, kernel.with_name("cdef.so"))
         drop_half_written()

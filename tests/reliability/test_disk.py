@@ -17,10 +17,12 @@ from typing import Any
 
 import pytest
 
-from metalearn import run
-from metalearn.engine import checkpoint, runlog
-from metalearn.engine.checkpoint import CheckpointStore
-from metalearn.engine.linefile import LineFile
+from metalearn.files import LineFile
+from metalearn.run import session
+from metalearn.run.evaluate import evaluate_run
+from metalearn.rundir import checkpoints
+from metalearn.rundir import log as runlog
+from metalearn.rundir.checkpoints import CheckpointStore
 from tests.reliability import harness
 from tests.reliability.harness import assert_same_end, at_steps, before_writing, finish, resume, told, train
 
@@ -41,7 +43,13 @@ def full_for(name: str) -> Callable[[Path, bytes], None]:
 @pytest.fixture(scope="module")
 def cfg(cache: Path) -> dict[str, Any]:
     """Checkpoints at steps 0, 2, 4, … 12; one validation, at the end."""
-    words = ["trainer.outer_steps=12", "trainer.checkpoint_every=2", "trainer.eval_every=12", "trainer.log_every=1", "trainer.keep_last=9"]
+    words = [
+        "trainer.outer_steps=12",
+        "trainer.checkpoint_every=2",
+        "trainer.eval_every=12",
+        "trainer.log_every=1",
+        "trainer.keep_last=9",
+    ]
     return harness.configuration(cache, *harness.QUICK, *words)
 
 
@@ -66,7 +74,9 @@ def test_fault_07_a_disk_that_is_full_for_a_while_costs_two_checkpoints_and_noth
         for name in ("train.log", "metrics.jsonl")  # the warning of the second is a line of the first
     ]
     for line, step, count in zip(lines[2:], (4, 6), (1, 2), strict=True):
-        assert line.startswith(f"warning: cannot write {run_dir}/metrics.jsonl: File too large; training goes on")
+        assert line.startswith(
+            f"warning: cannot write {run_dir}/metrics.jsonl: File too large; training goes on"
+        )
         assert line.endswith(f"(failed saves in a row: {count}, 3 end the run)"), step
     assert CheckpointStore(run_dir).steps() == [0, 2, 8, 10, 12]
     log = (run_dir / "train.log").read_text()
@@ -85,9 +95,16 @@ def test_fault_07_checkpoints_that_do_not_fit_end_the_run_after_three_in_a_row(
     sentence = f"cannot save {run_dir}/checkpoints/step-%06d: File too large. Checkpoints kept: step-000000, step-000002"
     warnings = [line for line in text.splitlines() if line.startswith("warning: cannot save")]
     assert [sentence % step in line for step, line in zip((4, 6), warnings, strict=True)] == [True, True]
-    assert text.splitlines()[-1] == sentence % 8 + ". Free space or fix the folder, then continue with: metalearn resume RUN_DIR"
+    assert (
+        text.splitlines()[-1]
+        == sentence % 8 + ". Free space or fix the folder, then continue with: metalearn resume RUN_DIR"
+    )
     assert harness.status(run_dir) == {**harness.status(run_dir), "status": "failed", "exit_code": 1}
-    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["last", "step-000000", "step-000002"]
+    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == [
+        "last",
+        "step-000000",
+        "step-000002",
+    ]
     assert CheckpointStore(run_dir).newest().step == 2
     assert finish(resume(run_dir)) == 0
     assert_same_end(run_dir, reference)
@@ -95,7 +112,9 @@ def test_fault_07_checkpoints_that_do_not_fit_end_the_run_after_three_in_a_row(
 
 @pytest.mark.fault(7)
 @pytest.mark.parametrize("step", [0, 11], ids=["first", "last"])
-def test_fault_07_the_first_checkpoint_and_the_last_are_needed(step: int, cfg: dict[str, Any], reference: Path, tmp_path: Path) -> None:
+def test_fault_07_the_first_checkpoint_and_the_last_are_needed(
+    step: int, cfg: dict[str, Any], reference: Path, tmp_path: Path
+) -> None:
     """Before the first one nothing is trained yet, and without the last one there is nothing to judge."""
     run_dir = tmp_path / "run"
     actions = {step: lambda: full(4000)} if step else {}
@@ -113,13 +132,18 @@ def test_fault_07_the_first_checkpoint_and_the_last_are_needed(step: int, cfg: d
 
     code, text = told(work)
     assert code == 1
-    assert f"cannot save {run_dir}/checkpoints/step-{12 if step else 0:06d}: File too large" in text.splitlines()[-1]
+    assert (
+        f"cannot save {run_dir}/checkpoints/step-{12 if step else 0:06d}: File too large"
+        in text.splitlines()[-1]
+    )
     assert finish(resume(run_dir)) == 0
     assert_same_end(run_dir, reference)
 
 
 @pytest.mark.fault(7)
-def test_fault_07_a_folder_that_becomes_unwritable_is_named(cfg: dict[str, Any], reference: Path, tmp_path: Path) -> None:
+def test_fault_07_a_folder_that_becomes_unwritable_is_named(
+    cfg: dict[str, Any], reference: Path, tmp_path: Path
+) -> None:
     run_dir = tmp_path / "run"
     folder = run_dir / "checkpoints"
 
@@ -147,7 +171,9 @@ def test_fault_07_a_result_that_cannot_be_written_is_exit_1_and_resume_writes_it
     run_dir = tmp_path / "run"
     code, text = told(before_writing(train(cfg, run_dir), runlog, "replace_file", full_for(name)))
     assert code == 1
-    assert text.splitlines()[-1].startswith(f"cannot write {run_dir / name}: File too large. Free space or fix the folder")
+    assert text.splitlines()[-1].startswith(
+        f"cannot write {run_dir / name}: File too large. Free space or fix the folder"
+    )
     assert not list(run_dir.glob("*.tmp"))
     assert finish(resume(run_dir)) == 0
     assert_same_end(run_dir, reference)
@@ -156,7 +182,10 @@ def test_fault_07_a_result_that_cannot_be_written_is_exit_1_and_resume_writes_it
 @pytest.mark.fault(7)
 @pytest.mark.parametrize(
     ("problem", "reason"),
-    [(OSError(28, "No space left on device"), "No space left on device"), (ValueError("no\nbins"), "ValueError: no bins")],
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (ValueError("no\nbins"), "ValueError: no bins"),
+    ],
 )
 def test_fault_07_status_and_plots_never_end_a_run(
     problem: Exception, reason: str, cfg: dict[str, Any], reference: Path, tmp_path: Path
@@ -172,7 +201,7 @@ def test_fault_07_status_and_plots_never_end_a_run(
         raise problem
 
     def work() -> int:
-        run.life.draw_plots = draw_plots
+        session.draw_plots = draw_plots
         return train(cfg, run_dir)()
 
     code, text = told(before_writing(work, runlog, "replace_file", refuse_once))
@@ -183,12 +212,17 @@ def test_fault_07_status_and_plots_never_end_a_run(
 
 
 @pytest.mark.fault(7)
-def test_fault_07_an_evaluation_that_cannot_be_written_leaves_nothing(reference: Path, tmp_path: Path) -> None:
+def test_fault_07_an_evaluation_that_cannot_be_written_leaves_nothing(
+    reference: Path, tmp_path: Path
+) -> None:
     run_dir = Path(shutil.copytree(reference, tmp_path / "run"))
-    evaluation = lambda: run.evaluate_run(run_dir, ["eval.episodes=5"])  # noqa: E731
+    evaluation = lambda: evaluate_run(run_dir, ["eval.episodes=5"])  # noqa: E731
     code, text = told(before_writing(evaluation, runlog, "replace_file", full_for("results.json")))
     assert code == 2
-    assert "/results.json: File too large; nothing was written; free space and run the same command again" in text
+    assert (
+        "/results.json: File too large; nothing was written; free space and run the same command again"
+        in text
+    )
     assert not (run_dir / "evals").exists()
 
 
@@ -198,13 +232,23 @@ def test_fault_07_standard_output_on_a_full_disk_does_not_end_a_run(cache: Path,
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open("/dev/full", "w") as nowhere:
         command = [sys.executable, "-m", "metalearn", "train", *words]
-        done = subprocess.run(command, stdout=nowhere, stderr=subprocess.PIPE, text=True, env=environment, timeout=200, check=False)
+        done = subprocess.run(
+            command,
+            stdout=nowhere,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            timeout=200,
+            check=False,
+        )
     assert (done.returncode, done.stderr) == (0, "")
     assert harness.status(tmp_path / "run")["status"] == "finished"
 
 
 @pytest.mark.fault(3)
-def test_fault_03_in_a_run_it_is_exit_1_and_the_run_resumes(cfg: dict[str, Any], reference: Path, tmp_path: Path) -> None:
+def test_fault_03_in_a_run_it_is_exit_1_and_the_run_resumes(
+    cfg: dict[str, Any], reference: Path, tmp_path: Path
+) -> None:
     run_dir = tmp_path / "run"
 
     def break_off(path: Path, content: bytes) -> None:
@@ -218,18 +262,25 @@ def test_fault_03_in_a_run_it_is_exit_1_and_the_run_resumes(cfg: dict[str, Any],
         except RuntimeError:  # which the command line says in a line, as any mistake of ours
             return 1
 
-    assert finish(before_writing(work, checkpoint, "write_synced", break_off)) == 1
+    assert finish(before_writing(work, checkpoints, "write_synced", break_off)) == 1
     assert harness.status(run_dir)["status"] == "failed"
-    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["last", *(f"step-{step:06d}" for step in (0, 2, 4))]
+    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == [
+        "last",
+        *(f"step-{step:06d}" for step in (0, 2, 4)),
+    ]
     assert finish(resume(run_dir)) == 0
     assert_same_end(run_dir, reference)
 
 
-def test_lines_that_a_full_disk_refuses_are_kept_and_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_lines_that_a_full_disk_refuses_are_kept_and_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     file = LineFile(Path("/dev/full"))
     for number in range(3):
         file.write(f"{number}\n")
-    assert caplog.messages == ["/dev/full cannot be written: No space left on device; its lines are kept in memory until it can"]
+    assert caplog.messages == [
+        "/dev/full cannot be written: No space left on device; its lines are kept in memory until it can"
+    ]
     file.path = tmp_path / "lines"
     file.close()
     file.write("3\n")

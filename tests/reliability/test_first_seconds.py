@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from metalearn import cli
-from metalearn.engine.checkpoint import CheckpointStore
+from metalearn.cli import main as cli
+from metalearn.rundir.checkpoints import CheckpointStore
 from tests.reliability import harness
 from tests.reliability.harness import KILLED, finish, resume, start, struck, train, wait
 
@@ -26,7 +26,9 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def answer(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *words], capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=False)
+    return subprocess.run(
+        [*COMMAND, *words], capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=False
+    )
 
 
 # --- 8: a run folder that cannot be one ------------------------------------------------------------------------------
@@ -79,7 +81,9 @@ def test_fault_22_the_second_process_is_refused_and_told_the_first_one_s_number(
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
     assert finish(resume(run_dir) if second == "resume" else train(cfg, run_dir)) == 2
     complaint = capfd.readouterr().err
-    assert f"is in use by process {child}" in complaint or (second == "train" and "already holds a run" in complaint)
+    assert f"is in use by process {child}" in complaint or (
+        second == "train" and "already holds a run" in complaint
+    )
     assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
     os.kill(child, signal.SIGCONT)
     assert wait(child) == 0
@@ -131,7 +135,9 @@ def test_fault_23_bad_numbers_are_told_together_and_soon(tmp_path: Path) -> None
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
 
 
-def test_fault_23_more_ways_than_classes_is_found_before_training(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fault_23_more_ways_than_classes_is_found_before_training(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = [*harness.TINY, f"data.cache_dir={cache}", "data.way=40", f"run_dir={tmp_path}/run"]
     assert cli.main(["train", *words]) == 2
     complaint = capsys.readouterr().err
@@ -148,7 +154,12 @@ def test_fault_24_a_reader_that_leaves_does_not_stop_a_run(cache: Path, tmp_path
     words = [*harness.TINY, *harness.QUICK, f"data.cache_dir={cache}", f"run_dir={run_dir}"]
     script = '"$@" | head -1; exit ${PIPESTATUS[0]}'
     done = subprocess.run(
-        ["bash", "-c", script, "bash", *COMMAND, "train", *words], capture_output=True, text=True, env=ENVIRONMENT, timeout=200, check=False
+        ["bash", "-c", script, "bash", *COMMAND, "train", *words],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=200,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert harness.status(run_dir)["status"] == "finished"
@@ -159,6 +170,11 @@ def test_fault_24_a_reader_that_leaves_does_not_stop_a_run(cache: Path, tmp_path
 def test_fault_24_neither_does_a_terminal_that_is_closed(cache: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     words = [*harness.TINY, *harness.QUICK, f"data.cache_dir={cache}", f"run_dir={run_dir}"]
-    done = subprocess.run(["sh", "-c", '"$@" >&- 2>&-', "sh", *COMMAND, "train", *words], env=ENVIRONMENT, timeout=200, check=False)
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&- 2>&-', "sh", *COMMAND, "train", *words],
+        env=ENVIRONMENT,
+        timeout=200,
+        check=False,
+    )
     assert done.returncode == 0
     assert CheckpointStore(run_dir).pointed("last") == 6

@@ -14,7 +14,15 @@ from typing import Any
 import pytest
 
 from tests.reliability import harness
-from tests.reliability.harness import KILLED, assert_same_end, finish, finish_killed_after, forking_ranks, resume, train
+from tests.reliability.harness import (
+    KILLED,
+    assert_same_end,
+    finish,
+    finish_killed_after,
+    forking_ranks,
+    resume,
+    train,
+)
 from tests.reliability.moments import SEED, Visits, kill_at, measured, moment, num_kills
 from tests.reliability.test_ranks import WORDS, children
 from tests.reliability.test_sweeps import assert_as_alone, command, words
@@ -28,7 +36,9 @@ def begin_or_resume(cfg: dict[str, Any], run_dir: Path) -> int:
     return (resume(run_dir) if (run_dir / "config.yaml").exists() else train(cfg, run_dir))()
 
 
-def kill_twice(work: Callable[[], int], kind: str, number: int, visits: Visits, record: Record, **options: Any) -> None:
+def kill_twice(
+    work: Callable[[], int], kind: str, number: int, visits: Visits, record: Record, **options: Any
+) -> None:
     """Kill the work at the moment of this number, then what goes on, as far on as a run that is whole might be, or see that end before.
 
     work: begins, or goes on with what is there. options: of kill_at.
@@ -65,7 +75,9 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(
 
 def test_every_phase_is_hit(visits: Visits) -> None:
     for kind, numbers in (("run", SINGLE), ("ranks", RANKS), ("sweep", SWEEP)):
-        assert {"start-up", "step", "save", "evaluation"} <= {moment(kind, number, visits).phase for number in numbers}
+        assert {"start-up", "step", "save", "evaluation"} <= {
+            moment(kind, number, visits).phase for number in numbers
+        }
     found = {phase: len(times) for phase, times in visits.items()}
     assert found == {"start-up": 1, "step": 6, "save": found["save"], "evaluation": 4, "end": 1}
     assert found["save"] >= 3  # of steps 0, 3 and 6, and where a validation was the best
@@ -80,7 +92,9 @@ def ranks_cfg(cache: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def ranks_reference(ranks_cfg: dict[str, Any], reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ranks_reference(
+    ranks_cfg: dict[str, Any], reference: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A run that was never stopped."""
     run_dir = tmp_path_factory.mktemp("ranks") / "run"
     assert finish(forking_ranks(train(ranks_cfg, run_dir))) == 0
@@ -88,7 +102,9 @@ def ranks_reference(ranks_cfg: dict[str, Any], reference: Path, tmp_path_factory
 
 
 @pytest.fixture(scope="module")
-def ranks_visits(ranks_cfg: dict[str, Any], ranks_reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Visits:
+def ranks_visits(
+    ranks_cfg: dict[str, Any], ranks_reference: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Visits:
     run_dir = tmp_path_factory.mktemp("ranks_visits") / "run"
     found = measured(forking_ranks(train(ranks_cfg, run_dir)))
     assert_same_end(run_dir, ranks_reference)
@@ -98,7 +114,12 @@ def ranks_visits(ranks_cfg: dict[str, Any], ranks_reference: Path, tmp_path_fact
 @pytest.mark.fault(1)
 @pytest.mark.parametrize("number", RANKS)
 def test_two_ranks_that_were_killed_end_as_if_they_had_not_been(
-    number: int, ranks_cfg: dict[str, Any], ranks_reference: Path, ranks_visits: Visits, tmp_path: Path, record_property: Record
+    number: int,
+    ranks_cfg: dict[str, Any],
+    ranks_reference: Path,
+    ranks_visits: Visits,
+    tmp_path: Path,
+    record_property: Record,
 ) -> None:
     """The run's own process, after which its rank has to go by itself, or both at once, as when the machine stops."""
     run_dir = tmp_path / "run"
@@ -124,7 +145,12 @@ def sweep_visits(cache: Path, alone: dict[int, Path], tmp_path_factory: pytest.T
 @pytest.mark.fault(1, 26)
 @pytest.mark.parametrize("number", SWEEP)
 def test_a_sweep_that_was_killed_ends_as_if_it_had_not_been(
-    number: int, cache: Path, alone: dict[int, Path], sweep_visits: Visits, tmp_path: Path, record_property: Record
+    number: int,
+    cache: Path,
+    alone: dict[int, Path],
+    sweep_visits: Visits,
+    tmp_path: Path,
+    record_property: Record,
 ) -> None:
     sweep = command(tmp_path, *words(cache))
     kill_twice(sweep, "sweep", number, sweep_visits, record_property)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from metalearn.engine import trainer
-from metalearn.engine.checkpoint import CheckpointStore
+from metalearn.rundir.checkpoints import CheckpointStore
 from tests.reliability import harness
 from tests.reliability.harness import assert_same_end, finish, resume, start, struck, train, wait
 
@@ -22,7 +22,11 @@ from tests.reliability.harness import assert_same_end, finish, resume, start, st
 @pytest.mark.fault(9)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_saves_and_resumes_to_the_same_bits(
-    number: signal.Signals, cfg: dict[str, Any], reference: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    number: signal.Signals,
+    cfg: dict[str, Any],
+    reference: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     run_dir = tmp_path / "run"
     assert finish(struck(train(cfg, run_dir), lambda: os.kill(os.getpid(), number))) == 128 + number
@@ -35,7 +39,9 @@ def test_signal_saves_and_resumes_to_the_same_bits(
 
 
 @pytest.mark.fault(9)
-def test_signal_in_the_middle_of_a_validation_resumes_to_the_same_bits(cfg: dict[str, Any], reference: Path, tmp_path: Path) -> None:
+def test_signal_in_the_middle_of_a_validation_resumes_to_the_same_bits(
+    cfg: dict[str, Any], reference: Path, tmp_path: Path
+) -> None:
     run_dir = tmp_path / "run"
 
     def interrupted() -> int:
@@ -84,7 +90,9 @@ def test_second_process_is_refused_and_told_the_first_ones_number(
     assert_same_end(run_dir, reference)
 
 
-def test_new_run_in_the_folder_of_another_names_resume(cfg: dict[str, Any], reference: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_new_run_in_the_folder_of_another_names_resume(
+    cfg: dict[str, Any], reference: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert finish(train(cfg, reference)) == 2
     assert f"already holds a run; continue it with: metalearn resume {reference}" in capfd.readouterr().err
 
@@ -103,13 +111,15 @@ def test_run_that_never_began_leaves_no_folder(override: str, cache: Path, tmp_p
     assert not run_dir.exists()
 
 
-def test_preflight_leaves_no_trace_in_the_numbers(cfg: dict[str, Any], reference: Path, tmp_path: Path) -> None:
+def test_preflight_leaves_no_trace_in_the_numbers(
+    cfg: dict[str, Any], reference: Path, tmp_path: Path
+) -> None:
     run_dir = tmp_path / "run"
 
     def unprepared() -> int:
-        from metalearn.run import life
+        from metalearn.run import session
 
-        life.Life._rehearse = lambda *parts: None  # type: ignore[method-assign]
+        session.Session._rehearse = lambda *parts: None  # type: ignore[method-assign]
         return train(cfg, run_dir)()
 
     assert finish(unprepared) == 0
@@ -118,10 +128,22 @@ def test_preflight_leaves_no_trace_in_the_numbers(cfg: dict[str, Any], reference
 
 @pytest.mark.fault(9)
 def test_command_line_stops_and_resumes(cfg: dict[str, Any], cache: Path, tmp_path: Path) -> None:
-    words = [*harness.TINY, *harness.QUICK, f"data.cache_dir={cache}", "trainer.outer_steps=1000000", f"run_dir={tmp_path / 'run'}"]
+    words = [
+        *harness.TINY,
+        *harness.QUICK,
+        f"data.cache_dir={cache}",
+        "trainer.outer_steps=1000000",
+        f"run_dir={tmp_path / 'run'}",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "metalearn"]
-    process = subprocess.Popen([*command, "train", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        [*command, "train", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
     deadline = time.monotonic() + 120
     while not (tmp_path / "run" / "checkpoints" / "last").exists():
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()[1]
@@ -134,5 +156,10 @@ def test_command_line_stops_and_resumes(cfg: dict[str, Any], cache: Path, tmp_pa
     assert step is not None
     assert shlex.split(printed.splitlines()[-1])[-3:] == ["metalearn", "resume", str(tmp_path / "run")]
     resumed = [*command, "resume", str(tmp_path / "run"), f"trainer.outer_steps={step + 1}"]
-    assert subprocess.run(resumed, capture_output=True, text=True, env=environment, check=False, timeout=120).returncode == 0
+    assert (
+        subprocess.run(
+            resumed, capture_output=True, text=True, env=environment, check=False, timeout=120
+        ).returncode
+        == 0
+    )
     assert harness.status(tmp_path / "run")["status"] == "finished"

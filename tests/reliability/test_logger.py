@@ -16,16 +16,31 @@ from typing import Any
 import pytest
 import yaml
 
-from metalearn import run
-from metalearn.config import compose
-from metalearn.engine.checkpoint import CheckpointStore
+from metalearn.config.compose import compose
 from metalearn.errors import ConfigError
+from metalearn.inference.learner import load
+from metalearn.run.evaluate import evaluate_run
+from metalearn.rundir.checkpoints import CheckpointStore
 from tests.reliability import harness
-from tests.reliability.harness import KILLED, QUICK, TINY, assert_same_end, finish, forking_ranks, resume, start, struck, train
+from tests.reliability.harness import (
+    KILLED,
+    QUICK,
+    TINY,
+    assert_same_end,
+    finish,
+    forking_ranks,
+    resume,
+    start,
+    struck,
+    train,
+)
 from tests.reliability.test_nonfinite import SPOILED
 from tests.reliability.test_shutdown import LONGEST, seconds_to_end
 
-LINES = ["trainer.outer_steps=10", "trainer.log_every=1"]  # 16 lines: the tenth comes in the middle of training
+LINES = [
+    "trainer.outer_steps=10",
+    "trainer.log_every=1",
+]  # 16 lines: the tenth comes in the middle of training
 YAML = "_target_: stub.Stub\nfails: never\nhow: RuntimeError\n"
 STUB = """
 import asyncio, json, os, signal, time
@@ -121,7 +136,11 @@ def lines(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def warnings(run_dir: Path) -> list[str]:
-    return [line.partition(" warning: ")[2] for line in (run_dir / "train.log").read_text().splitlines() if " warning: " in line]
+    return [
+        line.partition(" warning: ")[2]
+        for line in (run_dir / "train.log").read_text().splitlines()
+        if " warning: " in line
+    ]
 
 
 def names(run_dir: Path) -> set[str]:
@@ -140,11 +159,25 @@ def names(run_dir: Path) -> set[str]:
     ],
 )
 def test_fault_25_a_logger_that_raises_costs_one_warning_and_nothing_else(
-    fails: str, moment: str, called: list[str], how: str, folder: Path, cache: Path, quiet: Path, capfd: pytest.CaptureFixture[str]
+    fails: str,
+    moment: str,
+    called: list[str],
+    how: str,
+    folder: Path,
+    cache: Path,
+    quiet: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     run_dir = folder / "run"
-    assert finish(inside(folder, train(heard(folder, cache, f"logger.fails={fails}", f"logger.how={how}"), run_dir))) == 0
-    assert warnings(run_dir) == [f"the logger stub.Stub failed {moment} ({how}: it is down); the run goes on without it"]
+    assert (
+        finish(
+            inside(folder, train(heard(folder, cache, f"logger.fails={fails}", f"logger.how={how}"), run_dir))
+        )
+        == 0
+    )
+    assert warnings(run_dir) == [
+        f"the logger stub.Stub failed {moment} ({how}: it is down); the run goes on without it"
+    ]
     assert [call for call, _ in calls(folder)] == ["made", *called]  # and never again
     assert_same_end(run_dir, quiet)
     assert names(run_dir) == names(quiet)
@@ -153,13 +186,28 @@ def test_fault_25_a_logger_that_raises_costs_one_warning_and_nothing_else(
     assert "Traceback" not in captured.err
 
 
-def test_fault_25_a_command_with_a_logger_that_is_down_ends_as_without(folder: Path, cache: Path, quiet: Path) -> None:
+def test_fault_25_a_command_with_a_logger_that_is_down_ends_as_without(
+    folder: Path, cache: Path, quiet: Path
+) -> None:
     (folder / "conf" / "logger" / "stub.yaml").write_text(YAML.replace("never", "write 10"))
-    command = [sys.executable, "-m", "metalearn", "train", "--config-dir", "conf", *words(cache, "run_dir=run")]
+    command = [
+        sys.executable,
+        "-m",
+        "metalearn",
+        "train",
+        "--config-dir",
+        "conf",
+        *words(cache, "run_dir=run"),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count("warning: the logger stub.Stub failed at step 7 (RuntimeError: it is down); the run goes on without it\n") == 1
+    assert (
+        done.stdout.count(
+            "warning: the logger stub.Stub failed at step 7 (RuntimeError: it is down); the run goes on without it\n"
+        )
+        == 1
+    )
     assert_same_end(folder / "run", quiet)
 
 
@@ -169,7 +217,9 @@ def test_fault_10_a_logger_that_hangs_when_the_run_is_told_to_stop_does_not_keep
 ) -> None:
     """At a line or before, nothing is saved any more; at the end all is done, and the process ends with the code of the signal."""
     run_dir = folder / "run"
-    cfg = heard(folder, cache, f"logger.fails={fails}", "logger.how=signal and hang", "trainer.shutdown_timeout_s=1")
+    cfg = heard(
+        folder, cache, f"logger.fails={fails}", "logger.how=signal and hang", "trainer.shutdown_timeout_s=1"
+    )
     code, seconds = seconds_to_end(start(inside(folder, train(cfg, run_dir))))
     assert code == 143
     assert seconds < LONGEST
@@ -183,7 +233,9 @@ def test_fault_10_a_logger_that_hangs_when_the_run_is_told_to_stop_does_not_keep
     assert_same_end(run_dir, quiet)
 
 
-def test_fault_10_a_stopped_run_is_saved_before_its_logger_hangs(folder: Path, cache: Path, quiet: Path) -> None:
+def test_fault_10_a_stopped_run_is_saved_before_its_logger_hangs(
+    folder: Path, cache: Path, quiet: Path
+) -> None:
     run_dir = folder / "run"
     cfg = heard(folder, cache, "logger.fails=close", "logger.how=hang", "trainer.shutdown_timeout_s=1")
     work = struck(train(cfg, run_dir), lambda: os.kill(os.getpid(), signal.SIGTERM), step=4)
@@ -206,7 +258,9 @@ def test_a_logger_hears_every_line_with_its_times_and_the_end(folder: Path, cach
     assert warnings(run_dir) == []
 
 
-def test_the_logger_of_a_resumed_run_begins_with_the_lines_that_stand(folder: Path, cache: Path, quiet: Path) -> None:
+def test_the_logger_of_a_resumed_run_begins_with_the_lines_that_stand(
+    folder: Path, cache: Path, quiet: Path
+) -> None:
     run_dir = folder / "run"
     assert finish(inside(folder, train(heard(folder, cache), run_dir)), "step:end@8") == KILLED
     (folder / "calls").unlink()
@@ -220,16 +274,25 @@ def test_the_logger_of_a_resumed_run_begins_with_the_lines_that_stand(folder: Pa
 def test_a_rollback_takes_lines_back_from_the_logger(folder: Path, cache: Path) -> None:
     (folder / "spoiled.py").write_text(SPOILED.format(bad=[9]))
     cfg = heard(
-        folder, cache, "trusted=[stub,spoiled]", "trainer.on_nan=rollback", "data._target_=spoiled.Infinite", "trainer.eval_every=9"
+        folder,
+        cache,
+        "trusted=[stub,spoiled]",
+        "trainer.on_nan=rollback",
+        "data._target_=spoiled.Infinite",
+        "trainer.eval_every=9",
     )
     assert finish(inside(folder, train(cfg, folder / "run"))) == 0
     assert [call for call, _ in calls(folder)].count("open") == 2
     assert told(folder) == lines(folder / "run")
-    assert len([call for call, _ in calls(folder) if call == "write"]) > len(lines(folder / "run")) - len(calls(folder)[1][1])
+    assert len([call for call, _ in calls(folder) if call == "write"]) > len(lines(folder / "run")) - len(
+        calls(folder)[1][1]
+    )
 
 
 def test_rank_0_alone_has_a_logger(folder: Path, cache: Path) -> None:
-    child = start(inside(folder, forking_ranks(train(heard(folder, cache, "device.ranks=2"), folder / "run"))))
+    child = start(
+        inside(folder, forking_ranks(train(heard(folder, cache, "device.ranks=2"), folder / "run")))
+    )
     assert harness.wait(child) == 0
     assert [given for call, given in calls(folder) if call == "made"] == [child]
     assert told(folder) == lines(folder / "run")
@@ -241,15 +304,17 @@ def test_a_class_of_ones_own_is_trusted_anew_to_log_but_not_to_judge(
     run_dir = folder / "run"
     assert finish(inside(folder, train(heard(folder, cache), run_dir)), "step:end@8") == KILLED
     (folder / "calls").unlink()
-    assert finish(inside(folder, lambda: run.evaluate_run(run_dir, []))) == 0
-    assert run.load(run_dir).algorithm is not None
+    assert finish(inside(folder, lambda: evaluate_run(run_dir, []))) == 0
+    assert load(run_dir).algorithm is not None
     assert finish(inside(folder, resume(run_dir))) == 2
     assert "logger._target_=stub.Stub is outside the trusted packages" in capfd.readouterr().err
     assert finish(resume(run_dir, "logger=none")) == 0
     assert not (folder / "calls").exists()
     with pytest.raises(ConfigError, match="logger=none: an evaluation has no logger; leave it out"):
-        run.evaluate_run(run_dir, ["logger=none"])
-    assert yaml.safe_load((run_dir / "config.yaml").read_text())["logger"] == {"_target_": "metalearn.loggers.Logger"}
+        evaluate_run(run_dir, ["logger=none"])
+    assert yaml.safe_load((run_dir / "config.yaml").read_text())["logger"] == {
+        "_target_": "metalearn.loggers.Logger"
+    }
     assert_same_end(run_dir, quiet)
 
 
@@ -259,19 +324,38 @@ def test_a_class_of_ones_own_is_trusted_anew_to_log_but_not_to_judge(
 def points(run_dir: Path) -> list[tuple[str, int, float]]:
     """Every point in all event files, whatever a reader would leave out."""
     loader = importlib.import_module("tensorboard.backend.event_processing.event_file_loader").EventFileLoader
-    events = [event for path in sorted((run_dir / "tensorboard").iterdir()) for event in loader(str(path)).Load()]
-    return sorted((value.tag, event.step, value.tensor.float_val[0]) for event in events for value in event.summary.value)
+    events = [
+        event for path in sorted((run_dir / "tensorboard").iterdir()) for event in loader(str(path)).Load()
+    ]
+    return sorted(
+        (value.tag, event.step, value.tensor.float_val[0])
+        for event in events
+        for value in event.summary.value
+    )
 
 
 def expected(run_dir: Path) -> list[tuple[str, int, float]]:
-    entries = [(f"{line['split']}/{name}", line["step"], value) for line in lines(run_dir) for name, value in line.items()]
-    return sorted(entry for entry in entries if not entry[0].endswith(("/step", "/split")) and entry[2] is not None)
+    entries = [
+        (f"{line['split']}/{name}", line["step"], value)
+        for line in lines(run_dir)
+        for name, value in line.items()
+    ]
+    return sorted(
+        entry for entry in entries if not entry[0].endswith(("/step", "/split")) and entry[2] is not None
+    )
 
 
-def test_tensorboard_shows_every_point_once_however_often_a_run_is_stopped_and_prolonged(cache: Path, quiet: Path, tmp_path: Path) -> None:
+def test_tensorboard_shows_every_point_once_however_often_a_run_is_stopped_and_prolonged(
+    cache: Path, quiet: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("tensorboard")
     run_dir = tmp_path / "run"
-    assert finish(train(harness.configuration(cache, *QUICK, *LINES, "logger=tensorboard"), run_dir), "step:end@8") == KILLED
+    assert (
+        finish(
+            train(harness.configuration(cache, *QUICK, *LINES, "logger=tensorboard"), run_dir), "step:end@8"
+        )
+        == KILLED
+    )
     assert finish(resume(run_dir), "end:before_results") == KILLED
     assert finish(resume(run_dir)) == 0
     assert_same_end(run_dir, quiet)
@@ -280,17 +364,23 @@ def test_tensorboard_shows_every_point_once_however_often_a_run_is_stopped_and_p
     shown, wanted = points(run_dir), expected(run_dir)
     assert [point[:2] for point in shown] == [point[:2] for point in wanted]
     assert [point[2] for point in shown] == pytest.approx([point[2] for point in wanted], rel=1e-6)
-    assert {"train/loss", "train/time_step", "val/accuracy", "val/episodes", "test/accuracy_ci95"} <= {tag for tag, _, _ in shown}
+    assert {"train/loss", "train/time_step", "val/accuracy", "val/episodes", "test/accuracy_ci95"} <= {
+        tag for tag, _, _ in shown
+    }
 
 
-def test_fault_25_tensorboard_without_its_folder_costs_one_warning(cache: Path, quiet: Path, tmp_path: Path) -> None:
+def test_fault_25_tensorboard_without_its_folder_costs_one_warning(
+    cache: Path, quiet: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("tensorboard")
     run_dir = tmp_path / "run"
     assert finish(train(harness.configuration(cache, *QUICK, *LINES), run_dir), "step:end@8") == KILLED
     (run_dir / "tensorboard").write_text("a file where its folder would be")
     assert finish(resume(run_dir, "logger=tensorboard")) == 0
     [warning] = warnings(run_dir)
-    assert warning.startswith("the logger metalearn.loggers.tensorboard.TensorBoard failed to open (FileExistsError: ")
+    assert warning.startswith(
+        "the logger metalearn.loggers.tensorboard.TensorBoard failed to open (FileExistsError: "
+    )
     assert_same_end(run_dir, quiet)
 
 

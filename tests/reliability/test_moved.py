@@ -15,18 +15,31 @@ import yaml
 from PIL import Image
 
 import metalearn
-from metalearn import cli
+from metalearn.build.specification import signed
+from metalearn.cli import main as cli
 from metalearn.data.image_folder import ImageFolder
-from metalearn.engine.checkpoint import FACTS, CheckpointStore
 from metalearn.errors import CheckpointError, ConfigError, DataError
-from metalearn.run.specification import signed
+from metalearn.rundir.checkpoints import METADATA, CheckpointStore
 from tests.reliability import harness
 from tests.security.run_folders import sign
 
 WORDS = [
     *("device=cpu", "device.threads=1", "data=image_folder", "algo=protonet", "model.channels=4"),
-    *("data.image_size=14", "data.channels=1", "data.way=2", "data.query_shot=2", "data.invert=true", "data.resize=nearest"),
-    *("trainer.outer_steps=4", "trainer.meta_batch_size=2", "trainer.log_every=2", "trainer.eval_every=2", "trainer.checkpoint_every=2"),
+    *(
+        "data.image_size=14",
+        "data.channels=1",
+        "data.way=2",
+        "data.query_shot=2",
+        "data.invert=true",
+        "data.resize=nearest",
+    ),
+    *(
+        "trainer.outer_steps=4",
+        "trainer.meta_batch_size=2",
+        "trainer.log_every=2",
+        "trainer.eval_every=2",
+        "trainer.checkpoint_every=2",
+    ),
     *("eval.val_episodes=2", "eval.episodes=4", "eval.batch_size=2"),
 ]
 LONGER = "trainer.outer_steps=6"
@@ -38,11 +51,17 @@ def draw_images(root: Path, seed: int = 0) -> None:
     for number in range(9):
         (root / f"class{number}").mkdir(parents=True)
         for picture in range(4):
-            Image.fromarray(rng.integers(0, 256, (10, 14), dtype=np.uint8)).save(root / f"class{number}" / f"{picture}.png")
+            Image.fromarray(rng.integers(0, 256, (10, 14), dtype=np.uint8)).save(
+                root / f"class{number}" / f"{picture}.png"
+            )
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
 
 
 def assert_answer(capsys: pytest.CaptureFixture[str], code: int, sentence: str, *words: str) -> None:
@@ -58,7 +77,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A place with images/, cache/ and a finished run in run/, all of which the run knows by relative paths."""
     place, home = tmp_path_factory.mktemp("moved") / "here", Path.cwd()
     draw_images(place / "images")
-    splits = {"train": ["class0", "class1", "class2"], "val": ["class3", "class4"], "test": ["class5", "class6", "class8"]}
+    splits = {
+        "train": ["class0", "class1", "class2"],
+        "val": ["class3", "class4"],
+        "test": ["class5", "class6", "class8"],
+    }
     (place / "splits.json").write_text(json.dumps(splits))
     os.chdir(place)
     try:
@@ -78,7 +101,7 @@ def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.delenv("METALEARN_DATA", raising=False)
-    monkeypatch.setattr("metalearn.run.life.draw_plots", lambda *parts: None)
+    monkeypatch.setattr("metalearn.run.session.draw_plots", lambda *parts: None)
     return copy
 
 
@@ -110,7 +133,9 @@ def test_no_result_holds_a_path(trained: Path) -> None:
 
 def test_a_run_is_judged_and_resumed_from_another_working_folder(place: Path, unmoved: Path) -> None:
     assert cli.main(["eval", str(place / "run")]) == 0
-    assert (place / "run" / "evals" / "test" / "results.json").read_bytes() == (place / "run" / "results.json").read_bytes()
+    assert (place / "run" / "evals" / "test" / "results.json").read_bytes() == (
+        place / "run" / "results.json"
+    ).read_bytes()
     assert cli.main(["resume", str(place / "run"), LONGER]) == 0
     harness.assert_same_end(place / "run", unmoved)
     assert list(Path.cwd().iterdir()) == []  # no second cache
@@ -120,13 +145,17 @@ def test_a_run_is_judged_and_resumed_from_another_working_folder(place: Path, un
 def test_a_folder_of_the_same_name_is_not_the_run_s_data(place: Path, unmoved: Path) -> None:
     draw_images(Path("images"), seed=1)
     assert cli.main(["eval", str(place / "run")]) == 0
-    assert (place / "run" / "evals" / "test" / "results.json").read_bytes() == (place / "run" / "results.json").read_bytes()
+    assert (place / "run" / "evals" / "test" / "results.json").read_bytes() == (
+        place / "run" / "results.json"
+    ).read_bytes()
     assert cli.main(["resume", str(place / "run"), LONGER]) == 0
     harness.assert_same_end(place / "run", unmoved)
 
 
 @pytest.mark.parametrize("way", ["relative", "absolute"])
-def test_a_run_goes_on_where_its_data_was_moved(place: Path, unmoved: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+def test_a_run_goes_on_where_its_data_was_moved(
+    place: Path, unmoved: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
     there = place.parent / "there"
     there.mkdir()
     for name in ("images", "splits.json"):
@@ -134,16 +163,24 @@ def test_a_run_goes_on_where_its_data_was_moved(place: Path, unmoved: Path, monk
     shutil.rmtree(place / "cache")
     monkeypatch.chdir(there)
     before = there if way == "absolute" else Path()
-    words = [f"data.root={before / 'images'}", f"data.cache_dir={before / 'cache'}", f"data.partition={before / 'splits.json'}"]
+    words = [
+        f"data.root={before / 'images'}",
+        f"data.cache_dir={before / 'cache'}",
+        f"data.partition={before / 'splits.json'}",
+    ]
     assert cli.main(["eval", str(place / "run"), *words]) == 0
-    assert (place / "run" / "evals" / "test" / "results.json").read_bytes() == (place / "run" / "results.json").read_bytes()
+    assert (place / "run" / "evals" / "test" / "results.json").read_bytes() == (
+        place / "run" / "results.json"
+    ).read_bytes()
     assert cli.main(["resume", str(place / "run"), LONGER, *words]) == 0
     harness.assert_same_end(place / "run", unmoved)
     monkeypatch.chdir("/")
     assert cli.main(["eval", str(place / "run"), "eval.episodes=2"]) == 0  # env.json has the new places
 
 
-def test_other_content_is_refused_and_nothing_is_changed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_content_is_refused_and_nothing_is_changed(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     draw_images(place / "others", seed=1)
     splits = json.loads((place / "splits.json").read_text())
     splits["train"], splits["test"] = splits["test"], splits["train"]
@@ -151,20 +188,49 @@ def test_other_content_is_refused_and_nothing_is_changed(place: Path, capsys: py
     before = contents(place / "run")
     others, divided = f"data.root={place / 'others'}", f"data.partition={place / 'divided.json'}"
     for word in (others, divided):
-        assert_answer(capsys, 3, "the data is not what this run was trained on (sha256 ", "resume", str(place / "run"), LONGER, word)
-    assert_answer(capsys, 2, "that this run was trained on, by content or by name: ", "eval", str(place / "run"), divided)
+        assert_answer(
+            capsys,
+            3,
+            "the data is not what this run was trained on (sha256 ",
+            "resume",
+            str(place / "run"),
+            LONGER,
+            word,
+        )
+    assert_answer(
+        capsys,
+        2,
+        "that this run was trained on, by content or by name: ",
+        "eval",
+        str(place / "run"),
+        divided,
+    )
     assert contents(place / "run") == before
     assert cli.main(["eval", str(place / "run"), others]) == 0
     assert "warning: the data is not as this run was trained on it (sha256 " in capsys.readouterr().out
-    assert not (place / "run" / "evals" / "test").exists()  # the name of the folder says which data was judged
+    assert not (
+        place / "run" / "evals" / "test"
+    ).exists()  # the name of the folder says which data was judged
 
 
-def test_a_division_that_is_no_file_is_the_run_s_science(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert_answer(capsys, 2, "data.partition: splits.json -> random", "resume", str(place / "run"), LONGER, "data.partition=random")
+def test_a_division_that_is_no_file_is_the_run_s_science(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert_answer(
+        capsys,
+        2,
+        "data.partition: splits.json -> random",
+        "resume",
+        str(place / "run"),
+        LONGER,
+        "data.partition=random",
+    )
 
 
 @pytest.mark.parametrize("name", ["images", "splits.json"])
-def test_data_that_is_gone_is_named_with_both_places_and_the_way_out(place: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_data_that_is_gone_is_named_with_both_places_and_the_way_out(
+    place: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     (place / name).rename(place / "gone")
     key = {"images": "data.root", "splits.json": "data.partition"}[name]
     sentence = f"{key}={name} is neither at {Path.cwd() / name} nor at {place / name}, where this run found it; say where it is with {key}="
@@ -175,21 +241,35 @@ def test_data_that_is_gone_is_named_with_both_places_and_the_way_out(place: Path
 
 
 def test_an_absolute_place_that_is_gone_is_named_too(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [f"data.root={place / 'images'}", f"data.partition={place / 'splits.json'}", f"data.cache_dir={place / 'cache'}"]
+    words = [
+        f"data.root={place / 'images'}",
+        f"data.partition={place / 'splits.json'}",
+        f"data.cache_dir={place / 'cache'}",
+    ]
     assert cli.main(["resume", str(place / "run"), LONGER, *words]) == 0
     (place / "images").rename(place / "gone")
     assert_answer(
-        capsys, 3, f"data.root={place / 'images'} is not there any more; say where it is with data.root=", "eval", str(place / "run")
+        capsys,
+        3,
+        f"data.root={place / 'images'} is not there any more; say where it is with data.root=",
+        "eval",
+        str(place / "run"),
     )
     shutil.rmtree(place / "cache")  # is made anew
     assert cli.main(["eval", str(place / "run"), f"data.root={place / 'gone'}"]) == 0
 
 
-def test_a_place_that_was_just_named_is_never_taken_from_the_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert_answer(capsys, 3, "data.root=imagse does not exist", "eval", str(place / "run"), "data.root=imagse")
+def test_a_place_that_was_just_named_is_never_taken_from_the_folder(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert_answer(
+        capsys, 3, "data.root=imagse does not exist", "eval", str(place / "run"), "data.root=imagse"
+    )
 
 
-def test_a_finished_run_says_that_it_takes_no_new_place(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_says_that_it_takes_no_new_place(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = contents(place / "run")
     assert cli.main(["resume", str(place / "run"), "data.root=anywhere"]) == 0
     assert "is finished; nothing to do" in (said := capsys.readouterr().out)
@@ -197,10 +277,16 @@ def test_a_finished_run_says_that_it_takes_no_new_place(place: Path, capsys: pyt
     assert contents(place / "run") == before
 
 
-def test_a_run_older_than_these_files_goes_on(place: Path, unmoved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_older_than_these_files_goes_on(
+    place: Path, unmoved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_older(place / "run")
     there = Path(shutil.copytree(place / "images", place.parent / "there" / "images"))
-    words = [f"data.root={there}", f"data.partition={place / 'splits.json'}", f"data.cache_dir={place / 'cache'}"]
+    words = [
+        f"data.root={there}",
+        f"data.partition={place / 'splits.json'}",
+        f"data.cache_dir={place / 'cache'}",
+    ]
     assert cli.main(["resume", str(place / "run"), LONGER, *words]) == 0
     assert harness.metrics(place / "run") == harness.metrics(unmoved)
     assert (place / "run" / "results.json").read_bytes() == (unmoved / "results.json").read_bytes()
@@ -211,7 +297,9 @@ def test_a_run_older_than_these_files_goes_on(place: Path, unmoved: Path, monkey
     assert metalearn.load(place / "run").prepare.invert is True  # the resumed run has a spec.json
 
 
-def test_a_run_that_has_no_checkpoint_yet_keeps_its_data(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_has_no_checkpoint_yet_keeps_its_data(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.rmtree(place / "run" / "checkpoints")
     (place / "run" / "status.json").unlink()
     draw_images(place / "others", seed=1)
@@ -228,9 +316,9 @@ def make_older(run_dir: Path) -> None:
     store = CheckpointStore(run_dir)
     data = yaml.safe_load((run_dir / "config.yaml").read_text())["data"]
     for folder in map(store.path, store.steps()):
-        facts = json.loads((folder / FACTS).read_text())
+        facts = json.loads((folder / METADATA).read_text())
         facts["config"] |= {f"data.{key}": data[key] for key in ("root", "cache_dir", "partition")}
-        (folder / FACTS).write_text(json.dumps(facts))
+        (folder / METADATA).write_text(json.dumps(facts))
         sign(folder)
 
 
@@ -286,16 +374,25 @@ def test_a_source_of_one_s_own_says_what_may_move(
         "algo.adaptation_steps=1",
         "algo.eval_adaptation_steps=1",
     ]
-    monkeypatch.setattr("metalearn.run.life.draw_plots", lambda *parts: None)
+    monkeypatch.setattr("metalearn.run.session.draw_plots", lambda *parts: None)
     assert cli.main(["train", *words, *tiny, "run_dir=run"]) == 0
     (here / "shift.txt").rename(tmp_path / "shift.txt")
     run_dir = str(here / "run")
-    assert_answer(capsys, 3, f"data.file=shift.txt is not at {here}/shift.txt; say where", "eval", run_dir, "trusted=[mover]")
+    assert_answer(
+        capsys,
+        3,
+        f"data.file=shift.txt is not at {here}/shift.txt; say where",
+        "eval",
+        run_dir,
+        "trusted=[mover]",
+    )
     assert cli.main(["resume", run_dir, LONGER, "trusted=[mover]", f"data.file={tmp_path}/shift.txt"]) == 0
     (tmp_path / "shift.txt").unlink()
     learner = metalearn.load(run_dir, trusted=["mover"])
     assert learner.algorithm.spec.objective.weight == 2.0  # type: ignore[attr-defined]
-    with pytest.raises(ConfigError, match=r"spec.json: objective._target_=mover.Mine is outside the trusted packages"):
+    with pytest.raises(
+        ConfigError, match=r"spec.json: objective._target_=mover.Mine is outside the trusted packages"
+    ):
         metalearn.load(run_dir)
 
 
@@ -305,7 +402,9 @@ class TestLoad:
         rng = np.random.default_rng(5)
         return [rng.integers(0, 256, (20, 20), dtype=np.uint8) for _ in range(6)]
 
-    def test_needs_nothing_but_the_run_folder(self, place: Path, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_needs_nothing_but_the_run_folder(
+        self, place: Path, pictures: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.chdir(place)
         before = predictions(metalearn.load("run"), pictures)
         monkeypatch.chdir("/")
@@ -321,9 +420,18 @@ class TestLoad:
         assert not (place / "cache").exists()
 
     def test_inputs_are_prepared_as_the_source_did(self, place: Path) -> None:
-        dials = {"way": 2, "query_shot": 2, "invert": True, "resize": "nearest", "image_size": 14, "channels": 1}
+        dials = {
+            "way": 2,
+            "query_shot": 2,
+            "invert": True,
+            "resize": "nearest",
+            "image_size": 14,
+            "channels": 1,
+        }
         partition = str(place / "splits.json")
-        source = ImageFolder(device=torch.device("cpu"), root=str(place / "images"), partition=partition, **dials)  # type: ignore[arg-type]
+        source = ImageFolder(
+            device=torch.device("cpu"), root=str(place / "images"), partition=partition, **dials
+        )  # type: ignore[arg-type]
         prepared = metalearn.load(place / "run").prepare([place / "images" / "class0" / "0.png"])
         assert torch.equal(prepared, source._images("train", torch.tensor([0])))
 
@@ -338,13 +446,17 @@ class TestLoad:
     ) -> None:
         before = predictions(metalearn.load(place / "run"), pictures)
         make_older(place / "run")
-        with pytest.raises(DataError, match=rf"data.root=images is not at {Path.cwd() / 'images'}; put it back there"):
+        with pytest.raises(
+            DataError, match=rf"data.root=images is not at {Path.cwd() / 'images'}; put it back there"
+        ):
             metalearn.load(place / "run")
         monkeypatch.chdir(place)
         assert torch.equal(predictions(metalearn.load("run"), pictures), before)
         shutil.rmtree(place / "images")
         draw_images(place / "images", seed=1)
-        with pytest.raises(DataError, match=r"run has no spec.json.* the data is not what this run was trained on"):
+        with pytest.raises(
+            DataError, match=r"run has no spec.json.* the data is not what this run was trained on"
+        ):
             metalearn.load("run")
 
 
@@ -362,7 +474,10 @@ class TestSpecification:
             metalearn.load(run_dir)
         assert "\n" not in str(caught.value)
 
-    @pytest.mark.parametrize("text", ["", "[]", "null", "{", "[" * 99_999, '{"format_version": 1}', '{"format_version": 99}', "\udc80"])
+    @pytest.mark.parametrize(
+        "text",
+        ["", "[]", "null", "{", "[" * 99_999, '{"format_version": 1}', '{"format_version": 99}', "\udc80"],
+    )
     def test_one_that_is_none_ends_in_a_sentence(self, place: Path, text: str) -> None:
         (place / "run" / "spec.json").write_text(text, errors="surrogateescape")
         self.refused(place / "run", "spec.json is not valid: .*; restore it from a backup")
@@ -370,7 +485,9 @@ class TestSpecification:
     def test_any_changed_byte_is_found(self, place: Path) -> None:
         path = place / "run" / "spec.json"
         path.write_text(path.read_text().replace('"invert": true', '"invert": false'))
-        self.refused(place / "run", "spec.json is not valid: it does not have the sha256 that was written into it")
+        self.refused(
+            place / "run", "spec.json is not valid: it does not have the sha256 that was written into it"
+        )
         path.unlink()
         path.mkdir()
         self.refused(place / "run", "spec.json is not valid: it is not a file")
@@ -381,8 +498,14 @@ class TestSpecification:
             *[("task", "kind", value) for value in ("", 3, None, "clasification")],
             *[("task", "num_outputs", value) for value in (-1, 0, 2**40, "5", 2.0, True, None)],
             *[("task", "ragged", value) for value in (1, "no")],
-            *[("task", "input_spec", value) for value in ({}, [], None, {"shape": "no"}, {"shape": [1, -1]}, {"shape": [2**20] * 3})],
-            *[("task", "input_spec", value) for value in ({"inputs": {}}, {"shape": [1], "num_categories": 2**60}, {"inputs": {"a": 1}})],
+            *[
+                ("task", "input_spec", value)
+                for value in ({}, [], None, {"shape": "no"}, {"shape": [1, -1]}, {"shape": [2**20] * 3})
+            ],
+            *[
+                ("task", "input_spec", value)
+                for value in ({"inputs": {}}, {"shape": [1], "num_categories": 2**60}, {"inputs": {"a": 1}})
+            ],
             *[("task", "objective", value) for value in (None, "os.system", {"_target_": "torch.nn.Linear"})],
             ("task", "objective", {"_target_": "metalearn.objectives.Classification", "command": "x"}),
             ("task", "surprise", 1),
@@ -401,11 +524,19 @@ class TestSpecification:
     @pytest.mark.parametrize(
         ("name", "sentence"),
         [
-            ("os.system", r"objective._target_=os.system is outside the trusted packages; .*'trusted=\[os\]'"),
-            ("metalearn.objectives.masked_mean", "objective._target_=metalearn.objectives.masked_mean is not a class"),
+            (
+                "os.system",
+                r"objective._target_=os.system is outside the trusted packages; .*'trusted=\[os\]'",
+            ),
+            (
+                "metalearn.objectives.masked_mean",
+                "objective._target_=metalearn.objectives.masked_mean is not a class",
+            ),
         ],
     )
-    def test_an_objective_is_named_by_the_rules_of_any_target(self, place: Path, name: str, sentence: str) -> None:
+    def test_an_objective_is_named_by_the_rules_of_any_target(
+        self, place: Path, name: str, sentence: str
+    ) -> None:
         path = place / "run" / "spec.json"
         content = json.loads(path.read_text())
         content["task"]["objective"]["_target_"] = name

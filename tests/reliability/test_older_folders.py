@@ -11,17 +11,18 @@ from typing import Any
 import pytest
 import yaml
 
-from metalearn import config, run
-from metalearn.engine.checkpoint import FACTS, CheckpointStore
+from metalearn.config.compose import compose
+from metalearn.config.saved import read_saved
 from metalearn.errors import ConfigError
+from metalearn.run import resume as resuming
+from metalearn.run.evaluate import evaluate_run
+from metalearn.rundir.checkpoints import METADATA, CheckpointStore
 from metalearn.sweep import jobs
 from tests.reliability import harness
 from tests.reliability.harness import KILLED, QUICK, TINY, finish, resume, train
 from tests.security.test_run_folders import sign
 
-NOTE = (
-    "is older than trainer.keep_best, device.deterministic; going on with today's defaults: trainer.keep_best=1, device.deterministic=false"
-)
+NOTE = "is older than trainer.keep_best, device.deterministic; going on with today's defaults: trainer.keep_best=1, device.deterministic=false"
 
 
 def forget(run_dir: Path, *names: str) -> Path:
@@ -33,9 +34,9 @@ def forget(run_dir: Path, *names: str) -> Path:
     (run_dir / "config.yaml").write_text(yaml.safe_dump(cfg, sort_keys=False))
     store = CheckpointStore(run_dir)
     for folder in map(store.path, store.steps()):
-        facts = json.loads((folder / FACTS).read_text())
+        facts = json.loads((folder / METADATA).read_text())
         facts["config"] = {key: value for key, value in facts["config"].items() if key not in names}
-        (folder / FACTS).write_text(json.dumps(facts))
+        (folder / METADATA).write_text(json.dumps(facts))
         sign(folder)
     return run_dir
 
@@ -47,22 +48,28 @@ def killed(cfg: dict[str, Any], reference: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_a_run_older_than_a_key_goes_on_with_its_default_and_says_so_once(killed: Path, reference: Path) -> None:
+def test_a_run_older_than_a_key_goes_on_with_its_default_and_says_so_once(
+    killed: Path, reference: Path
+) -> None:
     forget(killed, "device.deterministic", "trainer.keep_best")
     assert finish(resume(killed)) == 0
     for name in ("results.json", "eval_test.csv"):
         assert (killed / name).read_bytes() == (reference / name).read_bytes()
     assert harness.metrics(killed) == harness.metrics(reference)
-    assert config.read_saved(killed)["device"]["deterministic"] is False
+    assert read_saved(killed)["device"]["deterministic"] is False
     assert finish(resume(killed, "trainer.outer_steps=7")) == 0
     assert (killed / "train.log").read_text().count(f"config.yaml {NOTE}\n") == 1
 
 
-def test_an_older_run_is_judged_with_the_defaults_and_says_so(reference: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_older_run_is_judged_with_the_defaults_and_says_so(
+    reference: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, logger="metalearn")
-    older = forget(Path(shutil.copytree(reference, tmp_path / "run")), "device.deterministic", "trainer.keep_best")
+    older = forget(
+        Path(shutil.copytree(reference, tmp_path / "run")), "device.deterministic", "trainer.keep_best"
+    )
     before = (older / "config.yaml").read_bytes()
-    assert run.evaluate_run(older, []) == 0
+    assert evaluate_run(older, []) == 0
     assert [text.endswith(f"config.yaml {NOTE}") for text in caplog.messages].count(True) == 1
     assert (older / "config.yaml").read_bytes() == before
 
@@ -72,27 +79,34 @@ def test_a_value_that_an_older_run_cannot_have_had_is_refused(killed: Path) -> N
     cfg = yaml.safe_load((killed / "config.yaml").read_text())
     del cfg["trainer"]["meta_batch_size"]  # damaged, not older: its checkpoints know it
     (killed / "config.yaml").write_text(yaml.safe_dump(cfg))
-    with pytest.raises(ConfigError, match=r"must keep its method and data, but:\n  trainer.meta_batch_size: 2 -> 8\n"):
-        run.resume(killed, [])
+    with pytest.raises(
+        ConfigError, match=r"must keep its method and data, but:\n  trainer.meta_batch_size: 2 -> 8\n"
+    ):
+        resuming.resume(killed, [])
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("optimizer.clip", "optimizer.clip.norm is missing, and results follow from it, so that no default can stand in for it"),
+        (
+            "optimizer.clip",
+            "optimizer.clip.norm is missing, and results follow from it, so that no default can stand in for it",
+        ),
         ("optimizer.schedule", "optimizer.schedule.name is missing, and results"),
         ("device.plan", "device.plan is missing"),  # its default is what the algorithm's own YAML says
         ("eval", "eval is missing"),
         ("seed", "seed is missing"),
     ],
 )
-def test_what_results_follow_from_is_never_filled_in(reference: Path, tmp_path: Path, name: str, reason: str) -> None:
+def test_what_results_follow_from_is_never_filled_in(
+    reference: Path, tmp_path: Path, name: str, reason: str
+) -> None:
     cfg = yaml.safe_load((reference / "config.yaml").read_text())
     group, _, key = name.partition(".")
     del (cfg[group] if key else cfg)[key or group]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(cfg))
     with pytest.raises(ConfigError, match=f"config.yaml is damaged: {reason}.*; restore it from a backup"):
-        config.read_saved(tmp_path)
+        read_saved(tmp_path)
 
 
 def test_a_group_that_is_newer_than_the_run_is_filled_in_too(killed: Path, reference: Path) -> None:
@@ -102,8 +116,11 @@ def test_a_group_that_is_newer_than_the_run_is_filled_in_too(killed: Path, refer
     assert finish(resume(killed)) == 0
     harness.assert_same_end(killed, reference)
     default = "logger._target_=metalearn.loggers.Logger"
-    assert f"is older than logger._target_; going on with today's defaults: {default}\n" in (killed / "train.log").read_text()
-    assert config.read_saved(killed)["logger"] == {"_target_": "metalearn.loggers.Logger"}
+    assert (
+        f"is older than logger._target_; going on with today's defaults: {default}\n"
+        in (killed / "train.log").read_text()
+    )
+    assert read_saved(killed)["logger"] == {"_target_": "metalearn.loggers.Logger"}
 
 
 def test_a_method_s_own_key_that_its_checkpoint_never_knew_is_refused(killed: Path) -> None:
@@ -111,18 +128,18 @@ def test_a_method_s_own_key_that_its_checkpoint_never_knew_is_refused(killed: Pa
     store = CheckpointStore(killed)
     forget(killed, "algo.scale")
     (killed / "config.yaml").write_text(yaml.safe_dump(cfg))
-    assert "algo.scale" not in store.load(store.steps()[-1]).facts["config"]
+    assert "algo.scale" not in store.load(store.steps()[-1]).metadata["config"]
     with pytest.raises(ConfigError, match=r"but:\n  algo.scale: None -> 10.0\n"):
-        run.resume(killed, [])
+        resuming.resume(killed, [])
 
 
 def test_a_new_key_makes_no_new_jobs_of_a_sweep() -> None:
-    cfg = config.compose(["seed=1"])
-    older = config.compose(["seed=1"])
+    cfg = compose(["seed=1"])
+    older = compose(["seed=1"])
     del older["device"]["deterministic"], older["trainer"]["keep_best"]
     assert jobs.identity(older) == jobs.identity(cfg)
     for word in ("device.deterministic=true", "trainer.keep_best=2", "seed=0", "optimizer.clip.norm=1"):
-        assert jobs.identity(config.compose(["seed=1", word])) != jobs.identity(cfg)
+        assert jobs.identity(compose(["seed=1", word])) != jobs.identity(cfg)
 
 
 def test_a_finished_job_of_an_older_sweep_is_finished(tmp_path: Path, cache: Path) -> None:
@@ -130,7 +147,10 @@ def test_a_finished_job_of_an_older_sweep_is_finished(tmp_path: Path, cache: Pat
     [job], _ = jobs.planned(words, None, tmp_path)
     job.folder.mkdir()
     (job.folder / "status.json").write_text('{"status": "finished"}')
-    older = {**job.cfg, "device": {key: value for key, value in job.cfg["device"].items() if key != "deterministic"}}
+    older = {
+        **job.cfg,
+        "device": {key: value for key, value in job.cfg["device"].items() if key != "deterministic"},
+    }
     (job.folder / "config.yaml").write_text(yaml.safe_dump(older))
     [again], _ = jobs.planned(words, None, tmp_path)
     assert (again.folder, again.state, again.why_skipped()) == (job.folder, "finished", "finished, skipped")

@@ -12,13 +12,27 @@ import pytest
 import torch
 from PIL import Image
 
-from metalearn import cli, config
-from metalearn.run.parts import Parts
+from metalearn.build.parts import Parts
+from metalearn.cli import main as cli
+from metalearn.config.compose import compose
 from metalearn.run.splits import reopen_to_judge
 
 SMALL = [
-    *("device=cpu", "device.threads=1", "algo=protonet", "model.norm_statistics=running", "model.channels=4", "data.image_size=14"),
-    *("data.way=2", "data.query_shot=2", "trainer.outer_steps=2", "trainer.meta_batch_size=2", "trainer.log_every=2"),
+    *(
+        "device=cpu",
+        "device.threads=1",
+        "algo=protonet",
+        "model.norm_statistics=running",
+        "model.channels=4",
+        "data.image_size=14",
+    ),
+    *(
+        "data.way=2",
+        "data.query_shot=2",
+        "trainer.outer_steps=2",
+        "trainer.meta_batch_size=2",
+        "trainer.log_every=2",
+    ),
     *("trainer.eval_every=2", "trainer.checkpoint_every=2", "eval.val_episodes=2", "eval.episodes=4"),
 ]
 
@@ -29,7 +43,9 @@ def draw(root: Path, classes: dict[str, int], count: int = 4) -> Path:
         rng = np.random.default_rng(seed)
         (root / name).mkdir(parents=True)
         for number in range(count):
-            Image.fromarray(rng.integers(0, 256, (12, 12), dtype=np.uint8)).save(root / name / f"{number}.png")
+            Image.fromarray(rng.integers(0, 256, (12, 12), dtype=np.uint8)).save(
+                root / name / f"{number}.png"
+            )
     return root
 
 
@@ -41,7 +57,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw(place / "pictures", {f"{split}/{number}": number for number, split in enumerate(splits)})
     words = [*SMALL, f"data.cache_dir={place / 'cache'}"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("metalearn.run.life.draw_plots", lambda *parts: None)
+        patch.setattr("metalearn.run.session.draw_plots", lambda *parts: None)
         folder = ["data=image_folder", f"data.root={place / 'pictures'}", "data.channels=1"]
         assert cli.main(["train", *words, *folder, f"run_dir={place / 'run_folder'}"]) == 0
         glyphs = ["data=glyphs", "data.num_classes=48", "data.num_drawings=6"]
@@ -81,23 +97,50 @@ def test_no_key_makes_training_classes_pass_for_new_ones(
     root = shuffled_splits(tmp_path / "moved", names)
     code, said = evaluated(place / "run_folder", [f"data.root={root}", *words], capsys)
     assert code == 2, said
-    assert f"holds 4 that this run was trained on, by content or by name: {names.format(0)}, {names.format(1)}" in said
+    assert (
+        f"holds 4 that this run was trained on, by content or by name: {names.format(0)}, {names.format(1)}"
+        in said
+    )
     assert not (place / "run_folder" / "evals").exists()
 
 
-def test_data_of_another_group_is_judged_with_the_sizes_of_the_run(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_of_another_group_is_judged_with_the_sizes_of_the_run(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = draw(tmp_path / "all", {name: number for number, name in enumerate("abcd", 20)})
-    words = ["data=image_folder", f"data.root={root}", "data.fractions=[0,0,1]", f"data.cache_dir={tmp_path / 'cache'}"]
+    words = [
+        "data=image_folder",
+        f"data.root={root}",
+        "data.fractions=[0,0,1]",
+        f"data.cache_dir={tmp_path / 'cache'}",
+    ]
     code, said = evaluated(place / "run_glyphs", words, capsys)
     assert code == 0, said
-    assert "this protocol: protonet on image_folder · test tasks, trained on glyphs · 2-way 1-shot, 2 queries per class" in said
+    assert (
+        "this protocol: protonet on image_folder · test tasks, trained on glyphs · 2-way 1-shot, 2 queries per class"
+        in said
+    )
     [folder] = (place / "run_glyphs" / "evals").iterdir()
     results = json.loads((folder / "results.json").read_text())
     shutil.rmtree(folder.parent)
     assert results["data"] == "image_folder"
     protocol = results["protocol"]
-    expected = {"data": "image_folder", "trained_on": "glyphs", "cross_domain": True, "seen_in": "none", "num_classes": 4, "way": 2}
-    expected |= {"query_shot": 2, "train_way": 2, "channels": 1, "image_size": 14, "invert": False, "fractions": [0.0, 0.0, 1.0]}
+    expected = {
+        "data": "image_folder",
+        "trained_on": "glyphs",
+        "cross_domain": True,
+        "seen_in": "none",
+        "num_classes": 4,
+        "way": 2,
+    }
+    expected |= {
+        "query_shot": 2,
+        "train_way": 2,
+        "channels": 1,
+        "image_size": 14,
+        "invert": False,
+        "fractions": [0.0, 0.0, 1.0],
+    }
     assert {name: protocol[name] for name in expected} == expected
 
 
@@ -107,12 +150,20 @@ def test_too_few_classes_of_other_data_name_the_way_to_take_all_of_them(
     root = draw(tmp_path / "all", {name: number for number, name in enumerate("abcd", 20)})
     code, said = evaluated(place / "run_glyphs", ["data=image_folder", f"data.root={root}"], capsys)
     assert code == 2
-    assert "data.way=2 but split 'test' of image_folder has 1 classes; lower data.way or give the split more classes; " in said
-    assert "a run that was trained on other data can be judged on all 4 classes with data.fractions=[0,0,1]" in said
+    assert (
+        "data.way=2 but split 'test' of image_folder has 1 classes; lower data.way or give the split more classes; "
+        in said
+    )
+    assert (
+        "a run that was trained on other data can be judged on all 4 classes with data.fractions=[0,0,1]"
+        in said
+    )
     assert "'train'" not in said and "'val'" not in said
 
 
-def test_an_evaluation_asks_only_for_the_split_that_is_judged(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_evaluation_asks_only_for_the_split_that_is_judged(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = draw(tmp_path / "few", {"train/a": 20, "val/b": 21, "test/c": 22, "test/d": 23}, count=3)
     draw(root, {"train/e": 24}, count=1)
     words = [f"data.root={root}", f"data.cache_dir={tmp_path / 'cache'}"]
@@ -126,9 +177,18 @@ def test_an_evaluation_asks_only_for_the_split_that_is_judged(place: Path, tmp_p
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["data=sinusoid"], "data=sinusoid gives tasks of regression of inputs (1,) with 1 outputs, but this run was trained on "),
-        (["data=synthetic_ratings"], "this run was trained on classification of inputs (1, 14, 14); choose data of the same kind"),
-        (["data=glyphs", "data.image_size=20"], "of inputs (1, 20, 20), but this run was trained on classification of inputs (1, 14, 14)"),
+        (
+            ["data=sinusoid"],
+            "data=sinusoid gives tasks of regression of inputs (1,) with 1 outputs, but this run was trained on ",
+        ),
+        (
+            ["data=synthetic_ratings"],
+            "this run was trained on classification of inputs (1, 14, 14); choose data of the same kind",
+        ),
+        (
+            ["data=glyphs", "data.image_size=20"],
+            "of inputs (1, 20, 20), but this run was trained on classification of inputs (1, 14, 14)",
+        ),
         (["data=glyfs"], "data=glyfs does not exist; did you mean data=glyphs?"),
         (["data=glyphs", "data.resize=area"], "data.resize is not a key"),
         (["algo=maml"], "algo=maml: algo was fixed when the run began"),
@@ -161,11 +221,17 @@ def test_the_run_s_own_splits_may_be_judged_and_are_called_what_they_are(
     assert "cross_domain" not in protocol
 
 
-def test_classes_that_chose_the_checkpoint_are_not_judged_as_new(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = draw(tmp_path / "moved", {"train/x": 90, "val/y": 91, "test/a": 4, "test/b": 5, "test/c": 6, "test/d": 92})
+def test_classes_that_chose_the_checkpoint_are_not_judged_as_new(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = draw(
+        tmp_path / "moved", {"train/x": 90, "val/y": 91, "test/a": 4, "test/b": 5, "test/c": 6, "test/d": 92}
+    )
     code, said = evaluated(place / "run_folder", [f"data.root={root}"], capsys)
     assert code == 2
-    assert "holds 3 that chose this run's checkpoint (its split 'val'), by content or by name: a, b, c; " in said
+    assert (
+        "holds 3 that chose this run's checkpoint (its split 'val'), by content or by name: a, b, c; " in said
+    )
 
 
 @pytest.fixture
@@ -198,7 +264,10 @@ class TestSplitsFile:
         cfg = (copied / "config.yaml").read_text()
         (copied / "config.yaml").write_text(cfg.replace(str(place / "pictures"), str(tmp_path / "gone")))
         code, said = evaluated(copied, words, capsys)
-        assert (code, "the data that the run was trained on is not here to tell who was in it" in said) == (2, True), said
+        assert (code, "the data that the run was trained on is not here to tell who was in it" in said) == (
+            2,
+            True,
+        ), said
         assert evaluated(copied, [f"data.root={place / 'pictures'}"], capsys)[0] == 0
 
     def test_it_is_enough_where_the_run_s_data_is_gone(
@@ -212,7 +281,7 @@ class TestSplitsFile:
     def test_a_run_that_goes_on_writes_it_anew(
         self, copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        monkeypatch.setattr("metalearn.run.life.draw_plots", lambda *parts: None)
+        monkeypatch.setattr("metalearn.run.session.draw_plots", lambda *parts: None)
         before = (copied / "splits.json").read_bytes()
         (copied / "splits.json").unlink()
         assert cli.main(["resume", str(copied), "trainer.outer_steps=4"]) == 0
@@ -221,12 +290,26 @@ class TestSplitsFile:
         assert "ok      splits.json: image_folder: train 4, val 3, test 3" in capsys.readouterr().out
 
 
-def test_a_head_over_training_classes_keeps_their_number_and_every_rank_builds_it(place: Path, tmp_path: Path) -> None:
+def test_a_head_over_training_classes_keeps_their_number_and_every_rank_builds_it(
+    place: Path, tmp_path: Path
+) -> None:
     root = draw(tmp_path / "all", {name: number for number, name in enumerate("abcd", 20)})
-    trained = config.compose(
-        [*SMALL, "algo=baseline", "data=glyphs", "data.num_classes=48", "data.num_drawings=6", "data.rotations=[train]"]
+    trained = compose(
+        [
+            *SMALL,
+            "algo=baseline",
+            "data=glyphs",
+            "data.num_classes=48",
+            "data.num_drawings=6",
+            "data.rotations=[train]",
+        ]
     )
-    words = ["data=image_folder", f"data.root={root}", "data.fractions=[0,0,1]", f"data.cache_dir={tmp_path / 'cache'}"]
+    words = [
+        "data=image_folder",
+        f"data.root={root}",
+        "data.fractions=[0,0,1]",
+        f"data.cache_dir={tmp_path / 'cache'}",
+    ]
     cfg = reopen_to_judge(tmp_path, trained, words, None)
     parts = Parts.build(cfg, 1, {"data": trained["data"], "trusted": [], "run_dir": str(tmp_path)})
     assert parts.algorithm.spec.num_train_classes == 128

@@ -13,12 +13,22 @@ from typing import Any
 
 import pytest
 
-from metalearn import run
-from metalearn.engine.checkpoint import CheckpointStore
-from metalearn.engine.ranks import RankError
-from metalearn.run import workers
+from metalearn.distributed import processes
+from metalearn.distributed.strategy import RankError
+from metalearn.run.evaluate import evaluate_run
+from metalearn.rundir.checkpoints import CheckpointStore
 from tests.reliability import harness
-from tests.reliability.harness import KILLED, assert_same_end, finish, forking_ranks, resume, start, struck, train, wait
+from tests.reliability.harness import (
+    KILLED,
+    assert_same_end,
+    finish,
+    forking_ranks,
+    resume,
+    start,
+    struck,
+    train,
+    wait,
+)
 
 WORDS = [*harness.QUICK, "trainer.meta_batch_size=3"]  # no multiple of the number of ranks
 EVALUATION = ["eval.episodes=11", "eval.batch_size=2", "eval.checkpoint=last"]
@@ -65,7 +75,7 @@ def reference(cfg: dict[str, Any], alone: Path, tmp_path_factory: pytest.TempPat
     """
     run_dir = tmp_path_factory.mktemp("ranks") / "run"
     assert finish(train(cfg, run_dir)) == 0
-    assert finish(forking_ranks(lambda: run.evaluate_run(run_dir, EVALUATION))) == 0
+    assert finish(forking_ranks(lambda: evaluate_run(run_dir, EVALUATION))) == 0
     return run_dir
 
 
@@ -90,11 +100,15 @@ def log(run_dir: Path) -> str:
     return (run_dir / "train.log").read_text()
 
 
-def test_two_ranks_train_the_run_of_one_in_one_folder(cfg: dict[str, Any], alone: Path, reference: Path) -> None:
+def test_two_ranks_train_the_run_of_one_in_one_folder(
+    cfg: dict[str, Any], alone: Path, reference: Path
+) -> None:
     assert "2 ranks of 1 thread each" in log(reference)
     assert {path.name for path in reference.iterdir()} == {path.name for path in alone.iterdir()} | {"evals"}
     found, expected = harness.metrics(reference), harness.metrics(alone)
-    assert [(line["step"], line["split"]) for line in found] == [(line["step"], line["split"]) for line in expected]
+    assert [(line["step"], line["split"]) for line in found] == [
+        (line["step"], line["split"]) for line in expected
+    ]
     for line, wanted in zip(found, expected, strict=True):
         assert line["loss"] == pytest.approx(wanted["loss"], abs=1e-4)
     assert CheckpointStore(reference).pointed("best") == CheckpointStore(alone).pointed("best")
@@ -102,16 +116,18 @@ def test_two_ranks_train_the_run_of_one_in_one_folder(cfg: dict[str, Any], alone
 
 def test_evaluation_by_two_ranks_equals_that_by_one_bit_for_bit(reference: Path) -> None:
     [shared] = (reference / "evals").iterdir()
-    assert finish(lambda: run.evaluate_run(reference, [*EVALUATION, "device.ranks=1"])) == 0
+    assert finish(lambda: evaluate_run(reference, [*EVALUATION, "device.ranks=1"])) == 0
     [single] = set((reference / "evals").iterdir()) - {shared}
     for name in ("eval_test.csv", "results.json"):
         assert (shared / name).read_bytes() == (single / name).read_bytes()
 
 
 @pytest.mark.fault(14)
-def test_rank_that_never_comes_ends_the_run(cfg: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_rank_that_never_comes_ends_the_run(
+    cfg: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     def patient() -> int:
-        workers.GRACE = 1e9
+        processes.GRACE = 1e9
         return train(cfg, tmp_path / "run")()
 
     assert finish(forking_ranks(patient), fault="rank:start") == 1
@@ -136,9 +152,13 @@ def test_rank_that_is_killed_ends_the_run_which_resumes_to_the_same_bits(
 
 
 @pytest.mark.fault(14)
-def test_traceback_of_a_rank_stands_in_the_log(cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_traceback_of_a_rank_stands_in_the_log(
+    cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     run_dir = tmp_path / "run"
-    broken = harness.configuration(cache, *WORDS, "device.ranks=2", "algo._target_=spoiled.Raising", "trusted=[spoiled]")
+    broken = harness.configuration(
+        cache, *WORDS, "device.ranks=2", "algo._target_=spoiled.Raising", "trusted=[spoiled]"
+    )
     assert finish(from_folder(tmp_path, train(broken, run_dir))) == 1
     errors = capfd.readouterr().err
     assert "rank 1 of 2 ended with exit code 1: LookupError: task 11 is lost" in errors
@@ -165,7 +185,9 @@ def test_what_is_not_finite_on_another_rank_stops_the_run_at_its_step(
 
 
 @pytest.mark.fault(1)
-def test_ranks_end_with_a_run_that_is_killed_and_do_not_hold_its_lock(cfg: dict[str, Any], reference: Path, tmp_path: Path) -> None:
+def test_ranks_end_with_a_run_that_is_killed_and_do_not_hold_its_lock(
+    cfg: dict[str, Any], reference: Path, tmp_path: Path
+) -> None:
     """Even one that hangs, which notices nothing."""
     run_dir = tmp_path / "run"
     child = start(struck(train(cfg, run_dir), lambda: os.kill(os.getpid(), signal.SIGSTOP), step=4))
@@ -190,9 +212,11 @@ def test_ranks_end_with_a_run_that_is_killed_and_do_not_hold_its_lock(cfg: dict[
 
 @pytest.mark.parametrize("platform", ["linux", "elsewhere"])
 def test_process_ends_with_its_parent_on_every_platform(platform: str, tmp_path: Path) -> None:
-    child = f"import os, sys, time; sys.platform = {platform!r}; from metalearn.worker import end_with; end_with(os.getppid()); "
+    child = f"import os, sys, time; sys.platform = {platform!r}; from metalearn.distributed.entry import end_with; end_with(os.getppid()); "
     child += f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
-    parent = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(600)"
+    parent = (
+        f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(600)"
+    )
     process = subprocess.Popen([sys.executable, "-c", parent])
     began = time.monotonic()
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
@@ -211,7 +235,9 @@ def test_process_ends_with_its_parent_on_every_platform(platform: str, tmp_path:
 
 
 @pytest.mark.fault(9)
-def test_signal_to_all_processes_saves_and_resumes_to_the_same_bits(cfg: dict[str, Any], reference: Path, tmp_path: Path) -> None:
+def test_signal_to_all_processes_saves_and_resumes_to_the_same_bits(
+    cfg: dict[str, Any], reference: Path, tmp_path: Path
+) -> None:
     run_dir = tmp_path / "run"
 
     def strike() -> None:
@@ -230,9 +256,11 @@ def test_run_that_does_not_notice_a_lost_rank_is_ended(tmp_path: Path) -> None:
     """As when the main thread waits for a GPU, which waits for another."""
 
     def hang() -> int:
-        workers.WATCH_EVERY, workers.GRACE = 0.05, 0.2
-        workers.PROGRAM = "import sys; sys.exit('a word')"
-        with workers.Workers(2, tmp_path / "store", [], lambda error: (tmp_path / "last_word").write_text(str(error))):
+        processes.WATCH_EVERY, processes.GRACE = 0.05, 0.2
+        processes.PROGRAM = "import sys; sys.exit('a word')"
+        with processes.Workers(
+            2, tmp_path / "store", [], lambda error: (tmp_path / "last_word").write_text(str(error))
+        ):
             time.sleep(60)
         return 0
 
@@ -244,7 +272,16 @@ def test_run_that_does_not_notice_a_lost_rank_is_ended(tmp_path: Path) -> None:
 
 def test_torchrun_starts_the_same_run(cache: Path, reference: Path, tmp_path: Path) -> None:
     words = [*harness.TINY, *WORDS, f"data.cache_dir={cache}", f"run_dir={tmp_path / 'run'}"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "metalearn", "train"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "metalearn",
+        "train",
+    ]
     done = subprocess.run([*torchrun, *words], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("run folder:") == 1

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from metalearn.engine.checkpoint import TENSORS, CheckpointStore
 from metalearn.errors import CheckpointError
+from metalearn.rundir.checkpoints import TENSORS, CheckpointStore
 from tests.reliability import harness
 from tests.reliability.harness import KILLED, assert_same_end, finish, resume, train
 
@@ -48,7 +48,12 @@ REFUSALS = {
     "no such device": (leave, ["trainer.outer_steps=8", "device=cuda"], 2, "device=cuda"),
     "another method": (leave, ["trainer.outer_steps=8", "algo.distance=cosine"], 2, "algo.distance"),
     "no valid checkpoint": (spoil_checkpoints, ["trainer.outer_steps=8"], 4, "no valid checkpoint"),
-    "fewer steps than an older checkpoint": (spoil_newest, ["trainer.outer_steps=1"], 2, "but the run is at step 3"),
+    "fewer steps than an older checkpoint": (
+        spoil_newest,
+        ["trainer.outer_steps=1"],
+        2,
+        "but the run is at step 3",
+    ),
     "metrics cut short": (shorten_metrics, ["trainer.outer_steps=8"], 4, "metrics.jsonl has 0 bytes"),
 }
 
@@ -75,7 +80,9 @@ def test_refused_resume_leaves_a_finished_run_as_it_was(
 
 
 @pytest.mark.fault(20)
-def test_refused_resume_leaves_a_killed_run_to_the_corrected_command(cfg: dict[str, Any], reference: Path, tmp_path: Path) -> None:
+def test_refused_resume_leaves_a_killed_run_to_the_corrected_command(
+    cfg: dict[str, Any], reference: Path, tmp_path: Path
+) -> None:
     run_dir = tmp_path / "run"
     assert finish(train(cfg, run_dir), fault="test:batch@1") == KILLED
     before = contents(run_dir)
@@ -107,7 +114,11 @@ def leftover_checkpoints(folder: Path) -> None:
 @pytest.mark.parametrize("fill", [own_files, leftover_checkpoints])
 @pytest.mark.parametrize("override", ["seed=0", "trainer.dry_run=true"])
 def test_folder_that_is_not_empty_is_refused_and_left_alone(
-    fill: Callable[[Path], None], override: str, cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    fill: Callable[[Path], None],
+    override: str,
+    cache: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "mine"
     fill(folder)
@@ -127,8 +138,13 @@ def test_run_that_never_began_leaves_an_empty_folder_that_was_there(cache: Path,
     assert list(folder.iterdir()) == []
 
 
-def test_folder_of_a_run_is_named_only_once_the_run_was_built(cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_folder_of_a_run_is_named_only_once_the_run_was_built(
+    cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert finish(train(harness.configuration(cache, "data.way=40"), tmp_path / "run")) == 2
     assert "run folder:" not in capfd.readouterr().out
-    assert finish(train(harness.configuration(cache, *harness.QUICK, "trainer.dry_run=true"), tmp_path / "run")) == 0
+    assert (
+        finish(train(harness.configuration(cache, *harness.QUICK, "trainer.dry_run=true"), tmp_path / "run"))
+        == 0
+    )
     assert f"run folder: {tmp_path / 'run'}" in capfd.readouterr().out

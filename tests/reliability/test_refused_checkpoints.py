@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from metalearn.engine import checkpoint
-from metalearn.engine.checkpoint import CheckpointStore
+from metalearn.rundir import checkpoints
+from metalearn.rundir.checkpoints import CheckpointStore
 from tests.reliability import harness
 from tests.reliability.harness import assert_same_end, before_writing, finish, told, train
 
@@ -18,8 +18,17 @@ from tests.reliability.harness import assert_same_end, before_writing, finish, t
 @pytest.fixture(scope="module")
 def judged(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path, int]:
     """A run that is validated at every step, what it leaves, and its best step, which is neither the first nor the last."""
-    words = ["trainer.outer_steps=6", "trainer.checkpoint_every=6", "trainer.eval_every=1", "trainer.keep_last=1", "seed=2"]
-    cfg, run_dir = harness.configuration(cache, *harness.QUICK, *words), tmp_path_factory.mktemp("judged") / "run"
+    words = [
+        "trainer.outer_steps=6",
+        "trainer.checkpoint_every=6",
+        "trainer.eval_every=1",
+        "trainer.keep_last=1",
+        "seed=2",
+    ]
+    cfg, run_dir = (
+        harness.configuration(cache, *harness.QUICK, *words),
+        tmp_path_factory.mktemp("judged") / "run",
+    )
     assert finish(train(cfg, run_dir)) == 0
     best = CheckpointStore(run_dir).pointed("best")
     assert best is not None and 1 < best < 6
@@ -35,13 +44,19 @@ def test_fault_07_a_whole_checkpoint_stays_the_best_though_its_pointer_cannot_be
     run_dir = tmp_path / "run"
 
     def refuse(path: Path, content: bytes) -> None:
-        if path.name == name and content == f"step-{best:06d}\n".encode() and CheckpointStore(run_dir).steps()[-1] == best:
+        if (
+            path.name == name
+            and content == f"step-{best:06d}\n".encode()
+            and CheckpointStore(run_dir).steps()[-1] == best
+        ):
             raise OSError(28, "No space left on device")
 
-    code, text = told(before_writing(train(cfg, run_dir), checkpoint, "replace_file", refuse))
+    code, text = told(before_writing(train(cfg, run_dir), checkpoints, "replace_file", refuse))
     assert code == 0
     [warning] = [line for line in text.splitlines() if line.startswith("warning")]
-    assert warning.startswith(f"warning: cannot write {run_dir}/checkpoints/{name}: No space left on device; training goes on")
+    assert warning.startswith(
+        f"warning: cannot write {run_dir}/checkpoints/{name}: No space left on device; training goes on"
+    )
     assert_same_end(run_dir, reference)
 
 
@@ -56,12 +71,12 @@ def test_fault_07_a_validation_whose_checkpoint_was_refused_cannot_be_chosen_and
         if path.parent.name == f"step-{best:06d}.tmp":
             raise OSError(28, "No space left on device")
 
-    code, text = told(before_writing(train(cfg, run_dir), checkpoint, "write_synced", refuse))
+    code, text = told(before_writing(train(cfg, run_dir), checkpoints, "write_synced", refuse))
     assert code == 0
     [warning] = [line for line in text.splitlines() if line.startswith("warning")]
     assert f"cannot save {run_dir}/checkpoints/step-{best:06d}: No space left on device" in warning
     assert f"; the validation at step {best} can no longer be chosen" in warning
-    record = CheckpointStore(run_dir).newest().facts["record"]
+    record = CheckpointStore(run_dir).newest().metadata["record"]
     assert [step for step, _ in record] == [step for step in range(1, 7) if step != best]
 
 

@@ -13,18 +13,24 @@ from typing import Any
 
 import pytest
 
-from metalearn import cli, slurm
+from metalearn.cli import main as cli
 from metalearn.engine import trainer
-from metalearn.engine.checkpoint import CheckpointStore
+from metalearn.run import slurm
+from metalearn.rundir.checkpoints import CheckpointStore
 from metalearn.sweep import launching, stopping
 from tests.reliability import harness
 from tests.reliability.harness import assert_same_end, finish, start, struck, train, wait
 from tests.reliability.test_sweeps import SIDE_BY_SIDE, assert_as_alone, command, joblib, jobs, rows, words
 
-ALONE, ARRAY = {"SLURM_JOB_ID": "77"}, {"SLURM_JOB_ID": "80", "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "3"}
+ALONE, ARRAY = (
+    {"SLURM_JOB_ID": "77"},
+    {"SLURM_JOB_ID": "80", "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "3"},
+)
 
 
-def within_job(folder: Path, job: dict[str, str], work: Callable[[], int], *, answer: str = "exit 0") -> Callable[[], int]:
+def within_job(
+    folder: Path, job: dict[str, str], work: Callable[[], int], *, answer: str = "exit 0"
+) -> Callable[[], int]:
     """The work of a process of this job, with a `scontrol` that writes its words to folder/asked and gives this answer."""
     (folder / "bin").mkdir(exist_ok=True)
     scontrol = folder / "bin" / "scontrol"
@@ -66,7 +72,12 @@ def test_fault_11_a_job_that_is_run_again_finds_its_run_and_goes_on(
     [run_dir] = (tmp_path / "outputs" / "protonet_glyphs").iterdir()
     assert run_dir.name.startswith(f"slurm-{number}_")
     assert (tmp_path / "asked").read_text() == f"requeue {number}\n"
-    assert harness.status(run_dir) == {**harness.status(run_dir), "status": "preempted", "exit_code": 143, "restarts": 0}
+    assert harness.status(run_dir) == {
+        **harness.status(run_dir),
+        "status": "preempted",
+        "exit_code": 143,
+        "restarts": 0,
+    }
     assert CheckpointStore(run_dir).pointed("last") == 4
     assert "stopped by SIGUSR1; continue with: metalearn resume" in log(run_dir)
     assert f"SLURM will run job {number} again, which goes on with this run" in log(run_dir)
@@ -76,7 +87,9 @@ def test_fault_11_a_job_that_is_run_again_finds_its_run_and_goes_on(
     assert f"restart 2 of SLURM job {number}" in log(run_dir)
     assert "resuming at step 4" in log(run_dir)
     assert_same_end(run_dir, reference)
-    assert finish(within_job(tmp_path, again, command)) == 0  # a job of several commands runs those that are done again too
+    assert (
+        finish(within_job(tmp_path, again, command)) == 0
+    )  # a job of several commands runs those that are done again too
     assert list((tmp_path / "outputs" / "protonet_glyphs").iterdir()) == [run_dir]
 
 
@@ -84,7 +97,14 @@ def test_fault_11_a_job_that_is_run_again_finds_its_run_and_goes_on(
 def test_fault_11_two_ranks_are_requeued_as_one_run(cache: Path, tmp_path: Path) -> None:
     """SLURM's signal reaches every process of the job. The run has a folder of its own name."""
     run_dir = tmp_path / "run"
-    words = ["train", *harness.TINY, *harness.QUICK, "device.ranks=2", f"data.cache_dir={cache}", f"run_dir={run_dir}"]
+    words = [
+        "train",
+        *harness.TINY,
+        *harness.QUICK,
+        "device.ranks=2",
+        f"data.cache_dir={cache}",
+        f"run_dir={run_dir}",
+    ]
 
     def all_of_them() -> None:
         for process in (*children(os.getpid()), os.getpid()):
@@ -93,7 +113,9 @@ def test_fault_11_two_ranks_are_requeued_as_one_run(cache: Path, tmp_path: Path)
     work = harness.forking_ranks(lambda: cli.main(words))
     assert finish(within_job(tmp_path, ALONE, struck(work, all_of_them))) == 143
     assert (tmp_path / "asked").read_text() == "requeue 77\n"
-    assert finish(within_job(tmp_path, ALONE, work)) == 2  # another job, or the same one by hand, is told to resume
+    assert (
+        finish(within_job(tmp_path, ALONE, work)) == 2
+    )  # another job, or the same one by hand, is told to resume
     assert finish(within_job(tmp_path, {**ALONE, "SLURM_RESTART_COUNT": "1"}, work)) == 0
     assert harness.status(run_dir) == {**harness.status(run_dir), "status": "finished", "restarts": 1}
 
@@ -103,7 +125,9 @@ def children(parent: int) -> list[int]:
 
 
 @pytest.mark.fault(11)
-def test_fault_11_a_job_killed_without_a_word_goes_on_too(cache: Path, reference: Path, tmp_path: Path) -> None:
+def test_fault_11_a_job_killed_without_a_word_goes_on_too(
+    cache: Path, reference: Path, tmp_path: Path
+) -> None:
     """As when a machine is lost, after which SLURM requeues by itself."""
     run_dir = tmp_path / "run"
     words = ["train", *harness.TINY, *harness.QUICK, f"data.cache_dir={cache}", f"run_dir={run_dir}"]
@@ -119,11 +143,21 @@ def test_a_job_that_is_run_again_goes_on_with_no_other_run(
 ) -> None:
     run_dir = tmp_path / "run"
     assert finish(train(cfg, run_dir)) == 0
-    words = ["train", *harness.TINY, *harness.QUICK, "seed=7", f"data.cache_dir={cache}", f"run_dir={run_dir}"]
+    words = [
+        "train",
+        *harness.TINY,
+        *harness.QUICK,
+        "seed=7",
+        f"data.cache_dir={cache}",
+        f"run_dir={run_dir}",
+    ]
     capfd.readouterr()
     assert finish(within_job(tmp_path, {**ALONE, "SLURM_RESTART_COUNT": "1"}, lambda: cli.main(words))) == 2
     said = capfd.readouterr().err
-    assert f"{run_dir} holds another run, which restart 1 of SLURM job 77 may not go on with; choose another run_dir" in said
+    assert (
+        f"{run_dir} holds another run, which restart 1 of SLURM job 77 may not go on with; choose another run_dir"
+        in said
+    )
     assert "seed: 0 -> 7" in said
 
 
@@ -220,7 +254,11 @@ def test_fault_11_a_sweep_side_by_side_saves_all_jobs_and_is_requeued_once(
     child = start(within_job(tmp_path, ALONE, scripted(two_processes(tmp_path), sweep)))
     wait_for((tmp_path / "long step").exists, (tmp_path / "between two jobs").exists)
     busy = harness.status(jobs(tmp_path)[1])["pid"]
-    for process in {"the sweep's process": [child], "all processes": [*children(child), child], "a job's process": [busy]}[whom]:
+    for process in {
+        "the sweep's process": [child],
+        "all processes": [*children(child), child],
+        "a job's process": [busy],
+    }[whom]:
         os.kill(process, signal.SIGUSR1)
     if whom == "the sweep's process":
         time.sleep(0.1)
@@ -239,7 +277,10 @@ def test_fault_11_a_sweep_side_by_side_saves_all_jobs_and_is_requeued_once(
 @pytest.mark.fault(11)
 @pytest.mark.parametrize(
     ("place", "visit", "ends"),
-    [("record", 1, ["finished", "not started", "not started"]), ("make_room", 2, ["finished", "preempted", "not started"])],
+    [
+        ("record", 1, ["finished", "not started", "not started"]),
+        ("make_room", 2, ["finished", "preempted", "not started"]),
+    ],
 )
 def test_fault_11_a_warning_between_two_jobs_requeues_the_sweep_once(
     place: str, visit: int, ends: list[str], cache: Path, alone: dict[int, Path], tmp_path: Path
@@ -272,7 +313,9 @@ def test_fault_11_a_warning_between_two_jobs_requeues_the_sweep_once(
     assert_as_alone(tmp_path, alone)
 
 
-def test_a_job_that_a_launcher_gave_a_slurm_job_of_its_own_requeues_that_one(cache: Path, tmp_path: Path) -> None:
+def test_a_job_that_a_launcher_gave_a_slurm_job_of_its_own_requeues_that_one(
+    cache: Path, tmp_path: Path
+) -> None:
     """As submitit does. The sweep's process is in another job, or in none."""
 
     def launch(run_job: launching.RunJob, *rest: object) -> list[int]:
@@ -325,17 +368,25 @@ def test_what_scontrol_says_against_it_is_passed_on(cfg: dict[str, Any], tmp_pat
     assert f"warning: {sentence}" in log(run_dir)
 
 
-def test_a_machine_without_scontrol_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_machine_without_scontrol_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     slurm.requeue()
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
-        ("WARNING", "scontrol requeue 77 failed: [Errno 2] No such file or directory: 'scontrol'; the run has to be continued by hand")
+        (
+            "WARNING",
+            "scontrol requeue 77 failed: [Errno 2] No such file or directory: 'scontrol'; the run has to be continued by hand",
+        )
     ]
 
 
 def test_scancel_and_other_signals_requeue_nothing(cfg: dict[str, Any], tmp_path: Path) -> None:
-    assert finish(within_job(tmp_path, ALONE, struck(train(cfg, tmp_path / "job"), strike(signal.SIGTERM)))) == 143
+    assert (
+        finish(within_job(tmp_path, ALONE, struck(train(cfg, tmp_path / "job"), strike(signal.SIGTERM))))
+        == 143
+    )
     assert harness.status(tmp_path / "job")["status"] == "preempted"
     assert not (tmp_path / "asked").exists()
     # Outside SLURM the warning keeps its usual meaning, which is to end the process.

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
-from metalearn import run
-from metalearn.engine.checkpoint import MANIFEST, CheckpointStore
 from metalearn.errors import CheckpointError, ConfigError, MetalearnError
+from metalearn.run import resume as resuming
+from metalearn.run import train as training
+from metalearn.run.evaluate import evaluate_run
+from metalearn.rundir.checkpoints import MANIFEST, CheckpointStore
 from tests.reliability import harness
 from tests.reliability.harness import KILLED, assert_same_end, finish, resume, struck, train
 from tests.reliability.test_refusals import contents
@@ -36,18 +38,20 @@ def test_stopped_evaluation_says_so_and_leaves_nothing(
 ) -> None:
     caplog.set_level(logging.INFO, logger="metalearn")
     before = contents(copied)
-    monkeypatch.setattr(run, "judge_split", stopped_evaluation)
-    assert run.evaluate_run(copied, ["data.way=2"]) == 143
+    monkeypatch.setattr(training, "judge_split", stopped_evaluation)
+    assert evaluate_run(copied, ["data.way=2"]) == 143
     assert "stopped by SIGTERM; nothing was written" in caplog.text
     assert contents(copied) == before
     assert not (copied / "evals").exists()
 
 
-def test_stopped_evaluation_leaves_an_earlier_one_of_the_same_protocol(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run.evaluate_run(copied, []) == 0
+def test_stopped_evaluation_leaves_an_earlier_one_of_the_same_protocol(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert evaluate_run(copied, []) == 0
     before = contents(copied)
-    monkeypatch.setattr(run, "judge_split", stopped_evaluation)
-    assert run.evaluate_run(copied, []) == 143
+    monkeypatch.setattr(training, "judge_split", stopped_evaluation)
+    assert evaluate_run(copied, []) == 143
     assert contents(copied) == before
 
 
@@ -58,8 +62,11 @@ def test_evaluation_of_a_corrupt_best_names_the_others(copied: Path) -> None:
     (store.path(best) / MANIFEST).unlink()
     valid = [store.path(step).name for step in store.steps() if step != best]
     names = ", ".join(["last"] * (last != best) + valid)
-    with pytest.raises(CheckpointError, match=rf"step-{best:06d} is not valid: .*choose another with eval.checkpoint=.* of: {names}$"):
-        run.evaluate_run(copied, [])
+    with pytest.raises(
+        CheckpointError,
+        match=rf"step-{best:06d} is not valid: .*choose another with eval.checkpoint=.* of: {names}$",
+    ):
+        evaluate_run(copied, [])
 
 
 def test_evaluation_without_any_valid_checkpoint_offers_none(copied: Path) -> None:
@@ -67,13 +74,13 @@ def test_evaluation_without_any_valid_checkpoint_offers_none(copied: Path) -> No
     for step in store.steps():
         (store.path(step) / MANIFEST).unlink()
     with pytest.raises(CheckpointError, match=r"no other checkpoint is valid; restore it from a backup"):
-        run.evaluate_run(copied, [])
+        evaluate_run(copied, [])
 
 
 def test_finished_run_refuses_another_evaluation_and_names_the_verb(copied: Path) -> None:
     before = contents(copied)
     with pytest.raises(ConfigError, match=rf"is finished.*metalearn eval {copied} eval.episodes=9"):
-        run.resume(copied, ["eval.episodes=9"])
+        resuming.resume(copied, ["eval.episodes=9"])
     assert contents(copied) == before
 
 
@@ -85,17 +92,30 @@ def test_longer_run_names_the_lines_that_its_old_end_leaves(copied: Path) -> Non
 
 
 @pytest.mark.fault(21)
-def test_another_torch_and_machine_are_named_when_a_run_goes_on(cfg: dict[str, Any], reference: Path, tmp_path: Path) -> None:
+def test_another_torch_and_machine_are_named_when_a_run_goes_on(
+    cfg: dict[str, Any], reference: Path, tmp_path: Path
+) -> None:
     run_dir = tmp_path / "run"
     assert finish(train(cfg, run_dir), fault="step:end@4") == KILLED
     then = json.loads((run_dir / "env.json").read_text())
     here = then["versions"]["torch"], then["hardware"]["cpu"]
-    then["versions"]["torch"], then["hardware"]["cpu"], then["hardware"]["device"] = "2.10.0", "Abacus", "cuda"
+    then["versions"]["torch"], then["hardware"]["cpu"], then["hardware"]["device"] = (
+        "2.10.0",
+        "Abacus",
+        "cuda",
+    )
     (run_dir / "env.json").write_text(json.dumps(then))
     assert finish(resume(run_dir)) == 0
     log = (run_dir / "train.log").read_text()
-    for sentence in (f"torch was 2.10.0, is {here[0]}", f"cpu was Abacus, is {here[1]}", "device was cuda, is cpu"):
-        assert f"warning: {sentence} since the run began; bits may differ from a run that was never stopped" in log
+    for sentence in (
+        f"torch was 2.10.0, is {here[0]}",
+        f"cpu was Abacus, is {here[1]}",
+        "device was cuda, is cpu",
+    ):
+        assert (
+            f"warning: {sentence} since the run began; bits may differ from a run that was never stopped"
+            in log
+        )
     assert json.loads((run_dir / "env.json").read_text()) == then  # what the run began with
     assert_same_end(run_dir, reference)
 
@@ -104,10 +124,23 @@ def test_another_torch_and_machine_are_named_when_a_run_goes_on(cfg: dict[str, A
 def test_what_is_no_science_may_change(cfg: dict[str, Any], reference: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     assert finish(train(cfg, run_dir), fault="step:end@4") == KILLED
-    assert finish(resume(run_dir, "device.plan=loop", "device.chunk=1", "trainer.checkpoint_every=1", "eval.batch_size=2")) == 0
+    assert (
+        finish(
+            resume(
+                run_dir,
+                "device.plan=loop",
+                "device.chunk=1",
+                "trainer.checkpoint_every=1",
+                "eval.batch_size=2",
+            )
+        )
+        == 0
+    )
     assert CheckpointStore(run_dir).steps()[-2:] == [5, 6]
     found, expected = harness.metrics(run_dir), harness.metrics(reference)
-    assert [(line["step"], line["split"]) for line in found] == [(line["step"], line["split"]) for line in expected]
+    assert [(line["step"], line["split"]) for line in found] == [
+        (line["step"], line["split"]) for line in expected
+    ]
     for line, wanted in zip(found, expected, strict=True):
         assert line["loss"] == pytest.approx(wanted["loss"], abs=1e-4)  # another plan sums in another order
 
@@ -127,25 +160,33 @@ def test_save_that_fails_while_stopping_is_a_failed_run(cfg: dict[str, Any], tmp
 
 
 def test_checkpoint_that_was_not_kept_is_refused_with_a_way_out(copied: Path) -> None:
-    with pytest.raises(ConfigError, match=r"eval.checkpoint=step-000001 is not there; .*; choose one of them, best or last$"):
-        run.evaluate_run(copied, ["eval.checkpoint=step-000001"])
+    with pytest.raises(
+        ConfigError, match=r"eval.checkpoint=step-000001 is not there; .*; choose one of them, best or last$"
+    ):
+        evaluate_run(copied, ["eval.checkpoint=step-000001"])
 
 
 def test_evaluation_never_meets_what_the_run_was_trained_on(copied: Path) -> None:
     before = contents(copied)
     with pytest.raises(
-        ConfigError, match=r"split 'test' of data=glyphs holds \d that this run was trained on, by content or by name: seed=0/"
+        ConfigError,
+        match=r"split 'test' of data=glyphs holds \d that this run was trained on, by content or by name: seed=0/",
     ):
-        run.evaluate_run(copied, ["data.partition_seed=1"])
+        evaluate_run(copied, ["data.partition_seed=1"])
     assert contents(copied) == before
 
 
-def test_evaluation_of_data_that_changed_since_training_goes_by_who_is_in_it(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("metalearn.data.image_classes.ImageClasses.fingerprint", lambda source: "0" * 64)
-    assert run.evaluate_run(copied, ["data.shot=2"]) == 0
-    monkeypatch.setattr("metalearn.data.image_classes.ImageClasses.members", lambda source, split: None)
+def test_evaluation_of_data_that_changed_since_training_goes_by_who_is_in_it(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metalearn.data.images.ImageClasses.fingerprint", lambda source: "0" * 64)
+    assert evaluate_run(copied, ["data.shot=2"]) == 0
+    monkeypatch.setattr("metalearn.data.images.ImageClasses.members", lambda source, split: None)
     with pytest.raises(ConfigError, match=r"data=glyphs does not say who is in its splits"):
-        run.evaluate_run(copied, ["data.shot=2"])
+        evaluate_run(copied, ["data.shot=2"])
     (copied / "splits.json").unlink()
-    with pytest.raises(ConfigError, match=r"there is no splits.json, and the data that the run was trained on is not here .*; restore one"):
-        run.evaluate_run(copied, ["data.shot=2"])
+    with pytest.raises(
+        ConfigError,
+        match=r"there is no splits.json, and the data that the run was trained on is not here .*; restore one",
+    ):
+        evaluate_run(copied, ["data.shot=2"])

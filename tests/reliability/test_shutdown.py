@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from metalearn.engine import signals
-from metalearn.engine.checkpoint import CheckpointStore
-from metalearn.engine.runlog import RunLog
-from metalearn.engine.signals import StopSignals
+from metalearn.run import signals
+from metalearn.run.signals import StopSignals
+from metalearn.rundir.checkpoints import CheckpointStore
+from metalearn.rundir.log import RunLog
 from metalearn.sweep import stopping
 from metalearn.sweep.stopping import heeding
 from tests.reliability import harness
@@ -67,7 +67,12 @@ def configuration(cache: Path, *words: str) -> dict[str, Any]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("hang", [hang, hang_in_c])
 def test_fault_10_a_step_that_hangs_after_a_signal_ends_in_time_and_says_so(
-    hang: Callable[[], None], number: signal.Signals, cache: Path, reference: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    hang: Callable[[], None],
+    number: signal.Signals,
+    cache: Path,
+    reference: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     run_dir = tmp_path / "run"
     child = start(struck(train(configuration(cache, WITHIN), run_dir), strike_and(hang, number), step=4))
@@ -143,7 +148,9 @@ def children(parent: int) -> list[int]:
 
 
 @pytest.mark.fault(10)
-def test_fault_10_a_disk_that_hangs_does_not_keep_the_run(cache: Path, reference: Path, tmp_path: Path) -> None:
+def test_fault_10_a_disk_that_hangs_does_not_keep_the_run(
+    cache: Path, reference: Path, tmp_path: Path
+) -> None:
     """Neither the save nor the last word comes to an end."""
     run_dir = tmp_path / "run"
 
@@ -152,7 +159,9 @@ def test_fault_10_a_disk_that_hangs_does_not_keep_the_run(cache: Path, reference
         RunLog.sync_metrics = RunLog.write = lambda *parts: hang()  # type: ignore[method-assign, assignment, return-value]
         os.kill(os.getpid(), signal.SIGTERM)
 
-    code, seconds = seconds_to_end(start(struck(train(configuration(cache, WITHIN), run_dir), strike, step=4)))
+    code, seconds = seconds_to_end(
+        start(struck(train(configuration(cache, WITHIN), run_dir), strike, step=4))
+    )
     assert code == 143
     assert seconds < LONGEST
     assert finish(resume(run_dir)) == 0
@@ -166,7 +175,11 @@ def test_who_stops_in_time_is_not_ended(cache: Path, tmp_path: Path) -> None:
         for name in ("first", "second"):
             threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
             assert train(configuration(cache, WITHIN), tmp_path / name)() == 143
-            assert harness.status(tmp_path / name) == {"status": "preempted", "exit_code": 143, "pid": os.getpid()}
+            assert harness.status(tmp_path / name) == {
+                "status": "preempted",
+                "exit_code": 143,
+                "pid": os.getpid(),
+            }
             assert threading.active_count() == threads
             assert len(os.listdir("/proc/self/fd")) == descriptors
             assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -15,18 +15,27 @@ from pathlib import Path
 
 import pytest
 
-from metalearn import cli
+from metalearn.cli import main as cli
 from metalearn.engine import trainer
-from metalearn.engine.lock import take_lock
-from metalearn.engine.runlog import RunLog
 from metalearn.errors import InUseError
+from metalearn.rundir.lock import take_lock
+from metalearn.rundir.log import RunLog
 from tests.reliability import harness
 from tests.reliability.conftest import SEEDS
 from tests.reliability.harness import assert_same_end, finish, start, wait
 
 
 def words(cache: Path, *more: str) -> list[str]:
-    return ["train", "-m", "sweep=kept", "seed=0,1,2", *harness.TINY, *harness.QUICK, f"data.cache_dir={cache}", *more]
+    return [
+        "train",
+        "-m",
+        "sweep=kept",
+        "seed=0,1,2",
+        *harness.TINY,
+        *harness.QUICK,
+        f"data.cache_dir={cache}",
+        *more,
+    ]
 
 
 def command(folder: Path, *given: str) -> Callable[[], int]:
@@ -41,7 +50,10 @@ def command(folder: Path, *given: str) -> Callable[[], int]:
 
 def jobs(folder: Path) -> dict[int, Path]:
     """The run folders of the sweep, by seed."""
-    return {int(path.name.split("_")[0].removeprefix("seed-")): path for path in (folder / "outputs/sweeps/kept").glob("seed-*")}
+    return {
+        int(path.name.split("_")[0].removeprefix("seed-")): path
+        for path in (folder / "outputs/sweeps/kept").glob("seed-*")
+    }
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -70,7 +82,11 @@ def test_half_begun_folders_are_begun_again(cache: Path, alone: dict[int, Path],
     assert finish(command(tmp_path, *words(cache), "trainer.dry_run=true")) == 0
     assert not (tmp_path / "outputs/sweeps/kept").exists()
     assert finish(command(tmp_path, *words(cache)), "start:config") == harness.KILLED
-    leave = ["overrides.yaml", ".lock"], ["overrides.yaml", "config.yaml.tmp"], ["status.json", "train.log", "env.json"]
+    leave = (
+        ["overrides.yaml", ".lock"],
+        ["overrides.yaml", "config.yaml.tmp"],
+        ["status.json", "train.log", "env.json"],
+    )
     for run_dir, names in zip(jobs(tmp_path).values(), leave, strict=True):
         for path in run_dir.iterdir():
             path.unlink()
@@ -89,11 +105,20 @@ def struck(work: Callable[[], int], action: Callable[[], object]) -> Callable[[]
 @pytest.mark.fault(9, 26)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_present_job_cleanly_and_says_how_to_go_on(
-    number: signal.Signals, cache: Path, alone: dict[int, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    number: signal.Signals,
+    cache: Path,
+    alone: dict[int, Path],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    assert finish(struck(command(tmp_path, *words(cache)), lambda: os.kill(os.getpid(), number))) == 128 + number
+    assert (
+        finish(struck(command(tmp_path, *words(cache)), lambda: os.kill(os.getpid(), number))) == 128 + number
+    )
     said = capfd.readouterr().out
-    assert "stopped with 3 of 3 jobs not finished; go on with:\n  metalearn train -m sweep=kept seed=0,1,2 " in said
+    assert (
+        "stopped with 3 of 3 jobs not finished; go on with:\n  metalearn train -m sweep=kept seed=0,1,2 "
+        in said
+    )
     assert [row["status"] for row in rows(tmp_path)] == ["preempted", "not started", "not started"]
     assert not list((tmp_path / "outputs/sweeps/kept").glob(".stop-*"))
     assert finish(command(tmp_path, *words(cache))) == 0
@@ -104,6 +129,7 @@ def test_a_signal_ends_the_present_job_cleanly_and_says_how_to_go_on(
 @pytest.mark.fault(9)
 def test_a_signal_between_two_jobs_is_not_lost(cache: Path, tmp_path: Path) -> None:
     def interrupted() -> int:
+        from metalearn.sweep import jobs as sweep_jobs
         from metalearn.sweep import launching
 
         usual_room, usual_step = launching.make_room, trainer.Trainer.train_step
@@ -112,7 +138,7 @@ def test_a_signal_between_two_jobs_is_not_lost(cache: Path, tmp_path: Path) -> N
             time.sleep(0.05)
             usual_step(self)
 
-        def make_room(job: launching.Job) -> None:
+        def make_room(job: sweep_jobs.Job) -> None:
             if job.number == 2:  # the run does not listen yet
                 os.kill(os.getpid(), signal.SIGINT)
                 trainer.Trainer.train_step = train_slowly  # type: ignore[method-assign]
@@ -148,18 +174,26 @@ def test_a_job_that_fails_takes_no_other_with_it_and_waits_to_be_retried(
         ("finished", ""),
     ]
     said = capfd.readouterr()
-    assert f"failed: {Path('outputs/sweeps/kept') / jobs(tmp_path)[1].name}: OSError: the disk is on fire" in said.out
+    assert (
+        f"failed: {Path('outputs/sweeps/kept') / jobs(tmp_path)[1].name}: OSError: the disk is on fire"
+        in said.out
+    )
     assert "Traceback" not in said.out + said.err
     assert finish(command(tmp_path, *words(cache))) == 1
     said = capfd.readouterr()
-    assert f"{jobs(tmp_path)[1].name}: failed earlier, left alone (OSError: the disk is on fire); --retry-failed runs it again" in said.out
+    assert (
+        f"{jobs(tmp_path)[1].name}: failed earlier, left alone (OSError: the disk is on fire); --retry-failed runs it again"
+        in said.out
+    )
     assert "3 jobs in outputs/sweeps/kept, 0 to run" in said.out
     assert finish(command(tmp_path, *words(cache), "--retry-failed")) == 0
     assert_as_alone(tmp_path, alone)
 
 
 @pytest.mark.fault(22)
-def test_two_processes_share_a_sweep(cache: Path, alone: dict[int, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_two_processes_share_a_sweep(
+    cache: Path, alone: dict[int, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     first = start(struck(command(tmp_path, *words(cache)), lambda: os.kill(os.getpid(), signal.SIGSTOP)))
     os.waitpid(first, os.WUNTRACED)
     capfd.readouterr()
@@ -203,13 +237,19 @@ def test_a_lock_that_somebody_only_looks_at_is_waited_for(tmp_path: Path) -> Non
 def test_a_lock_whose_file_was_taken_away_is_no_lock(tmp_path: Path) -> None:
     with RunLog(tmp_path) as log:
         (tmp_path / ".lock").unlink()  # as a run that never began leaves its folder
-        with RunLog(tmp_path), pytest.raises(InUseError, match=f"in use by process {os.getpid()}"), RunLog(tmp_path):
+        with (
+            RunLog(tmp_path),
+            pytest.raises(InUseError, match=f"in use by process {os.getpid()}"),
+            RunLog(tmp_path),
+        ):
             pass
         assert log.run_dir == tmp_path
 
 
 joblib = pytest.mark.skipif(
-    importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") is None if importlib.util.find_spec("hydra_plugins") else True,
+    importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") is None
+    if importlib.util.find_spec("hydra_plugins")
+    else True,
     reason="hydra-joblib-launcher is not installed; pip install 'metalearn-runner[joblib]'",
 )
 SIDE_BY_SIDE = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
@@ -220,11 +260,15 @@ def real(folder: Path, *given: str) -> subprocess.Popen[str]:
     program = [sys.executable, "-m", "metalearn", *given]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(program, cwd=folder, env=environment, text=True, start_new_session=True, **streams)  # type: ignore[call-overload]
+    return subprocess.Popen(
+        program, cwd=folder, env=environment, text=True, start_new_session=True, **streams
+    )  # type: ignore[call-overload]
 
 
 @joblib
-def test_joblib_runs_jobs_side_by_side_with_the_same_results(cache: Path, alone: dict[int, Path], tmp_path: Path) -> None:
+def test_joblib_runs_jobs_side_by_side_with_the_same_results(
+    cache: Path, alone: dict[int, Path], tmp_path: Path
+) -> None:
     process = real(tmp_path, *words(cache, *SIDE_BY_SIDE))
     said, errors = process.communicate(timeout=250)
     assert process.returncode == 0, said + errors

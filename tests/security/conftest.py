@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from metalearn import cli
+from metalearn.cli import main as cli
 from tests.security.run_folders import TINY
 
 
@@ -35,15 +35,43 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     def openssl(*words: str) -> None:
         subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True, timeout=60)
 
-    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=metalearn tests", *AUTHORITY)
+    openssl(
+        "req",
+        "-x509",
+        *key,
+        "-keyout",
+        "ca.key",
+        "-out",
+        "ca.pem",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=metalearn tests",
+        *AUTHORITY,
+    )
     openssl("req", *key, "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=127.0.0.1")
     (folder / "leaf.cnf").write_text(f"{LEAF}authorityKeyIdentifier=keyid\nsubjectKeyIdentifier=hash\n")
     signing = ["-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "leaf.cnf"]
     openssl("x509", "-req", "-in", "server.csr", "-out", "server.crt", *signing)
     names = ["-addext", "subjectAltName=IP:127.0.0.1"]
-    openssl("req", "-x509", *key, "-keyout", "stranger.key", "-out", "stranger.crt", "-days", "2", "-subj", "/CN=127.0.0.1", *names)
+    openssl(
+        "req",
+        "-x509",
+        *key,
+        "-keyout",
+        "stranger.key",
+        "-out",
+        "stranger.crt",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=127.0.0.1",
+        *names,
+    )
     for name in ("server", "stranger"):
-        (folder / f"{name}.pem").write_bytes((folder / f"{name}.crt").read_bytes() + (folder / f"{name}.key").read_bytes())
+        (folder / f"{name}.pem").write_bytes(
+            (folder / f"{name}.crt").read_bytes() + (folder / f"{name}.key").read_bytes()
+        )
     return Certificates(folder / "ca.pem", folder / "server.pem", folder / "stranger.pem")
 
 
@@ -68,4 +96,6 @@ def never_unexpected(monkeypatch: pytest.MonkeyPatch) -> None:
         raise error
 
     monkeypatch.setattr(cli, "complain_unexpected", again)
-    monkeypatch.setattr("metalearn.run.life.draw_plots", lambda *parts: None)  # most of the time of a tiny run
+    monkeypatch.setattr(
+        "metalearn.run.session.draw_plots", lambda *parts: None
+    )  # most of the time of a tiny run

@@ -7,13 +7,26 @@ import json
 from pathlib import Path
 
 import metalearn
-from metalearn import cli
-from metalearn.engine.checkpoint import FACTS, MANIFEST, TENSORS, CheckpointStore
+from metalearn.cli import main as cli
 from metalearn.errors import MetalearnError
+from metalearn.rundir.checkpoints import MANIFEST, METADATA, TENSORS, CheckpointStore
 
 TINY = [
-    *("device=cpu", "device.threads=1", "data=sinusoid", "algo=maml", "trainer.outer_steps=4", "trainer.meta_batch_size=2"),
-    *("trainer.checkpoint_every=2", "trainer.eval_every=2", "trainer.log_every=2", "eval.val_episodes=2", "eval.episodes=3"),
+    *(
+        "device=cpu",
+        "device.threads=1",
+        "data=sinusoid",
+        "algo=maml",
+        "trainer.outer_steps=4",
+        "trainer.meta_batch_size=2",
+    ),
+    *(
+        "trainer.checkpoint_every=2",
+        "trainer.eval_every=2",
+        "trainer.log_every=2",
+        "eval.val_episodes=2",
+        "eval.episodes=3",
+    ),
 ]
 
 
@@ -24,8 +37,11 @@ def checkpoints(run_dir: Path) -> list[Path]:
 
 def sign(folder: Path) -> None:
     """Make the manifest say that the files are as they should be."""
-    contents = {name: (folder / name).read_bytes() for name in (TENSORS, FACTS)}
-    listed = {name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in contents.items()}
+    contents = {name: (folder / name).read_bytes() for name in (TENSORS, METADATA)}
+    listed = {
+        name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in contents.items()
+    }
     (folder / MANIFEST).write_text(json.dumps({"format_version": 1, "files": listed}))
 
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 import yaml
 
-from metalearn import cli, config, targets
-from metalearn.allowlist import hydra_problems, target_problems
+from metalearn.build import instantiate
+from metalearn.cli import main as cli
+from metalearn.config.compose import compose, reopen
+from metalearn.config.safety import hydra_problems, target_problems
 from metalearn.errors import ConfigError
 
 SHAPE = "plan: loop\nchunk: 0\n"
@@ -25,7 +27,7 @@ def write(folder: Path, name: str, text: str) -> str:
 
 def refusals(*overrides: str, config_dir: str | None = None) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        config.compose(list(overrides), config_dir)
+        compose(list(overrides), config_dir)
     return caught.value.problems
 
 
@@ -62,7 +64,11 @@ def canary(tmp_path: Path) -> Path:
     ],
 )
 def test_a_name_outside_the_list_is_refused_before_anything_is_imported(
-    tmp_path: Path, canary: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], body: str
+    tmp_path: Path,
+    canary: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    body: str,
 ) -> None:
     monkeypatch.setenv("EVIL_TARGET", "os.system")
     monkeypatch.setenv("EVIL_TEXT", "${oc.env:HOME}")
@@ -80,7 +86,7 @@ def test_a_stranger_s_package_is_named_with_the_word_that_would_trust_it(tmp_pat
     assert refusals("algo=mine", config_dir=folder) == [
         "algo._target_=mine.Mine is outside the trusted packages; if you trust its code, add 'trusted=[mine]' to the command line"
     ]
-    assert config.compose(["algo=mine", "trusted=[mine]"], folder)["trusted"] == ["mine"]
+    assert compose(["algo=mine", "trusted=[mine]"], folder)["trusted"] == ["mine"]
 
 
 def test_trust_does_not_extend_to_names_that_only_begin_alike(tmp_path: Path) -> None:
@@ -89,16 +95,18 @@ def test_trust_does_not_extend_to_names_that_only_begin_alike(tmp_path: Path) ->
 
 
 def test_a_yaml_cannot_trust_itself(tmp_path: Path) -> None:
-    folder = write(tmp_path, "experiment/evil", "# @package _global_\ntrusted: [os]\nalgo: {_target_: os.system}\n")
+    folder = write(
+        tmp_path, "experiment/evil", "# @package _global_\ntrusted: [os]\nalgo: {_target_: os.system}\n"
+    )
     found = refusals("experiment=evil", config_dir=folder)
     assert "trusted=['os'] stands in a YAML; it counts only from the command line" in found
 
 
 def test_a_run_folder_cannot_trust_itself() -> None:
-    saved = config.compose([])
+    saved = compose([])
     saved["trusted"], saved["algo"]["_target_"] = ["os"], "os.system"
     with pytest.raises(ConfigError, match=r"add 'trusted=\[os\]' to the command line"):
-        config.reopen(saved, [])
+        reopen(saved, [])
 
 
 @pytest.mark.parametrize(
@@ -128,12 +136,14 @@ def test_a_run_folder_cannot_trust_itself() -> None:
         "searchpath: [pkg://evil]",
     ],
 )
-def test_hydra_s_own_settings_are_judged_too(tmp_path: Path, hydra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hydra_s_own_settings_are_judged_too(
+    tmp_path: Path, hydra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("EVIL_TARGET", "os.system")
     monkeypatch.setenv("EVIL_TEXT", "ext://os.environ")
     folder = write(tmp_path, "experiment/evil", f"# @package _global_\nhydra:\n  {hydra}\n")
     with pytest.raises(ConfigError):  # even with the word that lets a YAML set them at all
-        config.compose(["experiment=evil", "trusted=[hydra]"], folder)
+        compose(["experiment=evil", "trusted=[hydra]"], folder)
 
 
 def test_hydra_s_launchers_and_logging_s_handlers_pass() -> None:
@@ -143,7 +153,10 @@ def test_hydra_s_launchers_and_logging_s_handlers_pass() -> None:
         "job": {"name": "train"},
         "job_logging": {
             "handlers": {
-                "a": {"class": "logging.handlers.RotatingFileHandler", "filename": "${hydra.runtime.output_dir}/${hydra.job.name}.log"},
+                "a": {
+                    "class": "logging.handlers.RotatingFileHandler",
+                    "filename": "${hydra.runtime.output_dir}/${hydra.job.name}.log",
+                },
                 "b": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout"},
             }
         },
@@ -153,16 +166,20 @@ def test_hydra_s_launchers_and_logging_s_handlers_pass() -> None:
 
 @pytest.mark.parametrize("name", ["default", "stdout", "none", "disabled"])
 def test_hydra_s_own_choices_of_logging_pass(name: str) -> None:
-    config.compose([f"hydra/job_logging={name}"])
+    compose([f"hydra/job_logging={name}"])
 
 
 def test_a_plugin_must_be_one_that_hydra_knows() -> None:
     found = refusals("hydra.launcher._target_=hydra_plugins.no_such.plugin.EvilLauncher")
-    assert found == ["hydra.launcher._target_=hydra_plugins.no_such.plugin.EvilLauncher is no plugin that is installed"]
+    assert found == [
+        "hydra.launcher._target_=hydra_plugins.no_such.plugin.EvilLauncher is no plugin that is installed"
+    ]
 
 
 def test_prose_is_not_judged_because_it_is_never_built() -> None:
-    assert target_problems({"about": {"_target_": "os.system"}, "algo": {"about": {"_args_": "${x}"}}}, []) == []
+    assert (
+        target_problems({"about": {"_target_": "os.system"}, "algo": {"about": {"_args_": "${x}"}}}, []) == []
+    )
 
 
 class TestWhatANameResolvesTo:
@@ -171,9 +188,12 @@ class TestWhatANameResolvesTo:
     @pytest.mark.parametrize(
         ("target", "reason"),
         [
-            ("metalearn.cli.main", "is not a class that derives from metalearn.core.Algorithm"),
-            ("metalearn.build.os.system", "metalearn.build.os is the module os, which metalearn.build only imports"),
-            ("metalearn.config.Path", "is not a class that derives from metalearn.core.Algorithm"),
+            ("metalearn.cli.main.main", "is not a class that derives from metalearn.core.Algorithm"),
+            (
+                "metalearn.build.device.os.system",
+                "metalearn.build.device.os is the module os, which metalearn.build.device only imports",
+            ),
+            ("metalearn.config.loader.Path", "is not a class that derives from metalearn.core.Algorithm"),
             ("torch.nn.Linear", "is not a class that derives from metalearn.core.Algorithm"),
             ("metalearn.algorithms.maml.Maml", "metalearn.algorithms.maml has no Maml"),
             ("metalearn.nothing.X", "metalearn has no nothing"),
@@ -181,19 +201,26 @@ class TestWhatANameResolvesTo:
     )
     def test_it_must_be_a_class_of_the_kind(self, target: str, reason: str) -> None:
         with pytest.raises(ConfigError, match=reason):
-            targets.resolve("algo._target_", target, targets.BASES["algo"], [])
+            instantiate.resolve("algo._target_", target, instantiate.BASES["algo"], [])
 
-    def test_a_class_that_is_only_reachable_through_an_allowed_module_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_class_that_is_only_reachable_through_an_allowed_module_is_refused(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         stranger = type("Stranger", (torch.nn.Module,), {"__module__": "evil"})
         monkeypatch.setattr(torch.nn, "Stranger", stranger, raising=False)
-        with pytest.raises(ConfigError, match=r"torch.nn.Stranger is defined in evil, outside metalearn., torch.optim., torch.nn. and"):
-            targets.resolve("model._target_", "torch.nn.Stranger", torch.nn.Module, [])
+        with pytest.raises(
+            ConfigError,
+            match=r"torch.nn.Stranger is defined in evil, outside metalearn., torch.optim., torch.nn. and",
+        ):
+            instantiate.resolve("model._target_", "torch.nn.Stranger", torch.nn.Module, [])
 
     def test_construct_judges_again_what_a_run_folder_might_have_smuggled_in(self) -> None:
-        cfg = config.compose([])
+        cfg = compose([])
         cfg["model"]["extra"] = {"_target_": "os.system", "command": "id"}
-        with pytest.raises(ConfigError, match=r"model.extra._target_=os.system is outside the trusted packages"):
-            targets.construct(cfg, "model", input_spec=None)
+        with pytest.raises(
+            ConfigError, match=r"model.extra._target_=os.system is outside the trusted packages"
+        ):
+            instantiate.construct(cfg, "model", input_spec=None)
 
 
 class TestOnesOwnClasses:
@@ -209,10 +236,15 @@ class TestOnesOwnClasses:
         return write(tmp_path / "conf", "algo/mine", body + SHAPE)
 
     def test_the_working_folder_comes_last_and_only_with_trust(self, folder: str) -> None:
-        cfg = config.compose(["algo=mine", "trusted=[own_method]"], folder)
+        cfg = compose(["algo=mine", "trusted=[own_method]"], folder)
         with pytest.raises(ConfigError, match="there is no package own_method"):
-            targets.resolve("algo._target_", "own_method.Mine", targets.BASES["algo"], [])
-        assert targets.resolve("algo._target_", cfg["algo"]["_target_"], targets.BASES["algo"], cfg["trusted"]).__name__ == "Mine"
+            instantiate.resolve("algo._target_", "own_method.Mine", instantiate.BASES["algo"], [])
+        assert (
+            instantiate.resolve(
+                "algo._target_", cfg["algo"]["_target_"], instantiate.BASES["algo"], cfg["trusted"]
+            ).__name__
+            == "Mine"
+        )
         assert sys.path[-1] == str(Path.cwd())
 
     @pytest.mark.parametrize(
@@ -220,24 +252,31 @@ class TestOnesOwnClasses:
         [
             ("def broken(:\n", "importing own_method failed: SyntaxError"),
             ("raise RuntimeError('no')\n", "importing own_method failed: RuntimeError: no"),
-            ("import a_library_that_is_not_there\n", "own_method needs a_library_that_is_not_there, which is not installed"),
+            (
+                "import a_library_that_is_not_there\n",
+                "own_method needs a_library_that_is_not_there, which is not installed",
+            ),
         ],
     )
     def test_a_broken_module_is_one_sentence(self, folder: str, source: str, reason: str) -> None:
         Path("own_method.py").write_text(source)
         with pytest.raises(ConfigError, match=reason):
-            targets.resolve("algo._target_", "own_method.Mine", targets.BASES["algo"], ["own_method"])
+            instantiate.resolve("algo._target_", "own_method.Mine", instantiate.BASES["algo"], ["own_method"])
 
     def test_a_key_that_the_class_does_not_take_is_named(self, folder: str) -> None:
         write(Path(folder), "model/mine", "_target_: metalearn.models.mlp.MLP\nwidth: 3\n")
-        cfg = config.compose(["model=mine"], folder)
-        with pytest.raises(ConfigError, match=r"model: metalearn.models.mlp.MLP cannot be built from its YAML: .*'width'"):
-            targets.construct(cfg, "model", input_spec=None)
+        cfg = compose(["model=mine"], folder)
+        with pytest.raises(
+            ConfigError, match=r"model: metalearn.models.mlp.MLP cannot be built from its YAML: .*'width'"
+        ):
+            instantiate.construct(cfg, "model", input_spec=None)
 
 
 @pytest.mark.fault(17)
-def test_a_saved_configuration_of_a_stranger_runs_nothing(tmp_path: Path, canary: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cfg = config.compose([])
+def test_a_saved_configuration_of_a_stranger_runs_nothing(
+    tmp_path: Path, canary: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = compose([])
     cfg["algo"] = {**cfg["algo"], "_target_": "os.system", "command": f"touch {canary}"}
     cfg["trusted"] = ["os"]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(cfg))

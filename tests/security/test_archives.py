@@ -16,20 +16,29 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metalearn import cli
+from metalearn.cli import main as cli
 from metalearn.core import InputSpec
-from metalearn.data import archive, image_file, omniglot_files
-from metalearn.data.archive import Entry, Limits, read_entries
-from metalearn.data.image_file import decode, read_file
-from metalearn.data.omniglot_files import read_drawings
+from metalearn.data.files import archive, image_file
+from metalearn.data.files import omniglot as omniglot_files
+from metalearn.data.files.archive import Entry, Limits, read_entries
+from metalearn.data.files.image_file import decode, read_file
+from metalearn.data.files.omniglot import read_drawings
+from metalearn.data.preprocessing import Preprocessing
 from metalearn.errors import DataError
-from metalearn.run.preprocessing import Preprocessing
 
 LIMITS = Limits(entries=20, size=1000, total=5000)
 Make = Callable[[Path], Path]
 
 
-def zip_of(path: Path, name: str, content: bytes = b"x", *, mode: int = 0, method: int = zipfile.ZIP_DEFLATED, times: int = 1) -> Path:
+def zip_of(
+    path: Path,
+    name: str,
+    content: bytes = b"x",
+    *,
+    mode: int = 0,
+    method: int = zipfile.ZIP_DEFLATED,
+    times: int = 1,
+) -> Path:
     """A zip with a plain file and, after it, the entry that is meant."""
     with zipfile.ZipFile(path.with_suffix(".zip"), "w") as file:
         file.writestr("plain.txt", b"plain")
@@ -41,7 +50,15 @@ def zip_of(path: Path, name: str, content: bytes = b"x", *, mode: int = 0, metho
     return path.with_suffix(".zip")
 
 
-def tar_of(path: Path, name: str, kind: bytes = tarfile.REGTYPE, *, target: str = "", content: bytes = b"x", times: int = 1) -> Path:
+def tar_of(
+    path: Path,
+    name: str,
+    kind: bytes = tarfile.REGTYPE,
+    *,
+    target: str = "",
+    content: bytes = b"x",
+    times: int = 1,
+) -> Path:
     path = path.with_suffix(".tar.gz")
     with tarfile.open(path, "w:gz") as file:
         plain = tarfile.TarInfo("plain.txt")
@@ -83,30 +100,63 @@ ARCHIVES: dict[str, tuple[Make, str]] = {
     "zip with ..\\": (lambda path: zip_of(path, "..\\evil.txt"), LEAVES),
     "zip with an absolute path": (lambda path: zip_of(path, "/tmp/evil.txt"), LEAVES),
     "zip with a drive": (lambda path: zip_of(path, "C:\\evil.txt"), LEAVES),
-    "zip with a symbolic link": (lambda path: zip_of(path, "link", b"/etc/passwd", mode=stat.S_IFLNK | 0o777), f"a symbolic link; {KIND}"),
+    "zip with a symbolic link": (
+        lambda path: zip_of(path, "link", b"/etc/passwd", mode=stat.S_IFLNK | 0o777),
+        f"a symbolic link; {KIND}",
+    ),
     "zip with a device": (lambda path: zip_of(path, "null", mode=stat.S_IFCHR | 0o666), f"a device; {KIND}"),
     "zip with a pipe": (lambda path: zip_of(path, "pipe", mode=stat.S_IFIFO | 0o666), f"a pipe; {KIND}"),
-    "zip with a large entry": (lambda path: zip_of(path, "bomb", bytes(1001)), "unpacks to 1001 bytes; at most 1000 are read"),
-    "zip with too much in all": (lambda path: zip_of(path, "part{}", bytes(900), times=6), "unpacks to more than 5000 bytes"),
-    "zip with too many entries": (lambda path: zip_of(path, "part{}", times=30), "holds more than 20 entries"),
+    "zip with a large entry": (
+        lambda path: zip_of(path, "bomb", bytes(1001)),
+        "unpacks to 1001 bytes; at most 1000 are read",
+    ),
+    "zip with too much in all": (
+        lambda path: zip_of(path, "part{}", bytes(900), times=6),
+        "unpacks to more than 5000 bytes",
+    ),
+    "zip with too many entries": (
+        lambda path: zip_of(path, "part{}", times=30),
+        "holds more than 20 entries",
+    ),
     "zip that lies about a size": (zip_that_lies_about_a_size, "is damaged or incomplete"),
-    "zip of a slow compression": (lambda path: zip_of(path, "a", method=zipfile.ZIP_LZMA), "compressed by method 14"),
+    "zip of a slow compression": (
+        lambda path: zip_of(path, "a", method=zipfile.ZIP_LZMA),
+        "compressed by method 14",
+    ),
     "zip with an escape sequence": (lambda path: zip_of(path, "\x1b[2Jname"), r"the name '\\x1b\[2Jname'"),
     "tar with ..": (lambda path: tar_of(path, "../../evil.txt"), LEAVES),
     "tar with an absolute path": (lambda path: tar_of(path, "/tmp/evil.txt"), LEAVES),
-    "tar with a symbolic link": (lambda path: tar_of(path, "link", tarfile.SYMTYPE, target="/etc/passwd"), f"a symbolic link; {KIND}"),
-    "tar with a hard link": (lambda path: tar_of(path, "link", tarfile.LNKTYPE, target="/etc/passwd"), f"a hard link; {KIND}"),
+    "tar with a symbolic link": (
+        lambda path: tar_of(path, "link", tarfile.SYMTYPE, target="/etc/passwd"),
+        f"a symbolic link; {KIND}",
+    ),
+    "tar with a hard link": (
+        lambda path: tar_of(path, "link", tarfile.LNKTYPE, target="/etc/passwd"),
+        f"a hard link; {KIND}",
+    ),
     "tar with a device": (lambda path: tar_of(path, "null", tarfile.CHRTYPE), f"a device; {KIND}"),
     "tar with a pipe": (lambda path: tar_of(path, "pipe", tarfile.FIFOTYPE), f"a pipe; {KIND}"),
-    "tar with a large entry": (lambda path: tar_of(path, "bomb", content=bytes(1001)), "unpacks to 1001 bytes; at most 1000 are read"),
-    "tar with too much in all": (lambda path: tar_of(path, "part{}", content=bytes(900), times=6), "unpacks to more than 5000 bytes"),
-    "tar with too many entries": (lambda path: tar_of(path, "part{}", times=30), "holds more than 20 entries"),
+    "tar with a large entry": (
+        lambda path: tar_of(path, "bomb", content=bytes(1001)),
+        "unpacks to 1001 bytes; at most 1000 are read",
+    ),
+    "tar with too much in all": (
+        lambda path: tar_of(path, "part{}", content=bytes(900), times=6),
+        "unpacks to more than 5000 bytes",
+    ),
+    "tar with too many entries": (
+        lambda path: tar_of(path, "part{}", times=30),
+        "holds more than 20 entries",
+    ),
     "tar with a huge name": (tar_with_a_huge_name, "unpacks to more than 5000 bytes"),
     "neither": (
         lambda path: Path(path.with_suffix(".tar").write_text("no archive") and path.with_suffix(".tar")),
         "is damaged or incomplete",
     ),
-    "empty": (lambda path: path.with_suffix(".zip").touch() or path.with_suffix(".zip"), "is damaged or incomplete"),
+    "empty": (
+        lambda path: path.with_suffix(".zip").touch() or path.with_suffix(".zip"),
+        "is damaged or incomplete",
+    ),
 }
 
 
@@ -128,7 +178,9 @@ def test_a_plain_archive_reads(make: Callable[..., Path], tmp_path: Path) -> Non
     assert list(read_entries(path, LIMITS)) == expected
 
 
-def test_an_archive_of_half_a_gigabyte_is_not_even_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_of_half_a_gigabyte_is_not_even_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(archive, "MAX_FILE", 100)
     with pytest.raises(DataError, match="bytes; at most 100 are read"):
         list(read_entries(zip_of(tmp_path / "archive", "a", bytes(1000)), LIMITS))
@@ -158,15 +210,25 @@ class TestThroughTheCommandLine:
         root = tmp_path / "root"
         root.mkdir()
         path = make(root / "images_background", "../../evil.png")
-        assert cli.main(["data", "prepare", "omniglot", f"data.root={root}", f"data.cache_dir={tmp_path}/cache"]) == 3
+        assert (
+            cli.main(["data", "prepare", "omniglot", f"data.root={root}", f"data.cache_dir={tmp_path}/cache"])
+            == 3
+        )
         complaint = capsys.readouterr().err
-        assert f"error: {path} holds a member with the path '../../evil.png', which leaves the archive; it was not used" in complaint
+        assert (
+            f"error: {path} holds a member with the path '../../evil.png', which leaves the archive; it was not used"
+            in complaint
+        )
         assert "Traceback" not in complaint
         assert {found.name for found in tmp_path.rglob("*")} == {"root", path.name, "cache"}
 
-    def test_omniglot_packed_again_as_a_tar_reads(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_omniglot_packed_again_as_a_tar_reads(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         packed = np.packbits(np.zeros((20, 105 * 105), bool), axis=1)
-        monkeypatch.setattr(omniglot_files, "CONTENT", {"images_background": hashlib.sha256(packed.tobytes()).hexdigest()})
+        monkeypatch.setattr(
+            omniglot_files, "CONTENT", {"images_background": hashlib.sha256(packed.tobytes()).hexdigest()}
+        )
         monkeypatch.setattr(omniglot_files, "NUM_IMAGES", {"images_background": 20})
         with tarfile.open(tmp_path / "images_background.tar", "w") as file:
             for drawer in range(1, 21):
@@ -188,10 +250,17 @@ def claimed(width: int, height: int) -> bytes:
     """A PNG of sixty-odd bytes that claims so many pixels."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
-        return len(content).to_bytes(4, "big") + name + content + zlib.crc32(name + content).to_bytes(4, "big")
+        return (
+            len(content).to_bytes(4, "big") + name + content + zlib.crc32(name + content).to_bytes(4, "big")
+        )
 
     header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
 
 
 def jpeg_of_many_scans() -> bytes:
@@ -229,19 +298,33 @@ class TestPictures:
             for number in range(3):
                 (tmp_path / "root" / name / f"{number}.png").write_bytes(png(Image.new("L", (9, 9), number)))
         bad = tmp_path / "root" / "c" / "1.png"
-        words = ["data", "prepare", "image_folder", f"data.root={tmp_path}/root", f"data.cache_dir={tmp_path}/cache"]
+        words = [
+            "data",
+            "prepare",
+            "image_folder",
+            f"data.root={tmp_path}/root",
+            f"data.cache_dir={tmp_path}/cache",
+        ]
         words += ["data.way=2", "data.query_shot=1", "data.fractions=[0.34,0.33,0.33]"]
-        for content, reason in ((claimed(9000, 9000), "has 9000x9000 pixels"), (b"text", "is not a readable image")):
+        for content, reason in (
+            (claimed(9000, 9000), "has 9000x9000 pixels"),
+            (b"text", "is not a readable image"),
+        ):
             bad.write_bytes(content)
             assert cli.main(words) == 3
-            said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("preparing ")]
+            said = [
+                line for line in capsys.readouterr().err.splitlines() if not line.startswith("preparing ")
+            ]
             assert said[0].startswith(f"error: {bad} {reason}")
         bad.write_bytes(png(Image.new("L", (9, 9))))
         assert cli.main(words) == 0
 
     def test_a_person_s_own_pictures_are_capped_as_well(self, tmp_path: Path) -> None:
         prepare = Preprocessing(InputSpec((3, 8, 8)), "area", False)
-        for content, reason in ((claimed(9000, 9000), "has 9000x9000 pixels"), (b"%!PS-Adobe-3.0 EPSF-3.0\n", "is not a readable image")):
+        for content, reason in (
+            (claimed(9000, 9000), "has 9000x9000 pixels"),
+            (b"%!PS-Adobe-3.0 EPSF-3.0\n", "is not a readable image"),
+        ):
             (tmp_path / "x.png").write_bytes(content)
             with pytest.raises(DataError, match=f"x.png {reason}"):
                 prepare([tmp_path / "x.png"])
@@ -250,6 +333,12 @@ class TestPictures:
         import os
 
         os.mkfifo(tmp_path / "pipe.png")
-        for path in (tmp_path / "pipe.png", tmp_path, tmp_path / "gone.png", Path("/dev/zero"), Path("null\0byte")):
+        for path in (
+            tmp_path / "pipe.png",
+            tmp_path,
+            tmp_path / "gone.png",
+            Path("/dev/zero"),
+            Path("null\0byte"),
+        ):
             with pytest.raises(DataError, match="is not a readable image"):
                 read_file(path)

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from torchvision.datasets import Omniglot as Official
 
-from metalearn import cli
-from metalearn.data import download as module
-from metalearn.data.download import download, open_https
+from metalearn.cli import main as cli
+from metalearn.data.files import download as module
+from metalearn.data.files.download import download, open_https
 from metalearn.errors import DataError
 from tests.security.conftest import Certificates
 
@@ -63,7 +63,9 @@ def serving(certificate: Path | None) -> Iterator[tuple[str, list[str]]]:
         if certificate is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(certificate)
-            served.socket = context.wrap_socket(served.socket, server_side=True, do_handshake_on_connect=False)
+            served.socket = context.wrap_socket(
+                served.socket, server_side=True, do_handshake_on_connect=False
+            )
         thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
@@ -93,18 +95,26 @@ def test_fault_19_a_file_with_the_right_checksum_arrives(certificates: Certifica
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_fault_19_a_file_with_a_wrong_checksum_is_never_used(certificates: Certificates, tmp_path: Path) -> None:
+def test_fault_19_a_file_with_a_wrong_checksum_is_never_used(
+    certificates: Certificates, tmp_path: Path
+) -> None:
     with serving(certificates.server) as (url, requests):
-        with pytest.raises(DataError, match=r"the file has sha256 .*, expected 00, and was deleted\.\nFetch it by hand") as caught:
+        with pytest.raises(
+            DataError, match=r"the file has sha256 .*, expected 00, and was deleted\.\nFetch it by hand"
+        ) as caught:
             fetch(f"{url}/file", tmp_path / "file", "sha256:00")
         assert len(requests) == module.ATTEMPTS
     assert caught.value.exit_code == 3
     assert list(tmp_path.iterdir()) == []
 
 
-def test_fault_19_a_cut_connection_is_retried_and_continued_by_the_next_command(certificates: Certificates, tmp_path: Path) -> None:
+def test_fault_19_a_cut_connection_is_retried_and_continued_by_the_next_command(
+    certificates: Certificates, tmp_path: Path
+) -> None:
     with serving(certificates.server) as (url, requests):
-        with pytest.raises(DataError, match=r"the connection broke .* are kept, and the same command goes on from there"):
+        with pytest.raises(
+            DataError, match=r"the connection broke .* are kept, and the same command goes on from there"
+        ):
             fetch(f"{url}/cut", tmp_path / "file")
         assert [path.name for path in tmp_path.iterdir()] == ["file.part"]
         assert (tmp_path / "file.part").read_bytes() == CONTENT[: (tmp_path / "file.part").stat().st_size]
@@ -130,7 +140,9 @@ def test_a_redirect_within_https_is_followed(certificates: Certificates, tmp_pat
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
-def test_a_redirect_away_from_https_is_refused_before_anyone_is_asked(certificates: Certificates, tmp_path: Path) -> None:
+def test_a_redirect_away_from_https_is_refused_before_anyone_is_asked(
+    certificates: Certificates, tmp_path: Path
+) -> None:
     with serving(certificates.server) as (url, _), serving(None) as (plain, asked):
         for address in (f"{plain}/file", "ftp://127.0.0.1/x"):
             with pytest.raises(DataError, match=f"{address} is not https; nothing was downloaded"):
@@ -153,14 +165,20 @@ class TestTheWholeCommand:
     @pytest.fixture
     def cache(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         monkeypatch.delenv("METALEARN_DATA", raising=False)
-        monkeypatch.setattr(Official, "zips_md5", dict.fromkeys(Official.zips_md5, hashlib.md5(CONTENT).hexdigest()))
+        monkeypatch.setattr(
+            Official, "zips_md5", dict.fromkeys(Official.zips_md5, hashlib.md5(CONTENT).hexdigest())
+        )
         return tmp_path / "cache"
 
     def prepare(self, cache: Path) -> int:
         return cli.main(["data", "prepare", "omniglot", f"data.cache_dir={cache}"])
 
     def test_fault_19_half_a_download_is_exit_3(
-        self, certificates: Certificates, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        self,
+        certificates: Certificates,
+        cache: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
         with serving(certificates.server) as (url, requests):
             monkeypatch.setattr(Official, "download_url_prefix", f"{url}/cut")
@@ -173,22 +191,36 @@ class TestTheWholeCommand:
         assert [path.name for path in cache.rglob("*") if path.is_file()] == ["images_background.zip.part"]
 
     def test_fault_19_the_wrong_file_is_exit_3(
-        self, certificates: Certificates, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        self,
+        certificates: Certificates,
+        cache: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
         monkeypatch.setattr(Official, "zips_md5", dict.fromkeys(Official.zips_md5, "00"))
         with serving(certificates.server) as (url, _):
             monkeypatch.setattr(Official, "download_url_prefix", url)
             assert self.prepare(cache) == 3
-        assert f"the file has md5 {hashlib.md5(CONTENT).hexdigest()}, expected 00, and was deleted" in capsys.readouterr().err
+        assert (
+            f"the file has md5 {hashlib.md5(CONTENT).hexdigest()}, expected 00, and was deleted"
+            in capsys.readouterr().err
+        )
         assert [path for path in cache.rglob("*") if path.is_file()] == []
 
     @pytest.mark.fault(19)
     def test_the_right_checksum_of_something_else_is_not_used_either(
-        self, certificates: Certificates, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        self,
+        certificates: Certificates,
+        cache: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
         """md5 is what the authors of the data published; the sha256 of the content has the last word."""
         with serving(certificates.server) as (url, _):
             monkeypatch.setattr(Official, "download_url_prefix", url)
             assert self.prepare(cache) == 3
-        assert "images_background.zip is damaged or incomplete (File is not a zip file); it was not used" in capsys.readouterr().err
+        assert (
+            "images_background.zip is damaged or incomplete (File is not a zip file); it was not used"
+            in capsys.readouterr().err
+        )
         assert list(cache.glob("*.safetensors")) == []

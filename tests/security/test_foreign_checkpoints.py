@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from metalearn import cli
-from metalearn.engine.checkpoint import FACTS, MANIFEST, TENSORS
-from metalearn.engine.state import RANDOM
+from metalearn.cli import main as cli
+from metalearn.rundir.checkpoints import MANIFEST, METADATA, TENSORS
+from metalearn.rundir.state import RANDOM
 from tests.security.run_folders import checkpoints, codes, sign
 
 pytestmark = pytest.mark.usefixtures("never_unexpected")
@@ -23,14 +23,22 @@ class TestWhatIsNoCheckpoint:
     """Tensors and facts that somebody wrote together with a manifest which says that they are right."""
 
     TENSOR_CHANGES: dict[str, Callable[[dict[str, torch.Tensor]], Any]] = {
-        "no weights": lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith("weights.")],
+        "no weights": lambda tensors: [
+            tensors.pop(name) for name in list(tensors) if name.startswith("weights.")
+        ],
         "one weight more": lambda tensors: tensors.update({"weights.evil": torch.ones(3)}),
-        "another shape": lambda tensors: tensors.update({name: torch.ones(7) for name in tensors if name.startswith("weights.")}),
+        "another shape": lambda tensors: tensors.update(
+            {name: torch.ones(7) for name in tensors if name.startswith("weights.")}
+        ),
         "no random state": lambda tensors: tensors.pop(RANDOM),
         "a short random state": lambda tensors: tensors.update({RANDOM: torch.zeros(3, dtype=torch.uint8)}),
         "a random state of floats": lambda tensors: tensors.update({RANDOM: torch.zeros(5056)}),
-        "moments of another shape": lambda tensors: tensors.update({name: torch.ones(9) for name in tensors if name.endswith("exp_avg")}),
-        "half of the moments": lambda tensors: [tensors.pop(name) for name in list(tensors) if name.endswith("exp_avg_sq")],
+        "moments of another shape": lambda tensors: tensors.update(
+            {name: torch.ones(9) for name in tensors if name.endswith("exp_avg")}
+        ),
+        "half of the moments": lambda tensors: [
+            tensors.pop(name) for name in list(tensors) if name.endswith("exp_avg_sq")
+        ],
         "moments of no parameter": lambda tensors: tensors.update({"optimizer.999.exp_avg": torch.ones(1)}),
         "moments without a number": lambda tensors: tensors.update({"optimizer.x.exp_avg": torch.ones(1)}),
         "sums of many": lambda tensors: tensors.update({"window.loss": torch.ones(5)}),
@@ -47,8 +55,20 @@ class TestWhatIsNoCheckpoint:
             {"record": [5]},
             {"record": [["x", 1]]},
         ),
-        *({"metrics_offset": -1}, {"metrics_offset": 1e9}, {"optimizer": {}}, {"optimizer": [[1]]}, {"plan": []}, {"plan": {"name": "x"}}),
-        *({"plan": {"name": "vmap", "chunk": -5, "compile": False}}, {"window_count": -1}, {"evaluated_step": None}, {"data_sha256": 5}),
+        *(
+            {"metrics_offset": -1},
+            {"metrics_offset": 1e9},
+            {"optimizer": {}},
+            {"optimizer": [[1]]},
+            {"plan": []},
+            {"plan": {"name": "x"}},
+        ),
+        *(
+            {"plan": {"name": "vmap", "chunk": -5, "compile": False}},
+            {"window_count": -1},
+            {"evaluated_step": None},
+            {"data_sha256": 5},
+        ),
     )
 
     @pytest.mark.parametrize("name", TENSOR_CHANGES)
@@ -61,27 +81,36 @@ class TestWhatIsNoCheckpoint:
         assert cli.main(["resume", str(run_dir), "trainer.outer_steps=6"]) == 4
 
     @pytest.mark.parametrize("change", FACT_CHANGES, ids=str)
-    def test_facts_that_are_not_this_run_s(self, run_dir: Path, change: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    def test_facts_that_are_not_this_run_s(
+        self, run_dir: Path, change: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    ) -> None:
         for folder in checkpoints(run_dir):
-            facts = {**json.loads((folder / FACTS).read_text()), **change}
-            (folder / FACTS).write_text(json.dumps(facts))
+            facts = {**json.loads((folder / METADATA).read_text()), **change}
+            (folder / METADATA).write_text(json.dumps(facts))
             sign(folder)
-        before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file() and path.name != ".lock"}
+        before = {
+            path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file() and path.name != ".lock"
+        }
         assert cli.main(["resume", str(run_dir), "trainer.outer_steps=6"]) == 4
         assert "no valid checkpoint" in capsys.readouterr().err
         assert {path: path.read_bytes() for path in before} == before
 
     @pytest.mark.parametrize("name", ["config", "data_sha256", "metrics_offset"])
-    def test_facts_that_are_missing(self, run_dir: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_facts_that_are_missing(
+        self, run_dir: Path, name: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         for folder in checkpoints(run_dir):
-            facts = json.loads((folder / FACTS).read_text())
+            facts = json.loads((folder / METADATA).read_text())
             del facts[name]
-            (folder / FACTS).write_text(json.dumps(facts))
+            (folder / METADATA).write_text(json.dumps(facts))
             sign(folder)
         assert cli.main(["resume", str(run_dir), "trainer.outer_steps=6"]) == 4
         assert f"is not valid: its facts.json says nothing of {name}" in capsys.readouterr().err
 
-    @pytest.mark.parametrize("text", ["[", "[" * 99_999, '{"files": 5}', '{"format_version": 1, "files": {"x": 1}}', "\x00", "null", "5"])
+    @pytest.mark.parametrize(
+        "text",
+        ["[", "[" * 99_999, '{"files": 5}', '{"format_version": 1, "files": {"x": 1}}', "\x00", "null", "5"],
+    )
     def test_a_manifest_that_is_none(self, run_dir: Path, text: str) -> None:
         for folder in checkpoints(run_dir):
             (folder / MANIFEST).write_text(text)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import metalearn
-from metalearn import cli
-from metalearn.engine.checkpoint import MANIFEST, TENSORS
+from metalearn.cli import main as cli
 from metalearn.errors import MetalearnError
+from metalearn.rundir.checkpoints import MANIFEST, TENSORS
 
 pytestmark = pytest.mark.usefixtures("never_unexpected")
 
@@ -33,19 +33,42 @@ class TestNothingIsWrittenOutside:
     @pytest.mark.parametrize(
         "name",
         [
-            *(".lock", "train.log", "metrics.jsonl", "status.json", "status.json.tmp", "config.yaml.tmp", "overrides.yaml.tmp", "env.json"),
+            *(
+                ".lock",
+                "train.log",
+                "metrics.jsonl",
+                "status.json",
+                "status.json.tmp",
+                "config.yaml.tmp",
+                "overrides.yaml.tmp",
+                "env.json",
+            ),
             *("spec.json", "spec.json.tmp"),
-            *("results.json.tmp", "eval_test.csv.tmp", "checkpoints/last.tmp", "checkpoints/last", "plots/learning_curve.png", "new"),
+            *(
+                "results.json.tmp",
+                "eval_test.csv.tmp",
+                "checkpoints/last.tmp",
+                "checkpoints/last",
+                "plots/learning_curve.png",
+                "new",
+            ),
         ],
     )
-    def test_a_link_to_a_file_is_refused(self, run_dir: Path, outside: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_link_to_a_file_is_refused(
+        self, run_dir: Path, outside: Path, name: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         (run_dir / name).unlink(missing_ok=True)
         (run_dir / name).symlink_to(outside / "file")
         assert cli.main(["resume", str(run_dir), "trainer.outer_steps=6"]) == 2
-        assert f"{run_dir}/{name} is a symbolic link; a run writes into its own folder only" in capsys.readouterr().err
+        assert (
+            f"{run_dir}/{name} is a symbolic link; a run writes into its own folder only"
+            in capsys.readouterr().err
+        )
         assert cli.main(["eval", str(run_dir), "eval.episodes=2"]) == 2
 
-    @pytest.mark.parametrize("name", ["checkpoints", "plots", "evals", "evals/test_eval.episodes=2", "checkpoints/step-000004.tmp"])
+    @pytest.mark.parametrize(
+        "name", ["checkpoints", "plots", "evals", "evals/test_eval.episodes=2", "checkpoints/step-000004.tmp"]
+    )
     def test_a_link_to_a_folder_is_refused(self, run_dir: Path, outside: Path, name: str) -> None:
         shutil.rmtree(run_dir / name, ignore_errors=True)
         (run_dir / name).parent.mkdir(exist_ok=True)
@@ -56,9 +79,23 @@ class TestNothingIsWrittenOutside:
     @pytest.mark.parametrize(
         "name",
         [
-            *(".lock", "train.log", "metrics.jsonl", "status.json", "config.yaml", "overrides.yaml", "env.json", "results.json"),
+            *(
+                ".lock",
+                "train.log",
+                "metrics.jsonl",
+                "status.json",
+                "config.yaml",
+                "overrides.yaml",
+                "env.json",
+                "results.json",
+            ),
             "spec.json",
-            *("checkpoints/last", "checkpoints/best", f"checkpoints/step-000004/{MANIFEST}", f"checkpoints/step-000004/{TENSORS}"),
+            *(
+                "checkpoints/last",
+                "checkpoints/best",
+                f"checkpoints/step-000004/{MANIFEST}",
+                f"checkpoints/step-000004/{TENSORS}",
+            ),
         ],
     )
     def test_a_pipe_keeps_nobody_waiting(self, run_dir: Path, name: str) -> None:

@@ -7,13 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from metalearn import cli
+from metalearn.cli import main as cli
 
 STEERING = "\x1b]0;title\x07\x1b[2Jname\x9b31m\u202egnp\x08"
 
 
 @pytest.mark.parametrize(
-    "words", [[f"a{STEERING}=1"], [f"run_dir={STEERING}", "data.way=-1"], ["--config-dir", STEERING], [f"algo={STEERING}"]]
+    "words",
+    [
+        [f"a{STEERING}=1"],
+        [f"run_dir={STEERING}", "data.way=-1"],
+        ["--config-dir", STEERING],
+        [f"algo={STEERING}"],
+    ],
 )
 def test_no_name_can_steer_the_terminal(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", *words, "seed=x"]) == 2

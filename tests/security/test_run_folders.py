@@ -18,8 +18,8 @@ import pytest
 import torch
 import yaml
 
-from metalearn import cli
-from metalearn.engine.checkpoint import FACTS, TENSORS
+from metalearn.cli import main as cli
+from metalearn.rundir.checkpoints import METADATA, TENSORS
 from tests.security.run_folders import TINY, checkpoints, codes, sign
 
 pytestmark = pytest.mark.usefixtures("never_unexpected")
@@ -52,8 +52,10 @@ def pickles(canary: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", ["plain", "torch", "legacy torch"])
-@pytest.mark.parametrize("place", [TENSORS, FACTS])
-def test_fault_16_a_pickle_bomb_as_checkpoint_is_refused(run_dir: Path, canary: Path, name: str, place: str) -> None:
+@pytest.mark.parametrize("place", [TENSORS, METADATA])
+def test_fault_16_a_pickle_bomb_as_checkpoint_is_refused(
+    run_dir: Path, canary: Path, name: str, place: str
+) -> None:
     for folder in checkpoints(run_dir):
         (folder / place).write_bytes(pickles(canary)[name])
         sign(folder)
@@ -62,7 +64,9 @@ def test_fault_16_a_pickle_bomb_as_checkpoint_is_refused(run_dir: Path, canary: 
 
 
 @pytest.mark.parametrize("name", ["plain", "torch"])
-def test_fault_16_a_pickle_bomb_in_every_file_of_a_run_is_refused(run_dir: Path, canary: Path, name: str) -> None:
+def test_fault_16_a_pickle_bomb_in_every_file_of_a_run_is_refused(
+    run_dir: Path, canary: Path, name: str
+) -> None:
     for path in [path for path in run_dir.rglob("*") if path.is_file()]:
         path.write_bytes(pickles(canary)[name])
     assert codes(run_dir) == {"resume": 2, "eval": 2, "ls": 0, "load": 2}
@@ -70,8 +74,18 @@ def test_fault_16_a_pickle_bomb_in_every_file_of_a_run_is_refused(run_dir: Path,
 
 
 @pytest.mark.parametrize("name", ["plain", "legacy torch"])
-def test_fault_16_a_pickle_bomb_in_files_that_no_verb_needs_is_never_opened(run_dir: Path, canary: Path, name: str) -> None:
-    for place in ("overrides.yaml", "status.json", "env.json", "results.json", ".lock", "checkpoints/last", "checkpoints/best"):
+def test_fault_16_a_pickle_bomb_in_files_that_no_verb_needs_is_never_opened(
+    run_dir: Path, canary: Path, name: str
+) -> None:
+    for place in (
+        "overrides.yaml",
+        "status.json",
+        "env.json",
+        "results.json",
+        ".lock",
+        "checkpoints/last",
+        "checkpoints/best",
+    ):
         (run_dir / place).write_bytes(pickles(canary)[name])
     assert codes(run_dir) == {"resume": 0, "eval": 0, "ls": 0, "load": 0}
     assert not canary.exists()
@@ -82,9 +96,9 @@ def test_fault_17_a_target_in_a_checkpoint_s_configuration_is_refused(
 ) -> None:
     """It is never built: it must equal the run's own, which the allow-list has judged."""
     for folder in checkpoints(run_dir):
-        facts = json.loads((folder / FACTS).read_text())
+        facts = json.loads((folder / METADATA).read_text())
         facts["config"] |= {"algo._target_": "os.system", "algo.command": f"touch {canary}"}
-        (folder / FACTS).write_text(json.dumps(facts))
+        (folder / METADATA).write_text(json.dumps(facts))
         sign(folder)
     assert cli.main(["resume", str(run_dir), "trainer.outer_steps=6"]) == 2
     assert "algo._target_: os.system -> metalearn.algorithms.maml.MAML" in capsys.readouterr().err
@@ -97,19 +111,31 @@ def test_fault_17_a_target_in_a_checkpoint_s_configuration_is_refused(
 
 
 class TestOtherFiles:
-    @pytest.mark.parametrize("text", ["", "[]", "null", "{", "[" * 99_999, '{"status": []}', '{"versions": [], "hardware": 3}', "\udc80"])
+    @pytest.mark.parametrize(
+        "text",
+        ["", "[]", "null", "{", "[" * 99_999, '{"status": []}', '{"versions": [], "hardware": 3}', "\udc80"],
+    )
     def test_files_that_a_run_can_do_without(self, run_dir: Path, text: str) -> None:
         for name in ("overrides.yaml", "status.json", "env.json"):
             (run_dir / name).write_text(text, errors="surrogateescape")
         assert codes(run_dir) == {"resume": 0, "eval": 0, "ls": 0, "load": 0}
 
-    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"primary": "loss", "metrics": {"loss": 5}}', '{"primary": [], "metrics": {}}'])
-    def test_a_result_that_is_none_does_not_hide_the_new_one(self, run_dir: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    @pytest.mark.parametrize(
+        "text",
+        ["", "[]", "{}", '{"primary": "loss", "metrics": {"loss": 5}}', '{"primary": [], "metrics": {}}'],
+    )
+    def test_a_result_that_is_none_does_not_hide_the_new_one(
+        self, run_dir: Path, text: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         (run_dir / "results.json").write_text(text)
         assert cli.main(["eval", str(run_dir), "eval.episodes=2"]) == 0
-        assert f"the run's own: {run_dir}/results.json is not the result of a run (" in capsys.readouterr().out
+        assert (
+            f"the run's own: {run_dir}/results.json is not the result of a run (" in capsys.readouterr().out
+        )
 
-    @pytest.mark.parametrize("line", ["{", "[]", '{"step": 1}', '{"step": 1, "split": "train", "loss": "high"}', "[" * 99_999])
+    @pytest.mark.parametrize(
+        "line", ["{", "[]", '{"step": 1}', '{"step": 1, "split": "train", "loss": "high"}', "[" * 99_999]
+    )
     def test_measurements_that_are_none_are_found_before_training(
         self, run_dir: Path, line: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -118,8 +144,13 @@ class TestOtherFiles:
         assert cli.main(["resume", str(run_dir), "trainer.outer_steps=6"]) == 3
         assert f"{run_dir}/metrics.jsonl, line 1 is no measurement" in capsys.readouterr().err
 
-    @pytest.mark.parametrize("about", [5, {"published": 5}, {"published": {"value": 1}}, {"figures": [1]}, {"deviation": 3, "paper": "x"}])
-    def test_prose_that_no_table_could_print(self, run_dir: Path, about: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    @pytest.mark.parametrize(
+        "about",
+        [5, {"published": 5}, {"published": {"value": 1}}, {"figures": [1]}, {"deviation": 3, "paper": "x"}],
+    )
+    def test_prose_that_no_table_could_print(
+        self, run_dir: Path, about: Any, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         saved = yaml.safe_load((run_dir / "config.yaml").read_text())
         saved["algo"]["about"] = about
         (run_dir / "config.yaml").write_text(yaml.safe_dump(saved))
@@ -136,10 +167,24 @@ def test_a_configuration_does_not_take_long_to_refuse(run_dir: Path) -> None:
 
 def test_compiled_code_is_never_taken_from_where_a_configuration_says(tmp_path: Path) -> None:
     """PyTorch unpickles what it finds in the cache of its compiler."""
-    words = ["train", *TINY, "data=glyphs", "model=conv4", f"data.cache_dir={tmp_path}/theirs", "data.way=1000"]
-    code = f"import os, sys; from metalearn.cli import main; main({words!r}); print(os.environ['TORCHINDUCTOR_CACHE_DIR'])"
+    words = [
+        "train",
+        *TINY,
+        "data=glyphs",
+        "model=conv4",
+        f"data.cache_dir={tmp_path}/theirs",
+        "data.way=1000",
+    ]
+    code = f"import os, sys; from metalearn.cli.main import main; main({words!r}); print(os.environ['TORCHINDUCTOR_CACHE_DIR'])"
     environment = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
     environment["XDG_CACHE_HOME"] = str(tmp_path / "mine")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+        check=False,
+    )
     assert done.stdout.splitlines()[-1] == str(tmp_path / "mine" / "metalearn" / "compiler"), done.stderr
     assert (tmp_path / "mine" / "metalearn" / "compiler").stat().st_mode & 0o777 == 0o700

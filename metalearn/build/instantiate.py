@@ -1,0 +1,130 @@
+"""From a `_target_` to the class that it names, and from a group's keys to an object of it.
+
+The names in a configuration passed the allow-list as text; here the object that a name resolves to must be a class
+of the right kind whose own module is allowed, so that no import inside an allowed module is a way around the list.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from types import ModuleType
+from typing import Any
+
+import torch
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from torch import nn
+
+from metalearn.config.safety import PREFIXES, is_allowed, nodes, target_problems
+from metalearn.core import Algorithm, Source
+from metalearn.errors import ConfigError, raise_if
+from metalearn.loggers import Logger
+
+Config = dict[str, Any]
+BASES: dict[str, type] = {
+    "algo": Algorithm,
+    "data": Source,
+    "model": nn.Module,
+    "optimizer": torch.optim.Optimizer,
+    "logger": Logger,
+}
+# Keys of a group that steer the run and are no arguments of its class.
+NOT_ARGUMENTS = {"algo": ("plan", "chunk", "norm_statistics"), "optimizer": ("schedule", "clip")}
+
+
+def construct(cfg: Config, group: str, **given: Any) -> Any:
+    """The object that a group's `_target_` names, from its keys and the given arguments. Sources within it get the device too."""
+    dropped = ("about", *NOT_ARGUMENTS.get(group, ()))
+    node = {key: value for key, value in cfg[group].items() if key not in dropped}
+    raise_if(target_problems({group: node}, cfg["trusted"]))
+    cls = resolve(f"{group}._target_", node["_target_"], BASES[group], cfg["trusted"])
+    inner = {
+        path: value
+        for path, key, value in nodes(node, group)
+        if key == "_target_" and path != f"{group}._target_"
+    }
+    classes = {
+        path.removesuffix("._target_"): resolve(path, name, tuple(BASES.values()), cfg["trusted"])
+        for path, name in inner.items()
+    }
+    if "device" in given:
+        node = with_device(
+            node, group, [path for path, kind in classes.items() if issubclass(kind, Source)], given["device"]
+        )
+    # Bound first, called second: Hydra would turn the given arguments into configuration nodes and wrap their errors.
+    try:
+        factory = instantiate({**node, "_partial_": True}, _convert_="all")
+        inspect.signature(cls).bind(*factory.args, **factory.keywords, **given)
+    except (HydraException, TypeError) as error:
+        raise ConfigError(
+            f"{group}: {node['_target_']} cannot be built from its YAML: {str(error).splitlines()[0]}"
+        ) from error
+    try:
+        return factory(**given)
+    except ValueError as error:  # of a class that is not ours, it names no key
+        says_where = any(f"{group}{mark}" in str(error) for mark in ".=")
+        raise ConfigError(str(error) if says_where else f"{group}: {error}") from error
+
+
+def with_device(tree: Any, path: str, places: list[str], device: torch.device) -> Any:
+    """A copy of nested keys in which those at these paths name the device."""
+    if isinstance(tree, dict):
+        copy = {key: with_device(value, f"{path}.{key}", places, device) for key, value in tree.items()}
+        return {**copy, "device": device} if path in places else copy
+    if isinstance(tree, list):
+        return [with_device(value, f"{path}[{i}]", places, device) for i, value in enumerate(tree)]
+    return tree
+
+
+def resolve(path: str, target: str, base: type | tuple[type, ...], trusted: list[str]) -> type:
+    """The class of this name. ConfigError if it is absent, not a class, not of the kind, or defined outside the allow-list."""
+    found = locate(path, target, trusted)
+    kinds = base if isinstance(base, tuple) else (base,)
+    if not isinstance(found, type) or not issubclass(found, kinds):
+        names = " or ".join(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)
+        raise ConfigError(f"{path}={target} is not a class that derives from {names}")
+    if not is_allowed(f"{found.__module__}.{found.__qualname__}", trusted):
+        raise ConfigError(
+            f"{path}={target} is defined in {found.__module__}, outside {', '.join(PREFIXES)} and the trusted packages"
+        )
+    return found
+
+
+def locate(path: str, target: str, trusted: list[str]) -> Any:
+    """What a name means, found as Hydra finds it (an attribute goes before a module), but never through a module of another name."""
+    if trusted and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    first, *parts = target.split(".")
+    found, name = import_part(path, target, first), first
+    if found is None:
+        where = f" (looked in the working folder, {os.getcwd()}, too)" if trusted else ""
+        raise ConfigError(f"{path}={target}: there is no package {first}{where}")
+    for part in parts:
+        owner, module, name = found, name, f"{name}.{part}"
+        found = getattr(owner, part, None)
+        if found is None and isinstance(owner, ModuleType):
+            found = import_part(path, target, name)
+        if found is None:
+            raise ConfigError(f"{path}={target}: {module} has no {part}")
+        if isinstance(found, ModuleType) and found.__name__ != name:
+            raise ConfigError(
+                f"{path}={target}: {name} is the module {found.__name__}, which {module} only imports"
+            )
+    return found
+
+
+def import_part(path: str, target: str, name: str) -> ModuleType | None:
+    """The module of this name, None if there is none."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+            return None
+        raise ConfigError(f"{path}={target}: {name} needs {error.name}, which is not installed") from error
+    except Exception as error:
+        raise ConfigError(
+            f"{path}={target}: importing {name} failed: {type(error).__name__}: {error}"
+        ) from error

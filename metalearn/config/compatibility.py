@@ -1,0 +1,83 @@
+"""Which keys make a run the run that it is, and which may change when it is resumed.
+
+Free to change: `device.*` (bits may then differ), the logger, how long to train, where the data lie (their sha256 guards
+what they are), and what is only looked at: logging, saving, what to keep, what a non-finite loss does, and the final
+evaluation. Everything else is science: weights or recorded numbers follow from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from metalearn.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from metalearn.core import Location
+
+Places = Mapping[str, "Location"]  # by dotted key, see `metalearn.build.places`
+NOWHERE: Places = {}
+FREE = (
+    "run_dir",
+    "trusted",
+    "device",
+    "logger",
+    "choices",  # names, from which nothing follows
+    "trainer.outer_steps",
+    "trainer.checkpoint_every",
+    "trainer.keep_last",
+    "trainer.on_nan",
+    "trainer.shutdown_timeout_s",
+    "trainer.dry_run",
+)
+FREE_EVAL = ("eval.episodes", "eval.split", "eval.checkpoint", "eval.batch_size")
+PROSE = ("about",)
+METHOD = ("algo", "data", "model", "optimizer")  # what a run lacks here is never filled in
+
+
+def science(cfg: dict[str, Any], places: Places = NOWHERE) -> dict[str, Any]:
+    """{dotted key: value} of everything that a resumed run must share with its beginning."""
+    moving = {key for key, value in _leaves(cfg) if key in places and places[key].holds(value)}
+    return {key: value for key, value in _leaves(cfg) if key not in moving and not _is_free(key)}
+
+
+def refuse_new_science(old: dict[str, Any], new: dict[str, Any], places: Places = NOWHERE) -> None:
+    """Raise ConfigError with a diff if two results of `science` differ, but for a key of the trainer newer than `old`.
+
+    Older runs hold the places of their data to be science, so that these are passed over here as well.
+    """
+    newer = {key for key in new if key not in old and key.partition(".")[0] not in METHOD}
+    moved = {key for key, place in places.items() if place.holds(old.get(key)) and place.holds(new.get(key))}
+    changed = [key for key in sorted({*old, *new} - newer - moved) if old.get(key) != new.get(key)]
+    if not changed:
+        return
+    diff = "\n".join(f"  {key}: {old.get(key)} -> {new.get(key)}" for key in changed)
+    allowed = ", ".join(
+        [*(f"{name}.*" if name == "device" else name for name in FREE[2:-1]), *FREE_EVAL, *places]
+    )
+    raise ConfigError(
+        f"a resumed run must keep its method and data, but:\n{diff}\nStart a new run with metalearn train. These may change: {allowed}"
+    )
+
+
+def refuse_other_data(trained_on: str, found: str) -> None:
+    """Raise DataError if two sha256 of a run's data differ, as they were when it began and as they are now."""
+    if trained_on != found:
+        then_and_now = f"sha256 {found[:12]}…, was {trained_on[:12]}…"
+        raise DataError(
+            f"the data is not what this run was trained on ({then_and_now}); restore it, or start a new run"
+        )
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if key in PROSE:
+            continue
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in (*FREE, *FREE_EVAL))

@@ -1,0 +1,273 @@
+"""From words on a command line to one checked dictionary: Hydra composes, and every mistake is reported at once.
+
+Nothing here imports torch, so that a mistake is answered at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from omegaconf import OmegaConf
+
+from metalearn import choices
+from metalearn.choices import GROUPS
+from metalearn.config import schema
+from metalearn.config.about import about_problems
+from metalearn.config.loader import Library, plain, plugin_problems
+from metalearn.config.safety import hydra_problems, target_problems
+from metalearn.config.schema import hint
+from metalearn.errors import ConfigError, raise_if
+
+CHOSEN_ANEW = ("device", "logger")  # groups of a run that is resumed
+SIZES = (
+    "way",
+    "shot",
+    "query_shot",
+    "image_size",
+    "channels",
+)  # keys that other `data` takes over from the run that is judged
+
+
+def compose(overrides: list[str], config_dir: str | None = None) -> dict[str, Any]:
+    """The resolved configuration as plain dictionaries. Raises ConfigError with every problem that was found."""
+    library = Library(config_dir)
+    request = read_overrides(overrides, library)
+    problems = list(request.problems)
+    base = library.load(request.choices)
+    if base["trusted"]:
+        problems.append(f"trusted={base['trusted']} stands in a YAML; it counts only from the command line")
+    allowed = (
+        library.load(chosen_without_experiment(base))
+        if base["hydra"]["runtime"]["choices"].get("experiment")
+        else base
+    )
+    values, found = known_values(request.values, allowed, library)
+    composed = library.load([*request.choices, *values]) if values else dict(base)
+    hydra = composed.pop("hydra")
+    cfg, wrong = schema.check_types(
+        {key: value for key, value in allowed.items() if key != "hydra"}, composed
+    )
+    wrong = [blame_experiment(problem, base["hydra"]["runtime"]["choices"]) for problem in wrong]
+    problems += (
+        found
+        + wrong
+        + (hydra_problems(hydra) or plugin_problems(hydra))
+        + schema.value_problems(cfg)
+        + schema.unkept_problems(cfg)
+    )
+    problems += sweep_problems(base["sweep"], cfg.pop("sweep", None))
+    trusted = cfg["trusted"] if isinstance(cfg.get("trusted"), list) and not wrong else []
+    problems += target_problems(cfg, trusted) + about_problems(cfg)
+    problems += [] if "hydra" in trusted else library.foreign_settings(hydra, [*request.choices, *values])
+    raise_if(problems)
+    names = hydra["runtime"]["choices"]
+    return {choices.KEY: {group: names.get(group) for group in GROUPS}, **cfg}
+
+
+def sweep_problems(in_yaml: Any, given: Any) -> list[str]:
+    """A run is of no sweep: the sweep's name is taken off the words of its jobs, and stands nowhere else."""
+    if in_yaml is not None:
+        return [f"sweep={schema.show(in_yaml)} stands in a YAML; it counts only from the command line"]
+    return (
+        []
+        if given is None
+        else [f"sweep={schema.show(given)} names a sweep of several runs; add -m to start one"]
+    )
+
+
+def reopen(
+    saved: dict[str, Any],
+    overrides: list[str],
+    config_dir: str | None = None,
+    *,
+    sizes: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The configuration of a run folder with values changed from the command line, under the same checks.
+
+    The saved configuration is its own schema. Of the groups only `device` and `logger` may be chosen anew. `trusted` is never
+    taken from the folder: a run with classes of one's own needs the word again.
+    sizes: given for an evaluation, which may also choose other `data`: what this takes over from the run, as a `data` node.
+    """
+    library = Library(config_dir)
+    request = read_overrides(overrides, library)
+    problems = list(request.problems)
+    names: dict[str, str | None] = choices.chosen(saved)
+    config = OmegaConf.create(
+        {**{key: value for key, value in saved.items() if key != choices.KEY}, "trusted": []}
+    )
+    for choice in request.choices:
+        group, _, option = choice.partition("=")
+        if group in CHOSEN_ANEW and group in saved:
+            config[group] = OmegaConf.create(library.read(group, option))
+            names[group] = option
+        elif group in CHOSEN_ANEW:
+            problems.append(f"{choice}: an evaluation has no {group}; leave it out")
+        elif group == "data" and sizes is not None:
+            config[group] = OmegaConf.create(with_sizes(library.load([choice])["data"], sizes))
+            names[group] = option
+        else:
+            problems.append(
+                f"{choice}: {group} was fixed when the run began; start a new run with metalearn train to change it"
+            )
+    allowed = plain(config)
+    values, found = known_values(request.values, allowed, library)
+    for override in library.parse(values):
+        OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+    cfg, wrong = schema.check_types(allowed, plain(config))
+    problems += found + wrong + schema.value_problems(cfg) + about_problems(cfg)
+    problems += target_problems(cfg, cfg["trusted"] if isinstance(cfg["trusted"], list) else [])
+    raise_if(problems)
+    return {choices.KEY: names, **cfg}
+
+
+def with_sizes(data: dict[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """A `data` node with the sizes of a run in place of its own, where it has keys for them."""
+    train = {
+        name: size for name, size in (sizes.get("train") or {}).items() if name in (data.get("train") or {})
+    }
+    kept = {name: sizes[name] for name in SIZES if name in data and name in sizes}
+    return {**data, **kept, **({"train": {**data["train"], **train}} if train else {})}
+
+
+def check_values(cfg: Mapping[str, Any]) -> None:
+    """Raise ConfigError for every value out of range and every broken rule between keys."""
+    raise_if(schema.value_problems(cfg))
+
+
+def check_targets(cfg: Mapping[str, Any], trusted: list[str]) -> None:
+    """Raise ConfigError for every name outside the allow-list; for run folders as much as for YAMLs."""
+    raise_if(target_problems(cfg, trusted))
+
+
+@dataclass
+class Request:
+    """Overrides sorted: choices of groups, values of keys, and a sentence for each that cannot be used."""
+
+    choices: list[str] = field(default_factory=list)
+    values: list[Override] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def read_overrides(overrides: list[str], library: Library) -> Request:
+    """Sort the words of a command line. A misspelt choice is replaced by what was probably meant, to check the rest."""
+    request = Request()
+    for text in overrides:
+        try:
+            [override] = library.parse([text])
+        except ConfigError as error:
+            request.problems += error.problems
+            continue
+        problem = form_problem(override)
+        if (
+            problem is None
+            and override.key_or_group in library.groups
+            and not isinstance(override.value(), dict)
+        ):
+            problem, choice = judge_choice(override, library)
+            request.choices += [choice] if choice else []
+        elif problem is None:
+            request.values.append(override)
+        request.problems += [problem] if problem else []
+    return request
+
+
+def form_problem(override: Override) -> str | None:
+    """What is wrong with the form of an override, whatever it names."""
+    text, key = written(override), override.key_or_group
+    if override.is_add() or override.is_force_add():
+        return (
+            f"{text}: keys cannot be added, the YAML lists all of them; to set one, write {text.lstrip('+')}"
+        )
+    if override.is_delete() and key in GROUPS:
+        return f"{text}: a group cannot be removed; choose another {key} with {key}=NAME, see: metalearn ls {key}"
+    if override.is_delete():
+        return f"{text}: keys cannot be removed; to switch one off, write {key}=null"
+    if key == "hydra.searchpath":  # composing with it would already import what it names
+        return "hydra.searchpath may not be set; use --config-dir or METALEARN_CONFIG_DIR instead"
+    if override.package is not None:
+        return f"{text}: a group cannot be moved to another place; write {key}=…"
+    if override.is_sweep_override():
+        return f"{text} gives several values; add -m to run each of them, or write [a,b] for a list"
+    return None
+
+
+def written(override: Override) -> str:
+    """The words of the command line that were parsed."""
+    return str(override.input_line)
+
+
+def judge_choice(override: Override, library: Library) -> tuple[str | None, str | None]:
+    """What is wrong with the choice of a group, and the choice to go on with."""
+    group, value = override.key_or_group, override.value()
+    if value is None and group == "experiment":
+        return None, None
+    options = library.options(group)
+    if isinstance(value, str) and value in options:
+        return None, f"{group}={value}"
+    if not options:
+        return f"{written(override)}: there is no {group} to choose yet", None
+    if group == "hydra/launcher" and value == "joblib":
+        return (
+            f"{written(override)} needs a plugin that is not installed; install it with: pip install 'metalearn-runner[joblib]'",
+            None,
+        )
+    meant = schema.closest(str(value), options)
+    question = f"; did you mean {group}={meant}?" if meant else ";"
+    return (
+        f"{group}={schema.show(value)} does not exist{question} choices: {', '.join(options)}",
+        f"{group}={meant}" if meant else None,
+    )
+
+
+def known_values(
+    values: list[Override], allowed: dict[str, Any], library: Library
+) -> tuple[list[str], list[str]]:
+    """The overrides whose key exists, and a sentence with the closest match for each of the others."""
+    known, problems = [], []
+    names = [name for name in schema.known_keys(allowed) if not name.startswith("hydra.")]
+    for override in values:
+        key = override.key_or_group
+        exists, _ = schema.lookup(allowed, key)
+        candidates = (
+            schema.known_keys(allowed["hydra"], "hydra.")
+            if key.startswith("hydra.") and "hydra" in allowed
+            else [*names, *GROUPS]
+        )
+        if exists and "about" not in key.split("."):
+            known.append(written(override))
+        else:
+            homes = [f"{key.partition('.')[0]}={option}" for option in options_with(key, library)]
+            known_from = f"; it is a key of {', '.join(homes)}" if homes else hint(key, candidates)
+            problems.append(
+                f"{written(override)}: {key} is not a key{' of this choice' if homes else ''}{known_from}"
+            )
+    return known, problems
+
+
+def options_with(key: str, library: Library) -> list[str]:
+    """The options of the key's group that have it."""
+    group, _, rest = key.partition(".")
+    options = library.options(group) if rest and group in GROUPS else []
+    return [option for option in options if schema.lookup(library.read(group, option), rest)[0]]
+
+
+def chosen_without_experiment(base: dict[str, Any]) -> list[str]:
+    names = base["hydra"]["runtime"]["choices"]
+    return [f"{group}={names[group]}" for group in GROUPS if group != "experiment" and names.get(group)]
+
+
+def blame_experiment(problem: str, names: Mapping[str, Any]) -> str:
+    """A key that nothing has can only come from the recipe, whose choices the command line may have replaced."""
+    key, is_key, _ = problem.partition(" is not a key")
+    group = key.partition(".")[0]
+    if not is_key or not names.get("experiment"):
+        return problem
+    return f"experiment={names['experiment']} sets {key}, which {group}={names.get(group)} does not have"
+
+
+def refuse_unkept(cfg: Mapping[str, Any]) -> None:
+    """Raise ConfigError if the final evaluation of training asks for a checkpoint that may be gone by then."""
+    raise_if(schema.unkept_problems(cfg))

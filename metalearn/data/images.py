@@ -1,0 +1,306 @@
+"""What all sources of labelled images share: splits of classes, rotations as classes, episodes, flat minibatches.
+
+Images live on the device as uint8, one tensor per split, rotated copies included; a batch is a gather.
+Shape letters: T tasks, N images, C channels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalearn.core import Examples, InputSpec, Member, Members, Source, Split, Task, TaskBatch, TaskSpec
+from metalearn.data.sampling import SPLITS, ClassStore, draw_episodes, shuffled, task_keys
+from metalearn.errors import ConfigError, raise_if
+from metalearn.objectives import Classification
+
+TURNS = 4  # by which rotations multiply classes
+
+
+@dataclass(frozen=True)
+class EpisodeShape:
+    """Sizes of the episodes of one split. keys: where each size was set, for messages."""
+
+    way: int
+    shot: int
+    query_shot: int
+    keys: tuple[str, str, str] = ("data.way", "data.shot", "data.query_shot")
+
+    @property
+    def per_class(self) -> int:
+        return self.shot + self.query_shot
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """All images of a source, sorted by class. images: uint8 (N, C, H, H); sizes: images per class, in order.
+
+    partition: class numbers of each split. sha256: over the images and classes.
+    names: of the classes; None: they have none. contents: sha256 of each class before anything was done to its images; None: no files.
+    """
+
+    images: Tensor
+    sizes: Sequence[int]
+    partition: Mapping[Split, Sequence[int]]
+    sha256: str
+    names: Sequence[str] | None = None
+    contents: Sequence[str] | None = None
+
+
+class ImageClasses(Source):
+    """Few-shot classification of images. A subclass says where the images come from, and what the dials mean.
+
+    train: sizes of the training episodes where they differ; None means as in val and test.
+    rotations: the splits whose classes are multiplied by four, each turned copy being a class of its own.
+    invert: 1 - x, so that ink drawn black on white becomes 1 on 0.
+    resize: what brings a picture to image_size; `area` also stands for images that are made at that size.
+    The constructor touches no file; the first use does, and so does `prepare`.
+    """
+
+    resize = "area"
+
+    def __init__(
+        self,
+        *,
+        device: torch.device,
+        way: int,
+        shot: int,
+        query_shot: int,
+        train: Mapping[str, int | None] | None,
+        rotations: Sequence[Split],
+        invert: bool,
+        image_size: int,
+        channels: int = 1,
+    ) -> None:
+        self.device = torch.device(device)
+        self.shapes = episode_shapes(way, shot, query_shot, train)
+        self.rotations = tuple(split for split in SPLITS if split in rotations)
+        self.invert = invert
+        self.input_spec = InputSpec((channels, image_size, image_size))
+        problems = [
+            f"data.rotations holds {name!r}, which is no split; expected some of train, val, test"
+            for name in rotations
+            if name not in SPLITS
+        ]
+        problems += [] if image_size >= 1 else [f"data.image_size={image_size}; expected at least 1 pixel"]
+        problems += shape_problems(self.shapes)
+        if problems:
+            raise ConfigError(problems)
+
+    @abstractmethod
+    def _load(self) -> ImageSet:
+        """Read, verify and decode; called once. Raises DataError."""
+
+    @abstractmethod
+    def _facts(self) -> dict[str, Any]:
+        """What a result must state beyond the sizes of its episodes: partition, resize, …"""
+
+    def _counts(self) -> Mapping[Split, tuple[int, int]]:
+        """Classes of each split, rotated copies aside, and images of the smallest. Override where these are known without an image."""
+        sizes = {
+            split: [self._set.sizes[number] for number in self._set.partition[split]] for split in SPLITS
+        }
+        return {split: (len(size), min(size, default=0)) for split, size in sizes.items()}
+
+    def _size_problems(self, splits: Sequence[Split]) -> list[str]:
+        """Sentences about sizes of episodes that the data cannot give in these splits."""
+        counts = self._counts()
+        have = {split: (counts[split][0] * self._turns(split), counts[split][1]) for split in splits}
+        return count_problems(self.name, {split: self.shapes[split] for split in splits}, have)
+
+    def check(self, splits: Sequence[Split]) -> None:
+        raise_if(self._size_problems(splits))
+
+    def prepare(self) -> None:
+        """Fetch, verify and cache the data now rather than on first use."""
+        _ = self._set
+
+    def spec(self, split: Split) -> TaskSpec:
+        shape = self.shapes[split]
+        return TaskSpec(
+            kind="classification",
+            objective=Classification(),
+            num_outputs=shape.way,
+            input_spec=self.input_spec,
+            support_size=shape.way * shape.shot,
+            query_size=shape.way * shape.query_shot,
+            max_way=shape.way,
+            num_train_classes=self._num_classes("train"),
+        )
+
+    def tasks(self, split: Split, *, seed: int, first: int, count: int) -> TaskBatch:
+        shape, store = self.shapes[split], self._stores[split]
+        key = task_keys(seed, split, first=first, count=count, device=self.device)
+        support, query, query_labels = draw_episodes(
+            key, store, way=shape.way, shot=shape.shot, query_shot=shape.query_shot
+        )
+        support_labels = torch.arange(shape.way, device=self.device).repeat_interleave(shape.shot)
+        return Task(
+            support=Examples(
+                self._images(split, support), support_labels.expand(count, -1), self._real(support)
+            ),
+            query=Examples(self._images(split, query), query_labels, self._real(query)),
+            key=key,
+        )
+
+    def examples(self, *, seed: int, first: int, count: int) -> Examples:
+        store = self._stores["train"]
+        rows = shuffled(seed, "train", first=first, count=count, total=len(store.rows), device=self.device)
+        return Examples(self._images("train", rows), store.class_of_row[rows], self._real(rows))
+
+    def protocol(self, split: Split) -> dict[str, Any]:
+        shape = self.shapes[split]
+        return {
+            "data": self.name,
+            "split": split,
+            "way": shape.way,
+            "shot": shape.shot,
+            "query_shot": shape.query_shot,
+            "num_classes": self._num_classes(split),
+            "augmentation": "rotations" if self.rotations else "none",
+            "rotations": list(self.rotations),
+            **self._rotation_facts(split),
+            "invert": self.invert,
+            "image_size": self.input_spec.shape[-1],
+            **self._facts(),
+        }
+
+    def _rotation_facts(self, split: Split) -> dict[str, Any]:
+        if split not in self.rotations:
+            return {}
+        share = share_with_twins(self._num_classes(split) // TURNS, self.shapes[split].way)
+        return {
+            "rotated_copies_are": "classes of their own",
+            "share_of_tasks_with_rotated_twins": round(share, 4),
+        }
+
+    def members(self, split: Split) -> Members:
+        names, contents, sizes = self._set.names, self._set.contents, self._set.sizes
+        if names is None:
+            return None
+        # Classes without an image are all alike, which makes none of them the other.
+        return [
+            Member(self.name, names[n], contents[n] if contents and sizes[n] else None)
+            for n in self._set.partition[split]
+        ]
+
+    def fingerprint(self) -> str:
+        facts = {
+            "content": self._set.sha256,
+            "partition": {split: list(self._set.partition[split]) for split in SPLITS},
+            "rotations": list(self.rotations),
+            "invert": self.invert,
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def preprocessing(self) -> dict[str, Any]:
+        return {"resize": self.resize, "invert": self.invert}
+
+    @cached_property
+    def _set(self) -> ImageSet:
+        return self._load()
+
+    @cached_property
+    def _stores(self) -> Stores:
+        return Stores(self._store)
+
+    def _store(self, split: Split) -> ClassStore:
+        self.check((split,))
+        size = torch.tensor(self._set.sizes)
+        first = size.cumsum(0) - size
+        rows = torch.cat(
+            [torch.arange(int(first[c]), int(first[c] + size[c])) for c in self._set.partition[split]]
+        )
+        images = self._set.images[rows]
+        images = 255 - images if self.invert else images
+        turned = torch.cat([images.rot90(turn, (-2, -1)) for turn in range(self._turns(split))])
+        sizes = size[torch.tensor(list(self._set.partition[split]))].repeat(self._turns(split))
+        return ClassStore(turned.contiguous().to(self.device), sizes.to(self.device))
+
+    def _turns(self, split: Split) -> int:
+        return TURNS if split in self.rotations else 1
+
+    def _num_classes(self, split: Split) -> int:
+        return self._counts()[split][0] * self._turns(split)
+
+    def _images(self, split: Split, rows: Tensor) -> Tensor:
+        """(*rows.shape, C, H, H) in [0, 1], in the default precision."""
+        pixels = self._stores[split].rows.index_select(0, rows.flatten())
+        return (pixels / 255.0).unflatten(0, rows.shape)
+
+    @staticmethod
+    def _real(rows: Tensor) -> Tensor:
+        return torch.ones_like(rows, dtype=torch.bool)
+
+
+class Stores(dict[Split, ClassStore]):
+    """The examples of each split, gathered when they are first asked for: an evaluation needs one split of three."""
+
+    def __init__(self, make: Callable[[Split], ClassStore]) -> None:
+        super().__init__()
+        self.make = make
+
+    def __missing__(self, split: Split) -> ClassStore:
+        self[split] = self.make(split)
+        return self[split]
+
+
+def share_with_twins(num_drawn: int, way: int) -> float:
+    """Probability that `way` of 4·num_drawn classes, all equally likely, hold two turns of one of the num_drawn."""
+    factors = ((TURNS * (num_drawn - k)) / (TURNS * num_drawn - k) for k in range(way))
+    return 1.0 if way > num_drawn else 1.0 - math.prod(factors)
+
+
+def episode_shapes(
+    way: int, shot: int, query_shot: int, train: Mapping[str, int | None] | None
+) -> dict[Split, EpisodeShape]:
+    """Sizes per split: those of `train` where it gives them, else the common ones."""
+    common = EpisodeShape(way, shot, query_shot)
+    values, keys = [], []
+    for name, value in (("way", way), ("shot", shot), ("query_shot", query_shot)):
+        own = (train or {}).get(name)
+        values.append(value if own is None else own)
+        keys.append(f"data.{name}" if own is None else f"data.train.{name}")
+    return {
+        "train": EpisodeShape(values[0], values[1], values[2], (keys[0], keys[1], keys[2])),
+        "val": common,
+        "test": common,
+    }
+
+
+def shape_problems(shapes: Mapping[Split, EpisodeShape]) -> list[str]:
+    """Sizes that no data could give."""
+    found = []
+    for shape in shapes.values():
+        for key, value, least in zip(
+            shape.keys, (shape.way, shape.shot, shape.query_shot), (2, 1, 1), strict=True
+        ):
+            found += [] if value >= least else [f"{key}={value}; expected at least {least}"]
+    return list(dict.fromkeys(found))
+
+
+def count_problems(
+    name: str, shapes: Mapping[Split, EpisodeShape], have: Mapping[Split, tuple[int, int]]
+) -> list[str]:
+    """Sizes that this data cannot give. have: number of classes and images of the smallest class, per split."""
+    found: dict[tuple[str, str], list[str]] = {}  # (what is asked, what to change): what each split has
+    for split, shape in shapes.items():
+        num_classes, smallest = have[split]
+        way, shot, query_shot = shape.keys
+        if shape.way > num_classes:
+            asked = f"{way}={shape.way} but ", f"; lower {way} or give the split more classes"
+            found.setdefault(asked, []).append(f"split '{split}' of {name} has {num_classes} classes")
+        if num_classes and shape.per_class > smallest:
+            sizes = f"{shot}={shape.shot} + {query_shot}={shape.query_shot} needs {shape.per_class} images per class"
+            asked = f"{sizes}, but ", f"; lower {shot} or {query_shot}"
+            found.setdefault(asked, []).append(f"split '{split}' of {name} has a class with {smallest}")
+    return [f"{before}{' and '.join(haves)}{after}" for (before, after), haves in found.items()]

@@ -1,0 +1,113 @@
+"""Judging a run: the final evaluation, and later ones under another protocol or on other data."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from metalearn.build.parts import Parts
+from metalearn.build.places import moved_places, settled, without_words
+from metalearn.config.saved import read_saved_with_notes
+from metalearn.distributed.launch import open_strategy, pinned
+from metalearn.distributed.strategy import RankError
+from metalearn.engine.evaluate import Evaluation
+from metalearn.engine.explain import explained
+from metalearn.engine.results import choose, load_chosen, protocol_name, result_of
+from metalearn.engine.strategy import SingleProcess
+from metalearn.errors import CheckpointError, ConfigError
+from metalearn.report import tables
+from metalearn.run.folder import pin_training
+from metalearn.run.signals import PreemptedError, StopSignals
+from metalearn.run.splits import novelty, reopen_to_judge
+from metalearn.rundir.checkpoints import CheckpointStore, SaveError
+from metalearn.rundir.lock import refuse_links
+from metalearn.rundir.log import RunLog
+from metalearn.rundir.state import load_weights
+
+log = logging.getLogger(__name__)
+
+
+def judge_split(cfg: dict[str, Any], strategy: SingleProcess, on_batch: Callable[[int], None]) -> Evaluation:
+    """The final evaluation that `eval.*` describes."""
+    sizes = {name: cfg["eval"][name] for name in ("seed", "episodes", "batch_size")}
+    return strategy.evaluate(cfg["eval"]["split"], **sizes, on_batch=on_batch)
+
+
+def evaluate_run(run_dir: Path, overrides: list[str], config_dir: str | None = None) -> int:
+    """Judge a run's checkpoint, under another protocol or on other data if overrides say so; writes only RUN_DIR/evals/<protocol>/."""
+    saved, notes = read_saved_with_notes(run_dir)
+    for note in notes:
+        log.info(note)
+    trained = pin_training(saved)
+    del trained["logger"]  # an evaluation has none, so that its class need not be trusted
+    refuse_links(run_dir)
+    cfg = pinned(reopen_to_judge(run_dir, trained, overrides, config_dir))
+    if cfg["eval"]["monitor"] != trained["eval"]["monitor"]:
+        raise ConfigError(
+            f"eval.monitor={cfg['eval']['monitor']}: the best checkpoint was chosen while the run trained; "
+            "leave it out, or name a checkpoint with eval.checkpoint=step-NUMBER"
+        )
+    store = CheckpointStore(run_dir)
+    if not store.steps():
+        raise CheckpointError(
+            f"{run_dir} has no checkpoint yet; train it first with: metalearn resume {run_dir}"
+        )
+    moved = moved_places(trained, cfg)
+    cfg, split = settled(cfg, trained, run_dir, overrides), cfg["eval"]["split"]
+    parts = Parts.build(
+        cfg, trained={"data": trained["data"], "trusted": cfg["trusted"], "run_dir": str(run_dir)}
+    )
+    chosen, step = choose(store, cfg["eval"]["checkpoint"])
+    checkpoint = load_chosen(store, step)
+    facts = novelty(parts, checkpoint, split, named=any(word.startswith("data=") for word in overrides))
+    load_weights(parts.algorithm, checkpoint.tensors)
+    same_data = parts.source.fingerprint() == checkpoint.metadata["data_sha256"]
+    folder = (
+        run_dir / "evals" / protocol_name(split, without_words(overrides, moved) if same_data else overrides)
+    )
+    with StopSignals() as signals, RunLog(folder) as runlog:
+        signals.timeout = cfg["trainer"]["shutdown_timeout_s"]
+
+        def give_up(error: RankError) -> None:
+            discard_evaluation(runlog)
+            sys.stderr.write(f"{error.details}error: {error}\n")
+
+        try:
+            with (
+                explained(parts.algorithm, parts.source),
+                open_strategy(cfg, parts, check=signals.check, give_up=give_up) as strategy,
+            ):
+                result = judge_split(cfg, strategy, on_batch=lambda done: signals.check())
+            runlog.write_csv(f"eval_{split}.csv", result.columns)
+            results = result_of(
+                cfg, parts.source, parts.algorithm, result, step=step, checkpoint=chosen, novelty=facts
+            )
+            runlog.write_json("results.json", results)
+        except BaseException as error:
+            discard_evaluation(runlog)
+            if isinstance(error, RankError):
+                sys.stderr.write(error.details)  # an evaluation has no log of its own
+            if isinstance(error, SaveError):
+                raise ConfigError(
+                    f"{error.what}; nothing was written; free space and run the same command again"
+                ) from error
+            if not isinstance(error, PreemptedError):
+                raise
+            log.info(f"{error}; nothing was written; run the same command again")
+            return error.exit_code
+    log.info(tables.beside(run_dir, folder))
+    return 0
+
+
+def discard_evaluation(runlog: RunLog) -> None:
+    """Remove the folder of an evaluation without a result, and `evals` if it was the only one."""
+    if not (runlog.run_dir / "results.json").exists():  # of an earlier evaluation under the same protocol
+        for path in runlog.run_dir.glob("eval_*.csv"):
+            path.unlink()
+    runlog.discard()
+    evals = runlog.run_dir.parent
+    if not any(evals.iterdir()):
+        evals.rmdir()

@@ -1,0 +1,376 @@
+"""One process's share in a run: build, rehearse, train, judge once, and leave word of how it went."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metalearn.build.checks import Prebuilt
+from metalearn.build.device import build_device
+from metalearn.build.objects import build_optimizer, build_schedule
+from metalearn.build.parts import Parts, settings_of
+from metalearn.build.places import absolute_paths, places_of
+from metalearn.build.specification import NAME_OF_FILE, describe
+from metalearn.config.compatibility import science
+from metalearn.core import Algorithm, Task, blank_query
+from metalearn.distributed.launch import open_strategy
+from metalearn.distributed.strategy import RankError
+from metalearn.engine.evaluate import Evaluation, draw_tasks, frozen
+from metalearn.engine.explain import explained
+from metalearn.engine.membership import seen_in
+from metalearn.engine.nonfinite import LIMITS, NonFiniteError
+from metalearn.engine.preflight import rehearse
+from metalearn.engine.results import choose, load_chosen, result_of
+from metalearn.engine.settings import Settings
+from metalearn.engine.strategy import SingleProcess
+from metalearn.engine.trainer import Trainer, flat
+from metalearn.engine.update import Clip, Updater
+from metalearn.errors import MetalearnError
+from metalearn.fault_injection import fault
+from metalearn.loggers import Logger
+from metalearn.report import tables
+from metalearn.run import rollback, slurm
+from metalearn.run.evaluate import judge_split
+from metalearn.run.plan import chosen_plan
+from metalearn.run.signals import PreemptedError, StopSignals, say_nothing
+from metalearn.run.splits import keep_splits
+from metalearn.rundir.checkpoints import Checkpoint, CheckpointStore
+from metalearn.rundir.environment import differences, environment
+from metalearn.rundir.log import RunLog
+from metalearn.rundir.state import load_weights
+
+log = logging.getLogger(__name__)
+
+
+class Session:
+    """One process's share in a run.
+
+    begin: for a run that is resumed, writes down what was asked anew; it is called with the step to continue at once
+    everything that can be refused was checked, and until then nothing in the folder changes. None for a new run.
+    requeue: called when it was stopped by SLURM's warning, and has saved. prebuilt: what a check has built already.
+    data: the configuration's own with places as they are now, to build from; what is written down is what was typed.
+    """
+
+    def __init__(
+        self,
+        cfg: dict[str, Any],
+        log: RunLog,
+        signals: StopSignals,
+        *,
+        begin: Callable[[int], None] | None = None,
+        requeue: slurm.Requeue = slurm.requeue,
+        data: dict[str, Any] | None = None,
+        prebuilt: Prebuilt | None = None,
+    ) -> None:
+        self.prebuilt = Prebuilt() if prebuilt is None else prebuilt
+        self.cfg, self.log, self.signals, self.begin, self.requeue = cfg, log, signals, begin, requeue
+        self.data = cfg["data"] if data is None else data
+        self.begun = False
+        self.restarts = {"restarts": slurm.restarts()} if slurm.job() is not None else {}
+        trainer = cfg["trainer"]
+        signals.timeout = trainer["shutdown_timeout_s"]
+        self.store = CheckpointStore(
+            log.run_dir, keep_last=trainer["keep_last"], keep_best=trainer["keep_best"]
+        )
+        self.trainer: Trainer | None = None
+
+    def run(self) -> int:
+        """Run to the end, and leave in status.json how it went."""
+        self.log.listen()
+        if self.begin is None:
+            self._mark_begun()
+        else:
+            self.log.hold()
+        try:
+            return self._run_until_stopped()
+        except BaseException as error:
+            if self.begun:
+                self._note_failure(error)
+            raise
+
+    def _note_failure(self, error: BaseException) -> None:
+        self.signals.last_word = say_nothing
+        self.log.note(f"failed: {error}")
+        if isinstance(error, RankError):
+            self.log.note(error.details)
+        self.log.status(
+            "failed", error.exit_code if isinstance(error, MetalearnError) else 1, **self.restarts
+        )
+
+    def _mark_begun(self) -> None:
+        self.begun = True
+        self.log.status("running", **self.restarts)
+        self.signals.last_word = self._ended_at_once
+
+    def _run_until_stopped(self) -> int:
+        try:
+            self._run()
+        except PreemptedError as stop:
+            return self._preempted(stop)
+        self.signals.last_word = say_nothing
+        if self.begun:
+            self.log.status("finished", 0, **self.restarts)
+        return 0
+
+    def _run(self) -> None:
+        cfg = self.cfg
+        checkpoint = self._checkpoint()
+        for text in self.prebuilt.said(self._settled(), build_device(cfg)):
+            self.log.note(text)  # the person has heard it while the parts were checked
+        parts = Parts.build(self._settled(), prebuilt=self.prebuilt)
+        if checkpoint is not None:
+            rollback.require_same(self.cfg, parts, checkpoint, self.log)
+        elif self.begin is not None:
+            rollback.require_same_start(parts, self.log)
+        logger = self.prebuilt.logger(self._settled())
+        if self.begin is not None:
+            if cfg["trainer"]["dry_run"]:
+                log.info(f"{self.log.run_dir} can be resumed; nothing was changed (trainer.dry_run=true)")
+                return
+            self._begin_again(checkpoint)
+        log.info(f"run folder: {self.log.run_dir}")
+        if slurm.restarts():
+            log.info(f"restart {slurm.restarts()} of SLURM job {slurm.job()}")
+        self._environment(parts)
+        fault("start:built")
+        self.signals.check()
+        settings, ranks = settings_of(cfg), cfg["device"]["ranks"]
+        with explained(parts.algorithm, parts.source):
+            parts = self._planned(parts, settings.part(ranks))
+            if checkpoint is None:
+                self._rehearse(parts, settings.part(ranks), ranks)
+        if cfg["trainer"]["dry_run"]:
+            return
+        self.signals.check()
+        self._specify(parts)
+        # A run that goes on is not rehearsed, and its method may have been changed since it was.
+        again = contextlib.nullcontext() if checkpoint is None else explained(parts.algorithm, parts.source)
+        with (
+            again,
+            open_strategy(
+                self._settled(), parts, check=self.signals.check, give_up=self._give_up
+            ) as strategy,
+        ):
+            trainer = self._train(parts, strategy, settings, checkpoint, logger)
+            chosen, step = choose(self.store, cfg["eval"]["checkpoint"], trainer.history)
+            load_weights(parts.algorithm, load_chosen(self.store, step).tensors)
+            with trainer.timed(
+                "eval"
+            ):  # the one time that the final split is read, with the weights that validation chose
+                result = judge_split(cfg, strategy, on_batch=self._between_batches)
+        self._report(parts, result, chosen, step, trainer.take_times())
+
+    def _train(
+        self,
+        parts: Parts,
+        strategy: SingleProcess,
+        settings: Settings,
+        checkpoint: Checkpoint | None,
+        logger: Logger,
+    ) -> Trainer:
+        updater = self._updater(parts.algorithm)
+        data = {
+            "data_sha256": parts.source.fingerprint(),
+            "splits_sha256": keep_splits(self.log, parts.source),
+        }
+        metadata = {
+            "config": science(self.cfg, places_of(self.cfg)),
+            **data,
+            "plan_asked": asdict(parts.plan),
+        }
+        self.trainer = trainer = Trainer(
+            parts.algorithm,
+            updater,
+            parts.source,
+            strategy,
+            self.store,
+            self.log,
+            settings,
+            metadata=metadata,
+            check=self.signals.check,
+        )
+        if checkpoint is not None:
+            rollback.go_on(trainer, checkpoint)
+            log.info(f"resuming at step {checkpoint.step}")
+        self.log.guard(logger)
+        self.log.open_bar(trainer.outer_steps, trainer.step)
+        rollback.train(trainer, self.cfg["trainer"]["on_nan"])
+        self.log.close_bar()
+        return trainer
+
+    def _planned(self, parts: Parts, settings: Settings) -> Parts:
+        """The parts with the plan to train with, which config.yaml then names, so that a resumed run takes the same."""
+        plan = chosen_plan(
+            self._settled(), parts.algorithm, parts.source, settings, parts.device, self.signals.check
+        )
+        device = {**self.cfg["device"], "plan": plan.name, "chunk": plan.chunk, "compile": plan.compile}
+        if device != self.cfg["device"]:
+            self.cfg = {**self.cfg, "device": device}
+            self.log.write_request(self.cfg, self.log.overrides())
+        return replace(parts, plan=plan)
+
+    def _checkpoint(self) -> Checkpoint | None:
+        """Where to continue; None to begin at step 0. CheckpointError if there are checkpoints and none is valid."""
+        if self.begin is None:
+            return None
+        self.store.recover()
+        return self.store.newest() if self.store.steps() else None
+
+    def _begin_again(self, checkpoint: Checkpoint | None) -> None:
+        """Nothing is refused any more: write down what was asked, and that the run goes on."""
+        assert self.begin is not None
+        self.log.release()
+        self._mark_begun()  # first: killed within the lines below, the run is one that was not finished
+        self.begin(0 if checkpoint is None else checkpoint.step)
+        if checkpoint is None:
+            log.info(f"{self.log.run_dir} was stopped before its first checkpoint; starting again at step 0")
+            self.log.rewind_metrics(0)
+
+    def _rehearse(self, parts: Parts, settings: Settings, ranks: int) -> None:
+        """settings: the part of one rank, as the rehearsal is on rank 0 alone."""
+        episodes = self.cfg["eval"]["episodes"]
+        expected = rehearse(
+            parts.algorithm,
+            self._updater,
+            parts.source,
+            parts.plan,
+            settings,
+            "val",
+            self.log.run_dir,
+            test_episodes=episodes,
+            ranks=ranks,
+        )
+        steps = settings.outer_steps if parts.algorithm.trains_on is not None else 0
+        log.info(expected.describe(settings, steps, episodes))
+
+    def _updater(self, algorithm: Algorithm) -> Updater | None:
+        optimizer = build_optimizer(self.cfg, algorithm)
+        if optimizer is None or algorithm.trains_on is None:
+            return None
+        clip, limit = Clip(**self.cfg["optimizer"]["clip"]), LIMITS[self.cfg["trainer"]["on_nan"]]
+        return Updater(algorithm, optimizer, build_schedule(self.cfg), clip, limit=limit)
+
+    def _environment(self, parts: Parts) -> None:
+        places = absolute_paths(self._settled())
+        now = environment(
+            parts.source.fingerprint(), parts.device, self.cfg["device"]["ranks"], locations=places
+        )
+        then = self.log.read_json("env.json")
+        if then is None:
+            self.log.write_json("env.json", now)
+            return
+        if then.get("locations") != places:
+            self.log.write_json("env.json", {**then, "locations": places})
+        for line in differences(then, now):
+            log.warning(f"{line} since the run began; bits may differ from a run that was never stopped")
+
+    def _settled(self) -> dict[str, Any]:
+        """The configuration with the places of its data as they are now."""
+        return {**self.cfg, "data": self.data}
+
+    def _specify(self, parts: Parts) -> None:
+        """spec.json, before the first checkpoint that is loaded with it."""
+        try:
+            self.log.write_json(NAME_OF_FILE, describe(parts.source))
+        except ValueError as error:
+            (self.log.run_dir / NAME_OF_FILE).unlink(missing_ok=True)
+            log.warning(f"{error}; metalearn.load will need the data of this run")
+
+    def _report(
+        self, parts: Parts, result: Evaluation, chosen: str, step: int, times: dict[str, float]
+    ) -> None:
+        """The result of the final split, of the weights that the rule `chosen` chose: files, plots and the closing table."""
+        cfg, split = self.cfg, self.cfg["eval"]["split"]
+        self.log.metric(step, split, {**flat(result.summary), "episodes": result.episodes, **times})
+        self.log.sync_metrics()
+        self.log.write_csv(f"eval_{split}.csv", result.columns)
+        fault("end:before_results")
+        novelty = {"seen_in": seen_in(split)}
+        results = result_of(
+            cfg, parts.source, parts.algorithm, result, step=step, checkpoint=chosen, novelty=novelty
+        )
+        self.log.write_json("results.json", results)
+        fault("end:after_results")
+        try:
+            draw_plots(cfg, parts, self.log.run_dir)
+        except Exception as error:  # noqa: BLE001 - the run has its result; whatever goes wrong with a picture must not take it away
+            reason = (
+                error.strerror
+                if isinstance(error, OSError) and error.strerror
+                else f"{type(error).__name__}: {error}"
+            )
+            log.warning(f"the plots could not be drawn: {' '.join(reason.split())}")
+        log.info(tables.closing(self.log.run_dir))
+
+    def _give_up(self, error: RankError) -> None:
+        """Word of a lost rank, from beside a main thread that still waits for it."""
+        self._note_failure(error)
+        sys.stderr.write(f"error: {error}\n")
+
+    def _between_batches(self, done: int) -> None:
+        fault("test:batch")
+        self.signals.check()
+
+    def _preempted(self, stop: PreemptedError) -> int:
+        self.log.close_bar()
+        trainer = self.trainer
+        if trainer is not None and trainer.saved_step < trainer.step:
+            self._save_last(trainer)
+        self.signals.last_word = say_nothing
+        self.log.status("preempted", stop.exit_code, **self.restarts)
+        log.info(f"{stop}; continue with: {self._way_on()}")
+        if stop.number in slurm.warnings():
+            self.requeue()
+        return stop.exit_code
+
+    def _way_on(self) -> str:
+        """The command that continues this run."""
+        trusted = [f"trusted=[{','.join(self.cfg['trusted'])}]"] if self.cfg["trusted"] else []
+        return shlex.join(["metalearn", "resume", str(self.log.run_dir), *trusted])
+
+    def _ended_at_once(self, code: int, reason: str) -> None:
+        """Word from beside a main thread that does not get on: the status first, as there may be no time for more."""
+        newest = self.store.path(max(self.store.steps(), default=0)).name
+        reason = (
+            f"ended at once, as {reason}; what came after {newest} will be done again by: {self._way_on()}"
+        )
+        self.log.status("preempted", code, reason=reason, **self.restarts)
+        self.log.note(reason)
+        sys.stderr.write(f"error: {reason}\n")
+        sys.stderr.flush()
+
+    def _save_last(self, trainer: Trainer) -> None:
+        """Before leaving. What a rollback would undo is left to the resumed run, which comes to the same bad step."""
+        try:
+            trainer.save(must=True)
+        except NonFiniteError:
+            if self.cfg["trainer"]["on_nan"] != "rollback":
+                raise
+
+
+def draw_plots(cfg: dict[str, Any], parts: Parts, run_dir: Path) -> None:
+    """plots/*.png: learning curve, adaptation curve, three episodes of the final split with their predictions."""
+    from metalearn.report import (
+        episodes as preview,
+    )  # here, since other ranks, which draw nothing, would load matplotlib too
+    from metalearn.report import plots
+
+    plots.learning_curve(run_dir)
+    plots.adaptation_curve(run_dir)
+    algorithm, split = parts.algorithm, cfg["eval"]["split"]
+    tasks = draw_tasks(algorithm, parts.source, split, seed=cfg["eval"]["seed"], first=0, count=3)
+
+    def predict(task: Task) -> torch.Tensor:
+        adapted = algorithm.adapt(blank_query(task), steps=algorithm.eval_adaptation_steps)
+        return algorithm.predict(adapted, task.query.x, task.query.mask)
+
+    with frozen(algorithm), torch.no_grad():
+        preview.episodes(run_dir / "plots" / "episodes.png", tasks, parts.plan.map(predict, tasks), count=3)
