@@ -1,4 +1,6 @@
-"""An experiment runner for meta-learning. In Python: `metalearn.load(RUN_DIR).adapt(support_inputs, labels).predict(inputs)`."""
+"""An experiment runner for meta-learning. In Python: `metalearn.load(RUN_DIR).adapt(support_inputs,
+labels).predict(inputs)`.
+"""
 
 from __future__ import annotations
 

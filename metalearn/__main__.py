@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-# `-m` puts the working folder first on the path, where a stray file could shadow a library; only a checkout needs it there.
+# `-m` puts the working folder first on the path, where a stray file could shadow a library; only a checkout
+# needs it there.
 if not sys.flags.safe_path and Path(sys.path[0]).resolve() != Path(__file__).resolve().parent.parent:
     del sys.path[0]
 

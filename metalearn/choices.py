@@ -1,6 +1,7 @@
 """Which YAML of each group a configuration was made of: `choices` in config.yaml, and names in results.json.
 
-No science follows from a name, so that neither a resumed run nor the job of a sweep is another one because of it.
+No science follows from a name, so that neither a resumed run nor the job of a sweep is another one because of
+it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ def chosen(cfg: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def suggested(group: str, node: Any) -> str | None:
-    """omniglot for metalearn.data.omniglot.Omniglot, adam for torch.optim.Adam, none for metalearn.loggers.Logger."""
+    """omniglot for metalearn.data.omniglot.Omniglot, adam for torch.optim.Adam, none for
+    metalearn.loggers.Logger.
+    """
     if not isinstance(node, Mapping):
         return None
     if group == "device":

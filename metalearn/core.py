@@ -104,8 +104,8 @@ class MetricFormat:
 class Objective(Protocol):
     """What a prediction is judged by: a differentiable loss, and the metrics that are reported.
 
-    It may have `formats`, {metric: MetricFormat}; `loss` is lower-is-better unless they say otherwise. For metrics that
-    are no mean over tasks see `PooledObjective`.
+    It may have `formats`, {metric: MetricFormat}; `loss` is lower-is-better unless they say otherwise. For
+    metrics that are no mean over tasks see `PooledObjective`.
     """
 
     primary: str
@@ -122,14 +122,17 @@ class Objective(Protocol):
 class PooledObjective(Objective, Protocol):
     """An objective with metrics that are no mean over tasks, such as a calibration error or a pooled AUC.
 
-    The totals of all tasks are added up, and the interval is that of resampled tasks, whose totals are added up again.
+    The totals of all tasks are added up, and the interval is that of resampled tasks, whose totals are added
+    up again.
     """
 
     def totals(self, prediction: Tensor, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """What one task adds to sums over tasks: tensors of a shape that is the same for every task."""
 
     def summary(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Scalars from the totals summed over tasks (float64), NaN if undefined. Pure: it is mapped over resamples."""
+        """Scalars from the totals summed over tasks (float64), NaN if undefined. Pure: it is mapped over
+        resamples.
+        """
 
 
 @dataclass(frozen=True)
@@ -176,11 +179,15 @@ class Source(ABC):
         """Fetch, verify and cache the data now rather than on first use."""
 
     def check(self, splits: Sequence[Split]) -> None:  # noqa: B027 - a source that draws without end has enough of everything
-        """Raise ConfigError if the data cannot give the tasks of these splits: all of them before training, one before it is judged."""
+        """Raise ConfigError if the data cannot give the tasks of these splits: all of them before training,
+        one before it is judged.
+        """
 
     @abstractmethod
     def spec(self, split: Split) -> TaskSpec:
-        """What the tasks of this split look like. No `check` of any split: judging one must not fail for want of another."""
+        """What the tasks of this split look like. No `check` of any split: judging one must not fail for want
+        of another.
+        """
 
     @abstractmethod
     def tasks(self, split: Split, *, seed: int, first: int, count: int) -> TaskBatch:
@@ -192,7 +199,8 @@ class Source(ABC):
         y: class numbers 0 … num_train_classes-1, int64 (count,).
         """
         raise ValueError(
-            f"data={self.name} has no labelled classes to draw flat minibatches from; choose an algorithm that learns from tasks"
+            f"data={self.name} has no labelled classes to draw flat minibatches from; choose an algorithm "
+            "that learns from tasks"
         )
 
     def num_tasks(self, split: Split) -> int | None:
@@ -200,10 +208,11 @@ class Source(ABC):
         return None
 
     def members(self, split: Split) -> Members:
-        """Who is in the split, so that nobody is judged on what was trained on, whatever other data an evaluation takes.
+        """Who is in the split, so that nobody is judged on what was trained on, whatever other data an
+        evaluation takes.
 
-        DRAWN_WITHOUT_END where no two tasks share anything. None: the source does not say, and a run on it can only be judged
-        on data of the same fingerprint.
+        DRAWN_WITHOUT_END where no two tasks share anything. None: the source does not say, and a run on it
+        can only be judged on data of the same fingerprint.
         """
         return None
 
@@ -213,12 +222,16 @@ class Source(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """sha256 over the data that tasks are drawn from, their division into splits, and what lies at its `locations`."""
+        """sha256 over the data that tasks are drawn from, their division into splits, and what lies at its
+        `locations`.
+        """
 
     def preprocessing(self) -> dict[str, Any]:
-        """What was done to inputs, to be done to a person's own: JSON values. Empty: they come as the model takes them.
+        """What was done to inputs, to be done to a person's own: JSON values. Empty: they come as the model
+        takes them.
 
-        Of images: resize (nearest, area or lanczos) and invert (bool). Size and channels are those of the specification.
+        Of images: resize (nearest, area or lanczos) and invert (bool). Size and channels are those of the
+        specification.
         """
         return {}
 
@@ -267,7 +280,8 @@ class Algorithm(nn.Module):
         return {}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """What the outer optimizer is given, as `torch.optim` wants it; every trainable parameter is in one group, once.
+        """What the outer optimizer is given, as `torch.optim` wants it; every trainable parameter is in one
+        group, once.
 
         A group may bring dials of its own, such as `lr`, which the schedule then scales like the common one.
         """
@@ -276,7 +290,8 @@ class Algorithm(nn.Module):
     def check(self, spec: TaskSpec) -> None:
         """Raise ValueError, with the reason and the way out, if tasks like these are beyond the method.
 
-        Only for what `kinds`, `handles_ragged` and `trains_on` do not say: these are judged before, and without any code.
+        Only for what `kinds`, `handles_ragged` and `trains_on` do not say: these are judged before, and
+        without any code.
         """
 
     def draws(self, spec: TaskSpec) -> dict[str, Draw]:
@@ -288,7 +303,8 @@ class Algorithm(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define adapt(task, *, steps)")
 
     def adapt_path(self, task: Task, *, counts: Sequence[int]) -> Iterator[Any]:
-        """`adapt` with each of these numbers of steps, ascending. Override where more steps can go on from fewer.
+        """`adapt` with each of these numbers of steps, ascending. Override where more steps can go on from
+        fewer.
 
         Lazy: it must be used up while the parameters are those that it is to start from.
         """
@@ -303,7 +319,9 @@ class Algorithm(nn.Module):
         return adapted
 
     def report(self, adapted: Any, task: Task) -> Metrics:
-        """Further scalars of one task in evaluation, such as robust accuracy; the query has its answers here."""
+        """Further scalars of one task in evaluation, such as robust accuracy; the query has its answers
+        here.
+        """
         return {}
 
     def task_loss(self, task: Task) -> tuple[Tensor, Metrics]:
@@ -320,7 +338,9 @@ class Algorithm(nn.Module):
         )
 
     def real(self, mask: Tensor) -> Tensor | None:
-        """The mask where tasks are ragged; None elsewhere, which says that all rows are real and is faster."""
+        """The mask where tasks are ragged; None elsewhere, which says that all rows are real and is
+        faster.
+        """
         return mask if self.spec.ragged else None
 
     def losses(self, tasks: TaskBatch | Examples, how: Plan) -> tuple[Tensor, Metrics]:
@@ -340,7 +360,8 @@ class Algorithm(nn.Module):
         if torch.compiler.is_compiling():
             grads, (losses, metrics) = grad(total, has_aux=True)(params)
             return grads, losses, metrics
-        # Ordinary autograd gives the same as one more level of `torch.func.grad`, without its price for every operation.
+        # Ordinary autograd gives the same as one more level of `torch.func.grad`, without its price for every
+        # operation.
         leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
         with torch.enable_grad():
             summed, (losses, metrics) = total(leaves)
@@ -357,7 +378,8 @@ class Algorithm(nn.Module):
         return grads, losses.detach(), map_leaves(Tensor.detach, metrics)
 
     def update_running(self, statistics: Any) -> None:
-        """Let running batch-norm averages follow; called once per outer step if the metrics hold `statistics`.
+        """Let running batch-norm averages follow; called once per outer step if the metrics hold
+        `statistics`.
 
         statistics: as the metrics had them, averaged over tasks.
         """
@@ -366,7 +388,9 @@ class Algorithm(nn.Module):
         )
 
     def call(self, params: Parameters, method: str, *args: Any, **kwargs: Any) -> Any:
-        """self.<method>(…) with some or all parameters replaced. Nests: the rest keep their present values."""
+        """self.<method>(…) with some or all parameters replaced. Nests: the rest keep their present
+        values.
+        """
         if torch.compiler.is_compiling():
             return functional_call(self, params, (method, *args), kwargs, tie_weights=False)
         # What `functional_call` does, whose walk through all modules costs as much as a small network.
@@ -403,7 +427,9 @@ class Algorithm(nn.Module):
 
     @cached_property
     def _family(self) -> tuple[list[tuple[dict[str, Any], str, Any]], dict[str, tuple[dict[str, Any], str]]]:
-        """Every module as a child of another, and the homes of all parameters, while these are its children."""
+        """Every module as a child of another, and the homes of all parameters, while these are its
+        children.
+        """
         modules = list(self.named_modules())
         family = [
             (parent._modules, name, child) for _, parent in modules for name, child in parent._modules.items()
@@ -422,12 +448,16 @@ class Algorithm(nn.Module):
 
 
 def is_transformed() -> bool:
-    """Whether a compiler or a transform of `torch.func` sees these operations, rather than ordinary autograd alone."""
+    """Whether a compiler or a transform of `torch.func` sees these operations, rather than ordinary autograd
+    alone.
+    """
     return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def map_leaves(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """The same tree of tuples and dictionaries with the function applied to every tensor; a tenth of what a general pytree costs."""
+    """The same tree of tuples and dictionaries with the function applied to every tensor; a tenth of what a
+    general pytree costs.
+    """
     if isinstance(tree, Tensor):
         return function(tree)
     if isinstance(tree, dict):
@@ -459,8 +489,9 @@ def blank_query(task: Task) -> Task:
 def class_rows(task: Task, spec: TaskSpec) -> Tensor:
     """Which support row belongs to which class: bool (S, W), False on padding.
 
-    W is max(S, spec.max_way), an upper bound on the way that is known without looking at the labels, so that a
-    method that takes any way can meet tasks of another way than it was trained with. Surplus classes are absent.
+    W is max(S, spec.max_way), an upper bound on the way that is known without looking at the labels, so that
+    a method that takes any way can meet tasks of another way than it was trained with. Surplus classes are
+    absent.
     """
     labels = torch.arange(max(task.support.y.shape[-1], spec.max_way), device=task.support.y.device)
     return (task.support.y[:, None] == labels) & task.support.mask[:, None]

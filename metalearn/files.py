@@ -1,7 +1,7 @@
 """Files: read safely, written whole or not at all. Nothing here needs torch.
 
-YAML and JSON may be a stranger's: regular files of a sane size that unpack to a sane size. Everything that can be wrong with a
-document is a ValueError with a reason; a file that cannot be read is an OSError.
+YAML and JSON may be a stranger's: regular files of a sane size that unpack to a sane size. Everything that
+can be wrong with a document is a ValueError with a reason; a file that cannot be read is an OSError.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from typing import Any
 import yaml
 
 MAX_YAML, MAX_JSON = 1 << 20, 64 << 20  # bytes; a megabyte of YAML takes seconds
-MAX_NODES = 100_000  # values of a YAML after its aliases are written out: a few lines of aliases of aliases make billions
-# YAMLError and ValueError are PyYAML's answers to a bad document; the others are its own mistakes on odd tags.
+# values of a YAML after its aliases are written out: a few lines of aliases of aliases make billions
+MAX_NODES = 100_000
+# YAMLError and ValueError are PyYAML's answers to a bad document; the others are its own mistakes on odd
+# tags.
 MISTAKES = (yaml.YAMLError, ValueError, RecursionError, LookupError, AttributeError, TypeError, OverflowError)
 
 
@@ -91,7 +93,9 @@ log = logging.getLogger(__name__)
 
 
 class LineFile:
-    """What the disk refuses is kept in memory and written before what follows; a warning is said when a row of refusals begins."""
+    """What the disk refuses is kept in memory and written before what follows; a warning is said when a row
+    of refusals begins.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -109,11 +113,14 @@ class LineFile:
             if not self._refused:
                 self._refused = True  # first, as the warning may be a line for this file
                 log.warning(
-                    f"{self.path} cannot be written: {error.strerror}; its lines are kept in memory until it can"
+                    f"{self.path} cannot be written: {error.strerror}; its lines are kept in memory until it "
+                    "can"
                 )
 
     def sync(self) -> int:
-        """Bytes that are safely on the disk, which is everything that was written. OSError if the disk refuses."""
+        """Bytes that are safely on the disk, which is everything that was written. OSError if the disk
+        refuses.
+        """
         descriptor = self._flush()
         os.fsync(descriptor)
         return os.fstat(descriptor).st_size

@@ -1,9 +1,9 @@
 """Pure inner loops over dicts of parameters, written for one task; plans map and differentiate them.
 
-`descend` is every inner loop: an iterator over what it has after so many steps, so that a curve over step counts costs
-one descent. `counts` are ascending, and `next(descend(…, counts=[steps]))` is the result of one number of steps.
-An update is a function of (weights, gradients, step); one that remembers, as `Momentum` and `Adam` do, is made anew for
-every descent.
+`descend` is every inner loop: an iterator over what it has after so many steps, so that a curve over step
+counts costs one descent. `counts` are ascending, and `next(descend(…, counts=[steps]))` is the result of one
+number of steps. An update is a function of (weights, gradients, step); one that remembers, as `Momentum` and
+`Adam` do, is made anew for every descent.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def descend(
     first_order: bool,
     losses: list[Tensor] | None = None,
 ) -> Iterator[Parameters]:
-    """The weights after each of `counts` steps of weights ← update(weights, ∇loss(weights, step), step), from `start`.
+    """The weights after each of `counts` steps of weights ← update(weights, ∇loss(weights, step), step), from
+    `start`.
 
     first_order: treat every inner gradient as a constant, so that no second derivative is taken.
     losses: is given the loss before each step.
@@ -58,8 +59,8 @@ def slope(loss: Loss, weights: Parameters, step: int, *, first_order: bool) -> t
     further = torch.is_grad_enabled() and not first_order
     with torch.enable_grad():
         if further:
-            # A view each, or what else depends on a weight would count in its gradient: a head that starts from the body, or
-            # a loss that looks back at the start.
+            # A view each, or what else depends on a weight would count in its gradient: a head that starts
+            # from the body, or a loss that looks back at the start.
             leaves = {
                 n: w.view_as(w) if w.requires_grad else w.detach().requires_grad_()
                 for n, w in weights.items()
@@ -94,7 +95,8 @@ class Momentum:
 class Adam:
     """Adam with beta1 = 0 (Kingma & Ba 2015, algorithm 1).
 
-    second, taken: the second moment to start from, before bias correction, and the number of steps that it has seen.
+    second, taken: the second moment to start from, before bias correction, and the number of steps that it
+    has seen.
     """
 
     def __init__(

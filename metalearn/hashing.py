@@ -2,7 +2,8 @@
 
 Nothing here holds state, so there is nothing to save, and draw number i is the same for every batch
 size, process count and resume point. Source: Steele, Lea & Flood 2014, "Fast splittable pseudorandom
-number generators", as in Vigna's splitmix64.c. Run eagerly: compilers have folded the overflowing constants wrongly.
+number generators", as in Vigna's splitmix64.c. Run eagerly: compilers have folded the overflowing constants
+wrongly.
 """
 
 from __future__ import annotations

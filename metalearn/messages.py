@@ -1,7 +1,7 @@
 """What the program says while it works, and who hears it.
 
-Every module logs to `logging.getLogger(__name__)`. The command line listens; a run listens in its place while it lasts; used
-from Python nobody does, and the ordinary rules of `logging` hold.
+Every module logs to `logging.getLogger(__name__)`. The command line listens; a run listens in its place while
+it lasts; used from Python nobody does, and the ordinary rules of `logging` hold.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ def unheard() -> Iterator[None]:
 
 
 def echo(text: str, *, beside: Any = None) -> None:
-    """Print a line, above a progress bar if there is one. A reader who left (`| head`) or a full disk is no reason to stop."""
+    """Print a line, above a progress bar if there is one. A reader who left (`| head`) or a full disk is no
+    reason to stop.
+    """
     try:
         if beside is None:
             sys.stdout.write(f"{text}\n")

@@ -1,7 +1,8 @@
 """What predictions are judged by: one loss and its metrics per kind of task. Masked rows never count.
 
-A mask of None says that all rows are real. Shapes that do not fit are refused, since PyTorch would broadcast them and train on
-nonsense in silence. Shapes are known without looking at values, so that this costs nothing on a GPU or in a compiled graph.
+A mask of None says that all rows are real. Shapes that do not fit are refused, since PyTorch would broadcast
+them and train on nonsense in silence. Shapes are known without looking at values, so that this costs nothing
+on a GPU or in a compiled graph.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ CONFIDENCE_BINS = 15  # Guo et al. 2017, arXiv:1706.04599, table 1
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over the real rows of (n,) values; 0 when there are none. ValueError unless the mask is (n,) too."""
+    """Mean over the real rows of (n,) values; 0 when there are none. ValueError unless the mask is (n,)
+    too.
+    """
     if mask is None:
         return values.mean()
     if values.shape != mask.shape:
         raise ValueError(
-            f"a mask of shape {tuple(mask.shape)} does not fit values of shape {tuple(values.shape)}; both must be (n,)"
+            f"a mask of shape {tuple(mask.shape)} does not fit values of shape {tuple(values.shape)}; both "
+            "must be (n,)"
         )
     return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
 
@@ -41,7 +45,8 @@ def require_labels(prediction: Tensor, y: Tensor) -> None:
     """ValueError unless the prediction is (n, W) and y holds n labels."""
     if prediction.ndim != 2 or y.shape != prediction.shape[:1] or y.is_floating_point():
         raise ValueError(
-            f"classification judges logits (n, W) against n whole labels, but the prediction has shape {tuple(prediction.shape)} "
+            "classification judges logits (n, W) against n whole labels, but the prediction has shape "
+            f"{tuple(prediction.shape)} "
             f"and y has shape {tuple(y.shape)} of {y.dtype}"
         )
 
@@ -50,13 +55,16 @@ def require_targets(prediction: Tensor, y: Tensor) -> None:
     """ValueError unless prediction and y are both (n, D)."""
     if prediction.ndim != 2 or prediction.shape != y.shape:
         raise ValueError(
-            f"regression and rating judge predictions (n, D) against targets of the same shape, but the prediction has shape "
+            "regression and rating judge predictions (n, D) against targets of the same shape, but the "
+            "prediction has shape "
             f"{tuple(prediction.shape)} and y has shape {tuple(y.shape)}"
         )
 
 
 class Classification:
-    """Cross-entropy in nats, accuracy and calibration error in 0…1. prediction: logits (n, W); y: int64 labels (n,)."""
+    """Cross-entropy in nats, accuracy and calibration error in 0…1. prediction: logits (n, W); y: int64
+    labels (n,).
+    """
 
     primary = "accuracy"
     higher_is_better = True
@@ -75,11 +83,14 @@ class Classification:
         return {"accuracy": masked_mean((prediction.argmax(-1) == y).to(prediction.dtype), mask)}
 
     def totals(self, prediction: Tensor, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Per bin of confidence, (b/15, (b+1)/15]: rows, sum of their confidences, right ones; float64 (15,) each."""
+        """Per bin of confidence, (b/15, (b+1)/15]: rows, sum of their confidences, right ones; float64 (15,)
+        each.
+        """
         confidence = prediction.double().softmax(-1).amax(-1)
         place = (confidence * CONFIDENCE_BINS).ceil() - 1
         inside = ((place[:, None] == torch.arange(CONFIDENCE_BINS, device=y.device)) & mask[:, None]).double()
-        # On a grid, sums of millions of rows are exact in any order. A product, so that NaN does not vanish from them.
+        # On a grid, sums of millions of rows are exact in any order. A product, so that NaN does not vanish
+        # from them.
         grid = torch.where(mask, (confidence * 2**32).round() / 2**32, 0.0)
         right = (prediction.argmax(-1) == y).double()
         return {"count": inside.sum(0), "confidence": grid @ inside, "right": right @ inside}
@@ -104,7 +115,9 @@ class Regression:
 
 
 class Rating:
-    """Squared error to train on; MAE and RMSE per task, in the rating's own unit. prediction and y: (n, 1)."""
+    """Squared error to train on; MAE and RMSE per task, in the rating's own unit. prediction and y: (n,
+    1).
+    """
 
     primary = "mae"
     higher_is_better = False
@@ -119,10 +132,12 @@ class Rating:
 
 
 class BinnedAUC(NamedTuple):
-    """Area under the ROC curve of rows pooled over tasks, from two histograms of their scores; a part for objectives.
+    """Area under the ROC curve of rows pooled over tasks, from two histograms of their scores; a part for
+    objectives.
 
-    low, high: range of the scores, divided into equally wide bins; scores beyond it fall into the outermost ones. Rows
-    of one bin count as ties (half), so that the error is at most half the chance that two rows of different classes
+    low, high: range of the scores, divided into equally wide bins; scores beyond it fall into the outermost
+    ones. Rows of one bin count as ties (half), so that the error is at most half the chance that two rows of
+    different classes
     share a bin: spread the scores over the range, logits by a sigmoid for instance.
     """
 
@@ -131,7 +146,9 @@ class BinnedAUC(NamedTuple):
     bins: int = 1000
 
     def totals(self, scores: Tensor, positive: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """scores, positive (bool) and mask: (n,). Rows per bin, float64 (bins,); all NaN for a score that is."""
+        """scores, positive (bool) and mask: (n,). Rows per bin, float64 (bins,); all NaN for a score that
+        is.
+        """
         place = (
             ((scores.double() - self.low) / (self.high - self.low) * self.bins)
             .floor()
@@ -143,7 +160,9 @@ class BinnedAUC(NamedTuple):
         return {name: (inside & side[:, None]).sum(0) + lost for name, side in sides.items()}
 
     def summary(self, sums: dict[str, Tensor]) -> Tensor:
-        """Chance that a positive row has a higher score than a negative one; NaN without rows of both kinds."""
+        """Chance that a positive row has a higher score than a negative one; NaN without rows of both
+        kinds.
+        """
         positives, negatives = sums["positives"], sums["negatives"]
         below = negatives.cumsum(0) - negatives / 2
         return (positives * below).sum() / (positives.sum() * negatives.sum())

@@ -42,7 +42,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return filled(tmp_path_factory.getbasetemp() / "contract")
 
 
-@cache  # tests/engine takes the fixture over, for another one as pytest sees it: what the pairs read and draw is made once all the same
+# tests/engine takes the fixture over, for another one as pytest sees it: what the pairs read and draw is made
+# once all the same
+@cache
 def filled(root: Path) -> Path:
     """An image folder of 16 classes with 8 drawings each, and a cache that all pairs share."""
     rng = np.random.default_rng(0)

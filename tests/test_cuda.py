@@ -1,4 +1,6 @@
-"""The same tasks, losses and gradients on a GPU, without waiting inside a step; skipped by name where there is none."""
+"""The same tasks, losses and gradients on a GPU, without waiting inside a step; skipped by name where there
+is none.
+"""
 
 from __future__ import annotations
 

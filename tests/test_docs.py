@@ -36,7 +36,9 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a printed command line with this environment's `metalearn` first on the path, caches inside the folder."""
+    """Run a printed command line with this environment's `metalearn` first on the path, caches inside the
+    folder.
+    """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {
         **os.environ,
@@ -151,8 +153,8 @@ def test_a_fault_that_was_not_survived_stands_on_the_page(tmp_path: Path) -> Non
     assert [rows[number][1:3] for number in (4, 5, 6, 25)] == [["2", "1"], ["2", "1"], ["0", "0"], ["0", "0"]]
     assert "| run | 0 | 0 | 2 | 0 | 0 | 2 |" in page
     assert (
-        "Not survived:\n\n- `test_one.py::test_it[False]`\n\nLeft out on this machine:\n\n- `test_one.py::test_fault_06_is_not_here`\n"
-        in page
+        "Not survived:\n\n- `test_one.py::test_it[False]`\n\nLeft out on this machine:\n\n- "
+        "`test_one.py::test_fault_06_is_not_here`\n" in page
     )
     assert not tally.complete()
     assert report.injecting(tmp_path) == {number: {f"{tmp_path.name}/test_one.py"} for number in (4, 5, 6)}

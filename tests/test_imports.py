@@ -1,4 +1,6 @@
-"""Imports go one way: cli → sweep, bench → run → distributed, inference, doctor → build → engine, config; the map is ALLOWED."""
+"""Imports go one way: cli → sweep, bench → run → distributed, inference, doctor → build → engine, config; the
+map is ALLOWED.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ import metalearn
 
 ROOT = Path(metalearn.__file__).parent
 
-# What the files of each layer may import of ours, besides their own layer. A layer that is not listed may not exist.
+# What the files of each layer may import of ours, besides their own layer. A layer that is not listed may not
+# exist.
 ALLOWED: dict[str, set[str]] = {
     # words and tools that everything may lean on
     "errors": set(),
@@ -103,7 +106,8 @@ ALLOWED: dict[str, set[str]] = {
     "__init__": {"inference"},
 }
 MAY_IMPORT_HYDRA = {"config", "build", "sweep"}
-# Reached by --help, ls, completion and configuration errors, which must answer before torch could have been loaded.
+# Reached by --help, ls, completion and configuration errors, which must answer before torch could have been
+# loaded.
 NO_TORCH_AT_IMPORT = [
     "metalearn",
     "metalearn.bench.workloads",
@@ -154,11 +158,13 @@ def violations(path: Path) -> list[str]:
     found = []
     for name in imported(path):
         parts = name.split(".")
-        # `from metalearn import load` reaches run through the package's lazy door and counts as an import of run.
+        # `from metalearn import load` reaches run through the package's lazy door and counts as an import of
+        # run.
         target = parts[1] if parts[0] == "metalearn" and len(parts) > 1 else None
         if target is not None and target != layer and target not in ALLOWED[layer]:
             found.append(
-                f"{path.relative_to(ROOT)} imports {name}, but {layer} may only import {sorted(ALLOWED[layer])}"
+                f"{path.relative_to(ROOT)} imports {name}, but {layer} may only import "
+                f"{sorted(ALLOWED[layer])}"
             )
         if parts[0] in {"hydra", "omegaconf"} and layer not in MAY_IMPORT_HYDRA:
             found.append(f"{path.relative_to(ROOT)} imports {name}; only {sorted(MAY_IMPORT_HYDRA)} may")
@@ -175,7 +181,8 @@ def test_an_import_against_the_direction_is_found(tmp_path: Path, monkeypatch: p
     (tmp_path / "data").mkdir()
     planted = tmp_path / "data" / "planted.py"
     planted.write_text(
-        "import hydra\nfrom metalearn.algorithms.maml import Maml\nfrom ..engine import trainer\nfrom . import sampling\n"
+        "import hydra\nfrom metalearn.algorithms.maml import Maml\nfrom ..engine import trainer\nfrom . "
+        "import sampling\n"
     )
     sentences = violations(planted)
     assert len(sentences) == 3
@@ -185,7 +192,9 @@ def test_an_import_against_the_direction_is_found(tmp_path: Path, monkeypatch: p
 
 
 def circles(edges: dict[str, set[str]]) -> set[tuple[str, str]]:
-    """The imports between rooms that lie on a circle: from each of these pairs, the second room leads back to the first."""
+    """The imports between rooms that lie on a circle: from each of these pairs, the second room leads back to
+    the first.
+    """
 
     def reached(room: str) -> set[str]:
         found: set[str] = set()

@@ -115,6 +115,9 @@ def test_the_innermost_listener_hears_alone_and_only_as_long_as_it_lasts() -> No
 
 
 def test_used_from_python_the_ordinary_rules_of_logging_hold() -> None:
-    code = "import logging, metalearn; metalearn.load; log = logging.getLogger('metalearn.data.x'); log.info('a'); log.warning('b')"
+    code = (
+        "import logging, metalearn; metalearn.load; log = logging.getLogger('metalearn.data.x'); "
+        "log.info('a'); log.warning('b')"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "b\n")

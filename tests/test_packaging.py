@@ -63,7 +63,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(site: Path, cwd: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
-    """Python with the installed wheel and the dependencies, but without .pth files: an editable install stays out."""
+    """Python with the installed wheel and the dependencies, but without .pth files: an editable install stays
+    out.
+    """
     paths = [str(site), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     return subprocess.run(

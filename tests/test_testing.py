@@ -271,7 +271,10 @@ class TestObjectives:
     def test_wrong_shapes_are_refused_with_both(
         self, objective: Any, prediction: Tensor, y: Tensor, mask: Tensor | None
     ) -> None:
-        both = f"prediction has shape {re.escape(str(tuple(prediction.shape)))} and y has shape {re.escape(str(tuple(y.shape)))}"
+        both = (
+            f"prediction has shape {re.escape(str(tuple(prediction.shape)))} and y has shape "
+            f"{re.escape(str(tuple(y.shape)))}"
+        )
         for judge in (objective.loss, objective.metrics):
             with pytest.raises(ValueError, match=both):
                 judge(prediction, y, mask)
@@ -303,8 +306,8 @@ class TestPatterns:
         code, _, complaint = answer(capsys, "train", *words)
         assert code == 2
         assert (
-            "algo.adapts=['head', 'typo']: typo matches no parameter; choose 'all' or prefixes of: model.layers.0.weight"
-            in complaint
+            "algo.adapts=['head', 'typo']: typo matches no parameter; choose 'all' or prefixes of: "
+            "model.layers.0.weight" in complaint
         )
 
 
@@ -313,7 +316,8 @@ class TestPatterns:
     [
         (
             True,
-            "MatchingNet takes tasks of classification (its `kinds`), but these are tasks of regression; choose other data, or one of",
+            "MatchingNet takes tasks of classification (its `kinds`), but these are tasks of regression; "
+            "choose other data, or one of",
         ),
         (False, "the prediction has shape (10, 10, 1) and y has shape (10, 1); correct matching.py:"),
     ],
@@ -325,7 +329,9 @@ def test_matching_networks_on_curves_are_refused_before_training(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What CONTRIBUTING shows, as it stands and with no declaration: it trained at a gradient norm of 0 by broadcasting."""
+    """What CONTRIBUTING shows, as it stands and with no declaration: it trained at a gradient norm of 0 by
+    broadcasting.
+    """
     text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
     for name, content in re.findall(
         r"^`([\w/]*matching\.(?:py|yaml))`:\n\n```\w+\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE

@@ -30,19 +30,24 @@ class NetworkAlgorithm(Algorithm):
     def check(self, spec: TaskSpec) -> None:
         if spec.num_outputs != self.head.out_features:
             raise ValueError(
-                f"the head has {self.head.out_features} outputs but the tasks have {spec.num_outputs}: this method is bound to the way "
-                f"it was trained with; set data.way={self.head.out_features}, train again, or use algo=protonet, which takes any way"
+                f"the head has {self.head.out_features} outputs but the tasks have {spec.num_outputs}: this "
+                "method is bound to the way "
+                f"it was trained with; set data.way={self.head.out_features}, train again, or use "
+                "algo=protonet, which takes any way"
             )
         if self.norm_statistics == "running":
             raise ValueError(
-                "model.norm_statistics=running leaves adapted weights with another network's statistics (accuracy falls to chance); "
+                "model.norm_statistics=running leaves adapted weights with another network's statistics "
+                "(accuracy falls to chance); "
                 "choose transductive, support or support_and_one"
             )
 
     def network(
         self, x: Inputs, given: Any = None, mask: Tensor | None = None, step: int | Tensor = 0
     ) -> tuple[Tensor, Any]:
-        """Predictions (n, num_outputs) and the statistics used. step: inner steps taken, for what differs from one to the next."""
+        """Predictions (n, num_outputs) and the statistics used. step: inner steps taken, for what differs
+        from one to the next.
+        """
         features, statistics = self.model(x, given=given, mask=mask, step=step)
         return self.head(features), statistics
 

@@ -1,7 +1,8 @@
 """Baseline of "A closer look at few-shot classification" (Chen et al. 2019, arXiv:1904.04232), §3.2.
 
-Train an ordinary classifier over all base classes on flat minibatches; per test task, freeze the features and fit a
-new linear head by SGD (lr 0.01, momentum 0.9, dampening 0.9, weight decay 0.001, batches of 4, 100 epochs).
+Train an ordinary classifier over all base classes on flat minibatches; per test task, freeze the features and
+fit a new linear head by SGD (lr 0.01, momentum 0.9, dampening 0.9, weight decay 0.001, batches of 4, 100
+epochs).
 Deviation: the new head starts at zero instead of at random.
 """
 
@@ -65,7 +66,8 @@ class Baseline(Algorithm):
     def check(self, spec: TaskSpec) -> None:
         if self.norm_statistics not in ("running", "none"):
             raise ValueError(
-                f"model.norm_statistics={self.norm_statistics}, but algo=baseline tests with running averages; set it to running"
+                f"model.norm_statistics={self.norm_statistics}, but algo=baseline tests with running "
+                "averages; set it to running"
             )
 
     def protocol(self) -> dict[str, Any]:

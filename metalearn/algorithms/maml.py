@@ -1,9 +1,10 @@
 """MAML (Finn, Abbeel & Levine 2017, arXiv:1703.03400), algorithms 1 and 2.
 
 Adapt by gradient descent on the support, then differentiate the query loss through that descent (order 2), or
-take the gradient at the adapted weights for the gradient at the initial ones (order 1, the paper's first-order
-approximation). The inner loss is a mean over the support, where the authors' code sums over the N classes: the same
-inner_lr moves the weights N times less here. Deviation: none known otherwise; batch norm's statistics are model.norm_statistics.
+take the gradient at the adapted weights for the gradient at the initial ones (order 1, the paper's
+first-order approximation). The inner loss is a mean over the support, where the authors' code sums over the N
+classes: the same inner_lr moves the weights N times less here. Deviation: none known otherwise; batch norm's
+statistics are model.norm_statistics.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class MAML(NetworkAlgorithm):
         super().__init__(model, spec)
         if order not in (1, 2):
             raise ValueError(
-                f"algo.order={order} is none of 1 (first-order approximation), 2 (differentiate through the inner steps)"
+                f"algo.order={order} is none of 1 (first-order approximation), 2 (differentiate through the "
+                "inner steps)"
             )
         self.adapts = adapts
         self.inner_lr, self.order = inner_lr, order

@@ -30,7 +30,8 @@ class PixelNN(Algorithm):
     def check(self, spec: TaskSpec) -> None:
         if isinstance(spec.input_spec, dict):
             raise ValueError(
-                f"algo=pixel_nn compares one tensor with another, but an input is a mapping of {', '.join(sorted(spec.input_spec))}; "
+                "algo=pixel_nn compares one tensor with another, but an input is a mapping of "
+                f"{', '.join(sorted(spec.input_spec))}; "
                 "choose other data"
             )
 

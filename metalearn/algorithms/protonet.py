@@ -1,7 +1,8 @@
 """Prototypical networks (Snell, Swersky & Zemel 2017, arXiv:1703.05175), algorithm 1.
 
-A class is the mean of its support embeddings; a query belongs to the nearest one. In training, support and query
-pass through the network as one batch, as in the authors' code. Train way and shot may differ from the test's.
+A class is the mean of its support embeddings; a query belongs to the nearest one. In training, support and
+query pass through the network as one batch, as in the authors' code. Train way and shot may differ from the
+test's.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from metalearn.core import Algorithm, Inputs, Metrics, Task, TaskSpec, class_row
 
 
 class ProtoNet(Algorithm):
-    """distance: `euclidean` (squared, as in the paper) or `cosine`, whose similarities are multiplied by `scale`."""
+    """distance: `euclidean` (squared, as in the paper) or `cosine`, whose similarities are multiplied by
+    `scale`.
+    """
 
     kinds = ("classification",)
 
@@ -36,7 +39,8 @@ class ProtoNet(Algorithm):
     def check(self, spec: TaskSpec) -> None:
         if self.norm_statistics == "support_and_one":
             raise ValueError(
-                "algo=protonet takes model.norm_statistics=running, support or transductive, not support_and_one"
+                "algo=protonet takes model.norm_statistics=running, support or transductive, not "
+                "support_and_one"
             )
 
     def protocol(self) -> dict[str, Any]:
@@ -77,7 +81,9 @@ class ProtoNet(Algorithm):
         return {"prototypes": member_SW.T @ z_SD / count_W.clamp(min=1)[:, None], "present": count_W > 0}
 
     def logits(self, adapted: dict[str, Tensor], z_QD: Tensor) -> Tensor:
-        """Negative squared distances or scaled cosines (Q, W), eq. 2; absent classes get the lowest number."""
+        """Negative squared distances or scaled cosines (Q, W), eq. 2; absent classes get the lowest
+        number.
+        """
         p_WD = adapted["prototypes"]
         if self.distance == "cosine":
             scores = self.scale * F.normalize(z_QD, dim=-1) @ F.normalize(p_WD, dim=-1).T

@@ -1,10 +1,11 @@
 """Reptile (Nichol, Achiam & Schulman 2018, arXiv:1803.02999), algorithm 1, with the authors' inner Adam.
 
-Adapt by minibatch Adam (beta1 = 0) on the support; the outer "gradient" is the mean of initial minus adapted weights,
-so that outer SGD with lr = epsilon is the paper's update. Adam's second moment is learned across tasks, as in the
-authors' code: with beta1 = 0 and a second moment of zero, the first inner step would be the sign of a noisy gradient.
-Deviation: every task of an outer step starts from the same second moment, and the mean of what the tasks end with is
-where the next step starts; the original takes one task after the other.
+Adapt by minibatch Adam (beta1 = 0) on the support; the outer "gradient" is the mean of initial minus adapted
+weights, so that outer SGD with lr = epsilon is the paper's update. Adam's second moment is learned across
+tasks, as in the authors' code: with beta1 = 0 and a second moment of zero, the first inner step would be the
+sign of a noisy gradient.
+Deviation: every task of an outer step starts from the same second moment, and the mean of what the tasks end
+with is where the next step starts; the original takes one task after the other.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ class Reptile(NetworkAlgorithm):
     def descent(
         self, task: Task, counts: Sequence[int], batch_size: int, adam: Adam, losses: list[Tensor]
     ) -> Iterator[Parameters]:
-        """The weights after each of `counts` minibatches of the shuffled support; the loss of each goes into `losses`."""
+        """The weights after each of `counts` minibatches of the shuffled support; the loss of each goes into
+        `losses`.
+        """
         order = task.draws["order"].flatten()
         batch_size = min(batch_size, len(task.support.y))
 
@@ -95,7 +98,9 @@ class Reptile(NetworkAlgorithm):
         return (self.prepare(weights, task, step) for step, weights in zip(counts, path, strict=True))
 
     def trained(self, task: Task) -> tuple[Parameters, Parameters, Tensor]:
-        """What training comes to on a task: weights, the second moment behind them, and the mean loss on the way."""
+        """What training comes to on a task: weights, the second moment behind them, and the mean loss on the
+        way.
+        """
         adam = self.adam()
         losses: list[Tensor] = []
         weights = next(self.descent(task, [self.adaptation_steps], self.inner_batch_size, adam, losses))

@@ -1,1 +1,3 @@
-"""`metalearn bench`: the same work done by us and by peers, checked to be equal and timed side by side in one run."""
+"""`metalearn bench`: the same work done by us and by peers, checked to be equal and timed side by side in one
+run.
+"""

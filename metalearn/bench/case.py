@@ -1,4 +1,6 @@
-"""What a workload is once it is built: functions that do its work, ours and the peers', and the check that all must pass."""
+"""What a workload is once it is built: functions that do its work, ours and the peers', and the check that
+all must pass.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,18 @@ StepTimes = Callable[[], dict[str, float]]  # one outer step; seconds of each pa
 
 
 class Verdict(NamedTuple):
-    """problem: what is wrong with a result, None if nothing is. error: its largest relative difference, None if it has none."""
+    """problem: what is wrong with a result, None if nothing is. error: its largest relative difference, None
+    if it has none.
+    """
 
     problem: str | None
     error: float | None = None
 
 
 class Ranked(NamedTuple):
-    """The work of a plan shared by several processes. check: its verdict. processes: the ids of those beside this one."""
+    """The work of a plan shared by several processes. check: its verdict. processes: the ids of those beside
+    this one.
+    """
 
     name: str
     work: Work
@@ -39,9 +45,11 @@ class Ranked(NamedTuple):
 class Case:
     """Systems are given as functions that build their work, since a library may be missing or break.
 
-    check: the verdict on what a work returned. plans: ours, as they are; compiled: the same, through a compiler.
+    check: the verdict on what a work returned. plans: ours, as they are; compiled: the same, through a
+    compiler.
     ranked: from the name of one of our plans, and whether to compile it, to the same in several processes.
-    absent: peers that have nothing for this workload, and why. split: the parts of an outer step under one of our plans.
+    absent: peers that have nothing for this workload, and why. split: the parts of an outer step under one of
+    our plans.
     """
 
     tasks: int
@@ -55,7 +63,9 @@ class Case:
 
 
 def configure(workload: Workload, threads: int | None) -> tuple[dict[str, Any], Source]:
-    """The workload's configuration and source, after this process was set up for it as a run would be: peers get the same."""
+    """The workload's configuration and source, after this process was set up for it as a run would be: peers
+    get the same.
+    """
     words = [
         *workload.overrides,
         f"trainer.meta_batch_size={workload.tasks}",
@@ -79,12 +89,14 @@ def agreement(answer: Answer, expected: Answer, tolerances: Mapping[str, float])
         given = answer[name]
         if given is None or given.shape != values.shape:
             return Verdict(
-                f"its {name} is {'missing' if given is None else tuple(given.shape)}; expected {tuple(values.shape)}"
+                f"its {name} is {'missing' if given is None else tuple(given.shape)}; expected "
+                f"{tuple(values.shape)}"
             )
         error = float((given - values).norm()) / max(float(values.norm()), floor)
         if not error <= tolerances[name]:  # also if it is not a number
             return Verdict(
-                f"its {name} differs by {error:.1e} of its size; at most {tolerances[name]:.0e} can be rounding",
+                f"its {name} differs by {error:.1e} of its size; at most {tolerances[name]:.0e} can be "
+                "rounding",
                 error,
             )
         worst = max(worst, error)

@@ -36,7 +36,8 @@ def bench(workloads: Sequence[Workload], options: Options, path: Path | None) ->
             found = results[workload.name] = scaling.curves(scaled, options)
             print(scaling.table(found), flush=True)
             print(
-                f"  drawn in {scaling.plot(found, path.with_suffix('.png') if path else Path('bench.png'))}\n",
+                f"  drawn in {scaling.plot(found, path.with_suffix('.png') if path else Path('bench.png'))}"
+                "\n",
                 flush=True,
             )
         else:

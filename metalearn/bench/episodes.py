@@ -1,4 +1,6 @@
-"""Drawing episodes with their pixels: our batched draw, a loop of a few tensor operations, and learn2learn's loader."""
+"""Drawing episodes with their pixels: our batched draw, a loop of a few tensor operations, and learn2learn's
+loader.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ class Drawings:
 
 
 def sampler_case(workload: Workload, threads: int | None) -> Case:
-    """Episodes as tensors of pixels in [0, 1] with labels; those of a peer are others than ours, so that they are audited, not compared."""
+    """Episodes as tensors of pixels in [0, 1] with labels; those of a peer are others than ours, so that they
+    are audited, not compared.
+    """
     cfg, source = configure(workload, threads)
     data = cfg["data"]
     drawings = Drawings(source, data["num_drawings"])
@@ -111,7 +115,9 @@ def learn2learn(drawings: Drawings, tasks: int, way: int, shot: int, query_shot:
 def audit(
     result: TaskBatch | Sequence[Episode], class_of: dict[bytes, int], way: int, shot: int, query_shot: int
 ) -> Verdict:
-    """Whether episodes are what they claim: sizes, one class per label, classes and images not twice, pixels in [0, 1]."""
+    """Whether episodes are what they claim: sizes, one class per label, classes and images not twice, pixels
+    in [0, 1].
+    """
     for number in range(AUDITED):
         episode = result[number] if isinstance(result, list) else one_of(result, number)
         problem = fault_of(episode, class_of, way, shot, query_shot)
@@ -129,7 +135,10 @@ def fault_of(
 ) -> str | None:
     images, labels = torch.cat([episode[0], episode[2]]), torch.cat([episode[1], episode[3]])
     if images.dtype != torch.float32 or images.min() < 0 or images.max() > 1:
-        return f"pixels from {float(images.min())} to {float(images.max())} in {images.dtype}; expected float32 in 0 … 1"
+        return (
+            f"pixels from {float(images.min())} to {float(images.max())} in {images.dtype}; expected "
+            "float32 in 0 … 1"
+        )
     for y, each in ((episode[1], shot), (episode[3], query_shot)):
         if y.bincount(minlength=way).tolist() != [each] * way:
             return f"{y.bincount(minlength=way).tolist()} images per label; expected {each} of each of {way}"

@@ -1,4 +1,6 @@
-"""Time, memory, arithmetic, and what the machine could do at best; all of it in the same process and the same run."""
+"""Time, memory, arithmetic, and what the machine could do at best; all of it in the same process and the same
+run.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ def seconds_of(work: Callable[[], Any]) -> float:
 
 
 def interleaved(works: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds per call of each work, `repeats` times, taking turns: what else the machine does falls on all alike.
+    """Seconds per call of each work, `repeats` times, taking turns: what else the machine does falls on all
+    alike.
 
     Every round begins with another work. Short ones are called so often that a timing takes SHORTEST.
     """
@@ -62,7 +65,8 @@ def quick_collections() -> Iterator[None]:
 
 
 def peak_mb(work: Callable[[], Any], others: Sequence[int] = ()) -> float | None:
-    """Megabytes that the process grows by, at the highest, while the work runs; None where the system does not tell.
+    """Megabytes that the process grows by, at the highest, while the work runs; None where the system does
+    not tell.
 
     others: process ids that take part; all that they hold counts, since they would not exist otherwise.
     The heap is given back before, so that what earlier work left there cannot serve as memory for free.
@@ -89,14 +93,18 @@ def _resident(pid: int | str, field: str) -> float:
 
 
 def flops(work: Callable[[], Any]) -> int:
-    """Floating-point operations of the matrix products and convolutions, a multiplication and an addition being two."""
+    """Floating-point operations of the matrix products and convolutions, a multiplication and an addition
+    being two.
+    """
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
 
 
 def matmul_peak() -> float:
-    """GFLOP/s of the fastest of a few square float32 matrix products: what this machine, with these threads, can do."""
+    """GFLOP/s of the fastest of a few square float32 matrix products: what this machine, with these threads,
+    can do.
+    """
     best = 0.0
     for size in SIZES:
         a, b = torch.randn(2, size, size)

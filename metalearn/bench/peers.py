@@ -1,7 +1,9 @@
-"""How others compute the same: a plain loop over `torch.autograd.grad`, and the libraries as their documentation uses them.
+"""How others compute the same: a plain loop over `torch.autograd.grad`, and the libraries as their
+documentation uses them.
 
-A peer of gradient-based methods is a function of a `Problem` that returns `adapting(x, y)`: a context in which one task's
-support is adapted to, giving the function that predicts. The loops over tasks below are shared by all peers.
+A peer of gradient-based methods is a function of a `Problem` that returns `adapting(x, y)`: a context in
+which one task's support is adapted to, giving the function that predicts. The loops over tasks below are
+shared by all peers.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ class Problem:
     """What a peer has to compute, in tensors and plain PyTorch.
 
     head_only: only the head is adapted, so that the body's features are computed once per task (ANIL).
-    first_order: no second derivative. steps: of gradient descent with rate inner_lr on the mean loss of the support.
+    first_order: no second derivative. steps: of gradient descent with rate inner_lr on the mean loss of the
+    support.
     """
 
     network: PlainNetwork
@@ -175,7 +178,9 @@ def learn2learn(problem: Problem) -> Adapting:
 
 
 def meta_gradient(problem: Problem, adapting: Adapting) -> Run:
-    """Losses of the queries, and the gradient of their mean, one task after the other: the graph of one task is alive at a time."""
+    """Losses of the queries, and the gradient of their mean, one task after the other: the graph of one task
+    is alive at a time.
+    """
     weights = dict(zip(problem.network.names, problem.network.parameters, strict=True))
 
     def run() -> Answer:

@@ -1,6 +1,8 @@
-"""Our networks once more in plain PyTorch, for the peers: the same layers, weights and batch norm, nothing of ours.
+"""Our networks once more in plain PyTorch, for the peers: the same layers, weights and batch norm, nothing of
+ours.
 
-Everything that saves us work saves them work too: no bias before a norm, ReLU after pooling, no running averages.
+Everything that saves us work saves them work too: no bias before a norm, ReLU after pooling, no running
+averages.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ Weights = Sequence[Tensor]
 
 @dataclass(frozen=True)
 class PlainNetwork:
-    """A network as modules, for libraries that take modules, and as functions of lists of the same parameters.
+    """A network as modules, for libraries that take modules, and as functions of lists of the same
+    parameters.
 
-    body: inputs (n, …) → features (n, D); head: features → predictions, an empty Sequential for a method without one.
+    body: inputs (n, …) → features (n, D); head: features → predictions, an empty Sequential for a method
+    without one.
     features: the body as a function of its parameters. names: what we call the parameters, body first.
     """
 

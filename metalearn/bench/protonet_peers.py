@@ -1,4 +1,6 @@
-"""ProtoNet as others write it: embed support and query of a task as one batch, class means, squared distances."""
+"""ProtoNet as others write it: embed support and query of a task as one batch, class means, squared
+distances.
+"""
 
 from __future__ import annotations
 

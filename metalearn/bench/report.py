@@ -9,7 +9,9 @@ START, END = "<!-- bench: made by scripts/performance -->", "<!-- /bench -->"
 
 
 def table(name: str, record: Mapping[str, Any]) -> str:
-    """Every system with its time, its place beside the best peer, memory and rounding; then what came of it."""
+    """Every system with its time, its place beside the best peer, memory and rounding; then what came of
+    it.
+    """
     best_peer = record["best_peer"]
     yardstick = record["systems"][best_peer]["ms_per_task"] if best_peer else None
     rows = [["", "ms per task", "range", "against best peer", "peak MB", "error", "first call"]]
@@ -40,7 +42,8 @@ def verdict(record: Mapping[str, Any]) -> str:
     parts = []
     if record["ratio"] is not None:
         parts.append(
-            f"best plan: {record['best_plan']}, {record['ratio']:.2f}x as fast as the best peer, {record['best_peer']}"
+            f"best plan: {record['best_plan']}, {record['ratio']:.2f}x as fast as the best peer, "
+            f"{record['best_peer']}"
         )
     elif record["best_plan"]:
         parts.append(f"best plan: {record['best_plan']}; no peer to compare with")
@@ -48,7 +51,8 @@ def verdict(record: Mapping[str, Any]) -> str:
         parts.append(f"{record['tasks_per_second']:,.0f} tasks/s")
     if record["gflops"] is not None:
         parts.append(
-            f"{record['gflops']:.1f} GFLOP/s, {record['percent_of_peak']:.0f}% of {record['matmul_peak_gflops']:.0f} (matrix product)"
+            f"{record['gflops']:.1f} GFLOP/s, {record['percent_of_peak']:.0f}% of "
+            f"{record['matmul_peak_gflops']:.0f} (matrix product)"
         )
     split = record["time_split_ms_per_task"]
     if split:
@@ -64,9 +68,11 @@ def markdown(results: Mapping[str, Any]) -> str:
         for name in ("torch", "higher", "torchopt", "learn2learn")
     )
     lines = [
-        f"{machine['date']}, {machine['cpu']}, {machine['num_cpus']} cores, Python {machine['python']}, {libraries}.",
+        f"{machine['date']}, {machine['cpu']}, {machine['num_cpus']} cores, Python {machine['python']}, "
+        f"{libraries}.",
         "",
-        "| Workload | Best plan | ms per task | Best peer | ms per task | Ratio | Peak MB, ours and theirs | GFLOP/s | % of matmul peak |",
+        "| Workload | Best plan | ms per task | Best peer | ms per task | Ratio | Peak MB, ours and theirs | "
+        "GFLOP/s | % of matmul peak |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     records = {name: record for name, record in results.items() if "systems" in record}
@@ -90,7 +96,9 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def fill(text: str, results: Mapping[str, Any] | None) -> str:
-    """The document with the part between its marks made anew, empty without results. ValueError if it has no such part."""
+    """The document with the part between its marks made anew, empty without results. ValueError if it has no
+    such part.
+    """
     before, start, rest = text.partition(START)
     _, end, after = rest.partition(END)
     if not start or not end:

@@ -1,4 +1,6 @@
-"""One workload from start to end: admit whoever gets the right result, time them in turns, and write down what was found."""
+"""One workload from start to end: admit whoever gets the right result, time them in turns, and write down
+what was found.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ COUNTED = "plain"  # the peer whose floating-point operations are the work that 
 
 @dataclass(frozen=True)
 class Options:
-    """repeats: timings per system. threads: of every system, None for all cores. compile, ranks: whether our plans may use them."""
+    """repeats: timings per system. threads: of every system, None for all cores. compile, ranks: whether our
+    plans may use them.
+    """
 
     repeats: int = 7
     threads: int | None = None
@@ -34,7 +38,8 @@ class Options:
 
 @dataclass
 class Entrants:
-    """works: of those whose result is right. errors: how far off it is. first: seconds of the first call, which compiles.
+    """works: of those whose result is right. errors: how far off it is. first: seconds of the first call,
+    which compiles.
 
     refused: why the others do not take part. processes: ids of those that work for a system beside this one.
     """
@@ -112,7 +117,8 @@ def enter(case: Case, options: Options) -> Entrants:
     entrants = Entrants(case, refused=dict(case.absent))
     for name, make in {**case.peers, **case.plans}.items():
         entrants.admit(name, entrants.attempt(name, make), case.check)
-    # All that compile are built before the first of them runs: building one makes torch forget what others compiled.
+    # All that compile are built before the first of them runs: building one makes torch forget what others
+    # compiled.
     late = (
         {name: (entrants.attempt(name, make), case.check) for name, make in case.compiled.items()}
         if options.compile
@@ -179,7 +185,9 @@ def conclusions(
 
 
 def split(case: Case, name: str, repeats: int) -> dict[str, float]:
-    """Milliseconds per task of the parts of an outer step: means, since tasks may be drawn for many steps at once."""
+    """Milliseconds per task of the parts of an outer step: means, since tasks may be drawn for many steps at
+    once.
+    """
     step = case.split(name)
     step()  # which makes the optimizer's state
     rounds: list[dict[str, float]] = []

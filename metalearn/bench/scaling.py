@@ -1,4 +1,6 @@
-"""How costs grow: time per task against the number of tasks, and against the adaptation steps, as numbers and as a plot."""
+"""How costs grow: time per task against the number of tasks, and against the adaptation steps, as numbers and
+as a plot.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ Curve = dict[str, dict[int, float]]  # plan → size → milliseconds per task
 
 
 def curves(workload: Workload, options: Options) -> dict[str, Any]:
-    """JSON values: both curves, by how much a task costs more among many, and how straight the line through the steps is."""
+    """JSON values: both curves, by how much a task costs more among many, and how straight the line through
+    the steps is.
+    """
     with ExitStack() as stack:
         plans = [TaskPlan("loop"), fastest(workload, options, stack)]
         more = [replace(plans[1], compile=True)] if options.compile else []
@@ -86,13 +90,17 @@ def timed(
 
 
 def rise(curve: Mapping[int, float]) -> float:
-    """The most, in percent, that a task costs more than it did among fewer tasks; negative if it only ever falls."""
+    """The most, in percent, that a task costs more than it did among fewer tasks; negative if it only ever
+    falls.
+    """
     sizes = sorted(curve)
     return max(100 * (curve[b] / curve[a] - 1) for i, a in enumerate(sizes) for b in sizes[i + 1 :])
 
 
 def line(curve: Mapping[int, float]) -> dict[str, float]:
-    """Least squares: milliseconds of a step and of the rest of a task, and the largest deviation from the line in percent."""
+    """Least squares: milliseconds of a step and of the rest of a task, and the largest deviation from the
+    line in percent.
+    """
     slope, rest = statistics.linear_regression(list(curve), list(curve.values()))
     off = max(abs(ms - (rest + slope * steps)) / (rest + slope * steps) for steps, ms in curve.items())
     return {"ms_per_step": slope, "ms_besides": rest, "largest_deviation_percent": 100 * off}

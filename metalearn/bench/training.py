@@ -1,4 +1,6 @@
-"""Outer gradients and the judging of test tasks: our systems, built as `metalearn train` builds them, beside the peers."""
+"""Outer gradients and the judging of test tasks: our systems, built as `metalearn train` builds them, beside
+the peers.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ LIBRARIES: dict[str, Callable[[Problem], Adapting]] = {
 
 
 class Ours:
-    """A workload of ours on the CPU, its meta-batch drawn. stack: ends the processes of other ranks, if any are started."""
+    """A workload of ours on the CPU, its meta-batch drawn. stack: ends the processes of other ranks, if any
+    are started.
+    """
 
     def __init__(self, workload: Workload, threads: int | None, stack: ExitStack) -> None:
         self.workload, self.stack = workload, stack
@@ -91,7 +95,9 @@ class Ours:
         return partial(outer_gradient, self.algorithm, lambda: strategy.execute(self.batch)[0])
 
     def ranked(self, name: str, compile: bool) -> Ranked:
-        """In one process for each core, with one thread each. They draw their own tasks, and are held to what one computes of these."""
+        """In one process for each core, with one thread each. They draw their own tasks, and are held to what
+        one computes of these.
+        """
         ranks = num_ranks({**self.cfg, "device": {**self.cfg["device"], "ranks": "auto"}})
         if ranks == 1:
             raise ValueError("this process may use one core only")
@@ -114,7 +120,9 @@ class Ours:
         return Ranked(name, work, partial(verdict, alone), sorted(children() - before))
 
     def split(self, name: str) -> StepTimes:
-        """One outer step of this plan, by parts. It moves the weights, so that nothing else may be measured after it."""
+        """One outer step of this plan, by parts. It moves the weights, so that nothing else may be measured
+        after it.
+        """
         strategy = self.strategies[name]
         optimizer = build_optimizer(self.cfg, self.algorithm)
         assert optimizer is not None
@@ -156,7 +164,9 @@ class Ours:
         return work
 
     def judging_split(self, name: str) -> StepTimes:
-        """A batch of a real evaluation, which tells accuracy without transduction and after fewer steps too."""
+        """A batch of a real evaluation, which tells accuracy without transduction and after fewer steps
+        too.
+        """
         plan, objective = self.plans[name], self.source.spec("test").objective
 
         def step() -> dict[str, float]:
@@ -178,8 +188,9 @@ class Ours:
 def training_case(workload: Workload, threads: int | None, stack: ExitStack) -> Case:
     """Losses (T,) and, in `.grad`, the gradient of their mean."""
     ours = Ours(workload, threads, stack)
-    # What `device.plan=auto` holds a plan to, every peer is held to: a meta-batch of two tasks in which rounding is magnified little. The
-    # first such on which the plain loop, who rounds in other places, finds the same; two who are right differ by more at a kink.
+    # What `device.plan=auto` holds a plan to, every peer is held to: a meta-batch of two tasks in which
+    # rounding is magnified little. The first such on which the plain loop, who rounds in other places, finds
+    # the same; two who are right differ by more at a kink.
     references = references_of(ours.algorithm, ours.batch)
     for reference in (*references, references[0]):
         assert isinstance(reference.batch, Task)
@@ -270,7 +281,9 @@ def one_thread() -> Iterator[None]:
 
 
 def children() -> set[int]:
-    """Ids of the processes that this one started and that still live; empty where the system does not tell."""
+    """Ids of the processes that this one started and that still live; empty where the system does not
+    tell.
+    """
     return {
         int(pid)
         for path in Path("/proc/self/task").glob("*/children")

@@ -1,4 +1,6 @@
-"""What is measured: each workload as the configuration that our own command line would be given. No torch here."""
+"""What is measured: each workload as the configuration that our own command line would be given. No torch
+here.
+"""
 
 from __future__ import annotations
 

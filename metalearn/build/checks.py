@@ -1,4 +1,6 @@
-"""What machine, data and method say against a run before it begins; what the check built is kept for the run."""
+"""What machine, data and method say against a run before it begins; what the check built is kept for the
+run.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +43,8 @@ log = logging.getLogger(__name__)
 class Prebuilt:
     """What was built for a check, so that the run which follows does not build it, and read its data, again.
 
-    A source has no state and is shared by the jobs of a sweep that are of its data. Algorithm and logger are one run's
-    own, handed out once, to the run that was checked.
+    A source has no state and is shared by the jobs of a sweep that are of its data. Algorithm and logger are
+    one run's own, handed out once, to the run that was checked.
     """
 
     specs: dict[str, Specs] = field(default_factory=dict)  # by what `_data_key` says of a configuration
@@ -100,7 +102,9 @@ class Prebuilt:
         self._loggers.make(_run_key(cfg), lambda: try_logger(cfg))
 
     def logger(self, cfg: Config) -> Logger:
-        """The logger of a run. ConfigError where its class refuses; whatever else it raises costs a warning and the logger."""
+        """The logger of a run. ConfigError where its class refuses; whatever else it raises costs a warning
+        and the logger.
+        """
         logger: Logger
         logger, problem = self._loggers.take(_run_key(cfg)) or try_logger(cfg)
         if problem is not None:
@@ -121,7 +125,8 @@ def _run_key(cfg: Config) -> str:
 def check_machine(cfg: Config, run_dir: Path, prebuilt: Prebuilt) -> None:
     """Everything that machine, classes, data and method say against a run, in one error.
 
-    prebuilt: holds afterwards what was built. Raises ConfigError if any problem is one of configuration, otherwise DataError.
+    prebuilt: holds afterwards what was built. Raises ConfigError if any problem is one of configuration,
+    otherwise DataError.
     """
     errors: list[MetalearnError] = []
 

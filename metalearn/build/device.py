@@ -17,10 +17,13 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names of glibc's malloc.h
 
 
 def prepare_host(cfg: Config) -> None:
-    """Allocator, thread count and default precision of this process, set in full so that jobs of a sweep do not inherit them."""
+    """Allocator, thread count and default precision of this process, set in full so that jobs of a sweep do
+    not inherit them.
+    """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        # Large temporaries through mmap are returned and faulted in again at every step, which costs vmap a factor of 3 to 5.
+        # Large temporaries through mmap are returned and faulted in again at every step, which costs vmap a
+        # factor of 3 to 5.
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
     torch.set_num_threads(
@@ -60,17 +63,21 @@ def build_device(cfg: Config, rank: int = 0) -> torch.device:
         return torch.device(name)
     if index:
         raise ConfigError(
-            f"device.name={name} is one GPU, but device.ranks={ranks} want one each; use device=cuda or device.ranks=1"
+            f"device.name={name} is one GPU, but device.ranks={ranks} want one each; use device=cuda or "
+            "device.ranks=1"
         )
     if ranks > have:
         raise ConfigError(
-            f"device.ranks={ranks}, but PyTorch finds {have} GPUs and every rank needs its own; use device.ranks=auto"
+            f"device.ranks={ranks}, but PyTorch finds {have} GPUs and every rank needs its own; use "
+            "device.ranks=auto"
         )
     return torch.device(kind, rank)
 
 
 def num_ranks(cfg: Config) -> int:
-    """device.ranks as a number. auto: one for each GPU, or each core that this process may use, as long as each has a task."""
+    """device.ranks as a number. auto: one for each GPU, or each core that this process may use, as long as
+    each has a task.
+    """
     ranks = cfg["device"]["ranks"]
     if ranks != "auto":
         return int(ranks)
@@ -82,7 +89,9 @@ def num_ranks(cfg: Config) -> int:
 
 
 def num_cores() -> int:
-    """Cores that this process may use: those it is bound to, or the share that a container grants if that is less."""
+    """Cores that this process may use: those it is bound to, or the share that a container grants if that is
+    less.
+    """
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())

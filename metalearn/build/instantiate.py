@@ -1,7 +1,8 @@
 """From a `_target_` to the class that it names, and from a group's keys to an object of it.
 
-The names in a configuration passed the allow-list as text; here the object that a name resolves to must be a class
-of the right kind whose own module is allowed, so that no import inside an allowed module is a way around the list.
+The names in a configuration passed the allow-list as text; here the object that a name resolves to must be a
+class of the right kind whose own module is allowed, so that no import inside an allowed module is a way
+around the list.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ NOT_ARGUMENTS = {"algo": ("plan", "chunk", "norm_statistics"), "optimizer": ("sc
 
 
 def construct(cfg: Config, group: str, **given: Any) -> Any:
-    """The object that a group's `_target_` names, from its keys and the given arguments. Sources within it get the device too."""
+    """The object that a group's `_target_` names, from its keys and the given arguments. Sources within it
+    get the device too.
+    """
     dropped = ("about", *NOT_ARGUMENTS.get(group, ()))
     node = {key: value for key, value in cfg[group].items() if key not in dropped}
     raise_if(target_problems({group: node}, cfg["trusted"]))
@@ -54,7 +57,8 @@ def construct(cfg: Config, group: str, **given: Any) -> Any:
         node = with_device(
             node, group, [path for path, kind in classes.items() if issubclass(kind, Source)], given["device"]
         )
-    # Bound first, called second: Hydra would turn the given arguments into configuration nodes and wrap their errors.
+    # Bound first, called second: Hydra would turn the given arguments into configuration nodes and wrap their
+    # errors.
     try:
         factory = instantiate({**node, "_partial_": True}, _convert_="all")
         inspect.signature(cls).bind(*factory.args, **factory.keywords, **given)
@@ -80,7 +84,9 @@ def with_device(tree: Any, path: str, places: list[str], device: torch.device) -
 
 
 def resolve(path: str, target: str, base: type | tuple[type, ...], trusted: list[str]) -> type:
-    """The class of this name. ConfigError if it is absent, not a class, not of the kind, or defined outside the allow-list."""
+    """The class of this name. ConfigError if it is absent, not a class, not of the kind, or defined outside
+    the allow-list.
+    """
     found = locate(path, target, trusted)
     kinds = base if isinstance(base, tuple) else (base,)
     if not isinstance(found, type) or not issubclass(found, kinds):
@@ -88,13 +94,16 @@ def resolve(path: str, target: str, base: type | tuple[type, ...], trusted: list
         raise ConfigError(f"{path}={target} is not a class that derives from {names}")
     if not is_allowed(f"{found.__module__}.{found.__qualname__}", trusted):
         raise ConfigError(
-            f"{path}={target} is defined in {found.__module__}, outside {', '.join(PREFIXES)} and the trusted packages"
+            f"{path}={target} is defined in {found.__module__}, outside {', '.join(PREFIXES)} and the "
+            "trusted packages"
         )
     return found
 
 
 def locate(path: str, target: str, trusted: list[str]) -> Any:
-    """What a name means, found as Hydra finds it (an attribute goes before a module), but never through a module of another name."""
+    """What a name means, found as Hydra finds it (an attribute goes before a module), but never through a
+    module of another name.
+    """
     if trusted and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     first, *parts = target.split(".")

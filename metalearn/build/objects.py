@@ -43,7 +43,8 @@ class Part:
 
 @dataclass
 class Shelf:
-    """Parts by what they were built from: the newest, however large, and others while they take little memory.
+    """Parts by what they were built from: the newest, however large, and others while they take little
+    memory.
 
     lazy: they are larger once they are used.
     """
@@ -113,7 +114,8 @@ def build_algorithm(
     splits: Sequence[Split] = SPLITS,
     trained: TaskSpec | None = None,
 ) -> Algorithm:
-    """The algorithm with its initial weights, a function of cfg["seed"] alone, checked against the tasks of these splits.
+    """The algorithm with its initial weights, a function of cfg["seed"] alone, checked against the tasks of
+    these splits.
 
     trained: what it is trained on, if not the source's own train split.
     """
@@ -146,7 +148,8 @@ def initial_algorithm(cfg: Config, specs: Specs, trained: TaskSpec) -> Algorithm
     if cfg["device"]["precision"] == "bfloat16":
         if not hasattr(model, "lower"):
             raise ConfigError(
-                f"device.precision=bfloat16 needs a model derived from metalearn.models.Model, not {type(model).__name__}"
+                "device.precision=bfloat16 needs a model derived from metalearn.models.Model, not "
+                f"{type(model).__name__}"
             )
         model.lower(torch.bfloat16)
     # Whoever is judged may be ragged where the training tasks are not: masks count if any task needs them.
@@ -194,14 +197,17 @@ def build_optimizer(cfg: Config, algorithm: Algorithm) -> torch.optim.Optimizer 
 
 
 def grouped(algorithm: Algorithm) -> list[dict[str, Any]]:
-    """The algorithm's parameter groups; ConfigError, with the names, unless they hold every trainable parameter once."""
+    """The algorithm's parameter groups; ConfigError, with the names, unless they hold every trainable
+    parameter once.
+    """
     groups = algorithm.parameter_groups()
     held = collections.Counter(id(p) for group in groups for p in group["params"])
     wrong = [name for name, p in algorithm.named_parameters() if held.pop(id(p), 0) != int(p.requires_grad)]
     if wrong or held:
         what = ", ".join(wrong) or "what is no parameter of it"
         raise ConfigError(
-            f"{type(algorithm).__name__}.parameter_groups() must hold every trainable parameter in one group, once, and nothing else, "
+            f"{type(algorithm).__name__}.parameter_groups() must hold every trainable parameter in one "
+            "group, once, and nothing else, "
             f"but not so {what}"
         )
     return groups
@@ -223,7 +229,9 @@ def build_schedule(cfg: Config) -> Callable[[int], float]:
 
 
 def try_logger(cfg: Config) -> tuple[Logger, str | None]:
-    """The logger and None, or one that does nothing and why. ConfigError where its class refuses (ValueError)."""
+    """The logger and None, or one that does nothing and why. ConfigError where its class refuses
+    (ValueError).
+    """
     try:
         logger: Logger = construct(cfg, "logger")
     except (MetalearnError, KeyboardInterrupt):
@@ -234,6 +242,8 @@ def try_logger(cfg: Config) -> tuple[Logger, str | None]:
 
 
 def plan_wish(cfg: Config) -> Wish:
-    """What `device.*` asks for. compile=null: whether to compile is part of what plan=auto chooses, and false elsewhere."""
+    """What `device.*` asks for. compile=null: whether to compile is part of what plan=auto chooses, and false
+    elsewhere.
+    """
     name, chunk, compiled = (cfg["device"][key] for key in ("plan", "chunk", "compile"))
     return Wish(name, chunk, ("auto" if name == "auto" else False) if compiled is None else compiled)

@@ -27,9 +27,11 @@ COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"  # PyTorch's own name for the folder
 
 
 def keep_compiled() -> None:
-    """Let PyTorch's compiler keep what it makes in this user's own cache folder, wherever a configuration has its data.
+    """Let PyTorch's compiler keep what it makes in this user's own cache folder, wherever a configuration has
+    its data.
 
-    What it finds there it unpickles. Its own choice is a folder in /tmp, which somebody else could make first.
+    What it finds there it unpickles. Its own choice is a folder in /tmp, which somebody else could make
+    first.
     """
     folder = cache_folder(None) / "compiler"
     with contextlib.suppress(
@@ -44,7 +46,9 @@ keep_compiled()  # before any optimizer is made, which loads the compiler, which
 
 @dataclass(frozen=True)
 class Parts:
-    """plan: `unmeasured` as long as a measurement is to choose it. trained: the run that is judged, else None."""
+    """plan: `unmeasured` as long as a measurement is to choose it. trained: the run that is judged, else
+    None.
+    """
 
     source: Source
     algorithm: Algorithm
@@ -59,7 +63,8 @@ class Parts:
         trained: dict[str, Any] | None = None,
         prebuilt: Prebuilt | None = None,
     ) -> Parts:
-        """trained: for an evaluation, which asks of its data only the split that is judged: `data`, `trusted` and `run_dir` of the run.
+        """trained: for an evaluation, which asks of its data only the split that is judged: `data`, `trusted`
+        and `run_dir` of the run.
 
         prebuilt: of a check in this process; what it lacks is built.
         """
@@ -84,7 +89,9 @@ class Parts:
 
 
 def trained_spec(trained: dict[str, Any], judged: Source | None = None) -> TaskSpec:
-    """What the tasks are like that a run is trained on. judged: stands in for the data of an older run where that has moved."""
+    """What the tasks are like that a run is trained on. judged: stands in for the data of an older run where
+    that has moved.
+    """
     kept = specification.read(Path(trained["run_dir"]), trained["trusted"])
     if kept is not None:
         return kept[0]

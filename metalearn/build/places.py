@@ -1,7 +1,9 @@
-"""Where the data of a run lies. It goes on from wherever they were moved to, as long as their sha256 is equal.
+"""Where the data of a run lies. It goes on from wherever they were moved to, as long as their sha256 is
+equal.
 
-The class of a source says which of its keys name places (`Source.locations`). config.yaml keeps what was typed, and
-env.json the absolute paths that it meant, which a relative one still means, wherever one works, for as long as they exist.
+The class of a source says which of its keys name places (`Source.locations`). config.yaml keeps what was
+typed, and env.json the absolute paths that it meant, which a relative one still means, wherever one works,
+for as long as they exist.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from metalearn.rundir.log import RunLog
 
 
 def places_of(cfg: Mapping[str, Any]) -> dict[str, Location]:
-    """The keys of the data that may name places, by dotted name. ConfigError for a class that cannot be imported."""
+    """The keys of the data that may name places, by dotted name. ConfigError for a class that cannot be
+    imported.
+    """
     return {key: location for key, _, location in _found(cfg["data"], cfg["trusted"], "data")}
 
 
@@ -35,9 +39,11 @@ def settled(
     overrides: Sequence[str] = (),
     advice: str = "say where it is with {key}=PATH",
 ) -> dict[str, Any]:
-    """The configuration to build from: as cfg, with relative places taken from the run's env.json, or else from the working folder.
+    """The configuration to build from: as cfg, with relative places taken from the run's env.json, or else
+    from the working folder.
 
-    saved: config.yaml of the run. overrides: words of the command line; a place that was just typed means what it says.
+    saved: config.yaml of the run. overrides: words of the command line; a place that was just typed means
+    what it says.
     advice: for whom the data is gone, which raises DataError.
     """
     typed = {word.partition("=")[0] for word in overrides}

@@ -1,7 +1,9 @@
-"""spec.json: what `load` needs of a run beside its weights. What tasks look like, and what was done to their inputs.
+"""spec.json: what `load` needs of a run beside its weights. What tasks look like, and what was done to their
+inputs.
 
-It is written from the source itself and read without it, so that a run can be used where its data are not. It may be a
-stranger's: names pass the allow-list, values have their types and bounds, and the sha256 in it finds damage.
+It is written from the source itself and read without it, so that a run can be used where its data are not. It
+may be a stranger's: names pass the allow-list, values have their types and bounds, and the sha256 in it finds
+damage.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ LARGEST_ROW = 2**26  # numbers in one input
 
 
 def describe(source: Source) -> dict[str, Any]:
-    """The content of spec.json. ValueError for a source whose specification or preprocessing could not be read again."""
+    """The content of spec.json. ValueError for a source whose specification or preprocessing could not be
+    read again.
+    """
     spec, said = source.spec("train"), source.preprocessing()
     content = signed({"format_version": FORMAT_VERSION, "task": _task_of(spec), "preprocessing": said})
     module = type(spec.objective).__module__
@@ -162,7 +166,9 @@ def _one_input(saved: Any) -> InputSpec:
 
 
 def _objective(saved: Any, trusted: list[str]) -> Objective:
-    """The objective that a class makes of these arguments, which it must keep as its attributes: else it would be another one."""
+    """The objective that a class makes of these arguments, which it must keep as its attributes: else it
+    would be another one.
+    """
     node = _mapping("task.objective", saved)
     raise_if(target_problems({"objective": node}, trusted))
     cls: Any = resolve("objective._target_", str(node.get("_target_")), object, trusted)

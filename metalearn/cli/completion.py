@@ -1,6 +1,8 @@
-"""Tab completion: verbs, and after the verb keys, choices and run folders. `metalearn completion bash` prints the script.
+"""Tab completion: verbs, and after the verb keys, choices and run folders. `metalearn completion bash` prints
+the script.
 
-The shell asks `metalearn completion query` with the line in COMP_LINE and COMP_POINT, and takes one answer per line.
+The shell asks `metalearn completion query` with the line in COMP_LINE and COMP_POINT, and takes one answer
+per line.
 """
 
 from __future__ import annotations
@@ -53,14 +55,16 @@ def script(shell: str) -> str:
     """What to evaluate in the shell's start-up file."""
     if shell == "zsh":
         return (
-            '# put into ~/.zshrc:  eval "$(metalearn completion zsh)"\nautoload -U +X bashcompinit && bashcompinit\n'
-            + SCRIPT
+            '# put into ~/.zshrc:  eval "$(metalearn completion zsh)"\nautoload -U +X bashcompinit && '
+            "bashcompinit\n" + SCRIPT
         )
     return '# put into ~/.bashrc:  eval "$(metalearn completion bash)"\n' + SCRIPT
 
 
 def complete(line: str, point: int, verbs: tuple[str, ...]) -> list[str]:
-    """The words that the word before the cursor could become; empty when nothing fits or the line is wrong."""
+    """The words that the word before the cursor could become; empty when nothing fits or the line is
+    wrong.
+    """
     words = line[:point].split(" ")
     words = words[:1] + [word for word in words[1:-1] if word] + words[-1:]
     try:
@@ -117,7 +121,9 @@ def override_answers(word: str, given: list[str], library: Library) -> Iterator[
 
 
 def value_answers(word: str, tree: Mapping[str, Any]) -> Iterator[str]:
-    """Keys one level at a time, so that a first TAB does not print a hundred of them; after `=`, the key's few values."""
+    """Keys one level at a time, so that a first TAB does not print a hundred of them; after `=`, the key's
+    few values.
+    """
     key, is_value, _ = word.partition("=")
     for name, default in schema.leaves(tree):
         if is_value and name == key:

@@ -11,11 +11,13 @@ from metalearn.rundir.reader import existing_run
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check this machine, the folder of one run, or a method of your own: one line each, exit 1 if any check fails.
+    """Check this machine, the folder of a run, or a method of your own: one line each, exit 1 if any fails.
 
-    metalearn doctor               gradients, plans, compiler, checkpoints, data; takes some seconds
-    metalearn doctor RUN_DIR       configuration, every checkpoint, measurements, result; exit 4 if no checkpoint is valid
-    metalearn doctor algo=mine --config-dir conf 'trusted=[mine]'    whether it keeps the contract of metalearn.testing
+    metalearn doctor            gradients, plans, compiler, checkpoints, data; takes some seconds
+    metalearn doctor RUN_DIR    configuration, every checkpoint, measurements, result; exit 4 if no
+                                checkpoint is valid
+    metalearn doctor algo=mine --config-dir conf 'trusted=[mine]'
+                                whether it keeps the contract of metalearn.testing
     """
     if args.run is not None and "=" in args.run and not Path(args.run).is_dir():
         from metalearn.config.compose import compose
@@ -24,14 +26,16 @@ def run(args: argparse.Namespace) -> int:
         compose(words, args.config_dir)  # before torch: what is misspelt is answered at once
         if all(word.startswith("trusted=") for word in words):
             raise ConfigError(
-                f"{' '.join(words)} chooses nothing to examine; name a choice, as algo=mine, or a RUN_DIR before it"
+                f"{' '.join(words)} chooses nothing to examine; name a choice, as algo=mine, or a RUN_DIR "
+                "before it"
             )
         from metalearn.doctor.examine import examine_method
 
         return examine_method(words, args.config_dir)
     if args.config_dir is not None:
         raise ConfigError(
-            f"--config-dir {args.config_dir} goes with a choice, as in: metalearn doctor algo=mine --config-dir DIR"
+            f"--config-dir {args.config_dir} goes with a choice, as in: metalearn doctor algo=mine "
+            "--config-dir DIR"
         )
     run_dir = None if args.run is None else existing_run(Path(args.run))
     from metalearn.doctor.examine import examine_machine, examine_run

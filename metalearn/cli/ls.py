@@ -85,7 +85,9 @@ def first_comment(path: Path) -> str:
 
 
 def figures(about: dict[str, Any]) -> tuple[str, str]:
-    """The published and the measured figure in few words: of a recipe its first row, of an algorithm its one figure."""
+    """The published and the measured figure in few words: of a recipe its first row, of an algorithm its one
+    figure.
+    """
     if about.get("figures"):
         first = about["figures"][0]
         measured = "" if first.get("measured") is None else f"{first['measured']} ± {first.get('ci95')}"

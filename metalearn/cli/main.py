@@ -1,7 +1,8 @@
-"""The door of the command line: it finds the verb, and answers with its exit code and one clean line for everything that goes wrong.
+"""The door of the command line: it finds the verb, and answers with its exit code and one clean line for
+everything that goes wrong.
 
-Torch is imported only once the configuration is known to be right, so that help, listings, completion and mistakes
-answer at once.
+Torch is imported only once the configuration is known to be right, so that help, listings, completion and
+mistakes answer at once.
 """
 
 from __future__ import annotations

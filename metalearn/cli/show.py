@@ -58,7 +58,8 @@ def find(name: str, library: Library) -> tuple[str, str]:
         return found[0]
     if found:
         raise ConfigError(
-            f"{name} is the name of several configs; choose one: {', '.join('/'.join(pair) for pair in found)}"
+            f"{name} is the name of several configs; choose one: "
+            f"{', '.join('/'.join(pair) for pair in found)}"
         )
     names = {text: "/".join(pair) for pair in every for text in (pair[1], "/".join(pair))}
     meant = difflib.get_close_matches(wanted, names, n=1)

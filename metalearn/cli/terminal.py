@@ -1,4 +1,6 @@
-"""How things end on a terminal: one clean line per problem, and no noise when the reader of a pipe has left."""
+"""How things end on a terminal: one clean line per problem, and no noise when the reader of a pipe has
+left.
+"""
 
 from __future__ import annotations
 
@@ -48,8 +50,8 @@ def say_error(text: str) -> None:
 class PatientStream:
     """A stream whose reader may leave (`| head -1`): what it would have read is dropped, and the run goes on.
 
-    Characters that steer a terminal become `?`. A full disk behind standard output is an error in one sentence; behind standard
-    error there is nowhere to say it.
+    Characters that steer a terminal become `?`. A full disk behind standard output is an error in one
+    sentence; behind standard error there is nowhere to say it.
     """
 
     def __init__(self, stream: TextIO) -> None:

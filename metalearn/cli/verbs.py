@@ -1,4 +1,5 @@
-"""The one table of verbs: the module behind each, whose `run` goes from parsed words to an exit code and is the help.
+"""The one table of verbs: the module behind each, whose `run` goes from parsed words to an exit code and is
+the help.
 
 Each imports torch inside `run`, once its words are known to be right.
 """

@@ -1,4 +1,6 @@
-"""The `about:` blocks of recipes and groups, which nothing is built from, but which listings and closing tables print."""
+"""The `about:` blocks of recipes and groups, which nothing is built from, but which listings and closing
+tables print.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from metalearn.config.schema import show
 
 
 def about_problems(cfg: Mapping[str, Any]) -> list[str]:
-    """What tables could not print of the prose of a recipe and of its groups. Nothing else of it is judged."""
+    """What tables could not print of the prose of a recipe and of its groups. Nothing else of it is
+    judged.
+    """
     places = {
         "about": cfg.get("about"),
         **{f"{key}.about": value.get("about") for key, value in cfg.items() if isinstance(value, Mapping)},
@@ -28,7 +32,8 @@ def about_problems(cfg: Mapping[str, Any]) -> list[str]:
         published = about.get("published")
         if not named:
             problems.append(
-                f"{path}.figures={show(figures)} is not a list of figures, each with a name and what was published"
+                f"{path}.figures={show(figures)} is not a list of figures, each with a name and what was "
+                "published"
             )
         if published and not (isinstance(published, Mapping) and "value" in published):
             problems.append(f"{path}.published={show(published)} is not a figure with value, unit and source")
@@ -48,7 +53,9 @@ def about_problems(cfg: Mapping[str, Any]) -> list[str]:
 
 
 def place_problems(path: str, figure: Mapping[str, Any]) -> list[str]:
-    """Where a figure was measured, which results are held against: data and algo are names, way and shot whole numbers."""
+    """Where a figure was measured, which results are held against: data and algo are names, way and shot
+    whole numbers.
+    """
     kinds = {"algo": str, "data": str, "way": int, "shot": int}
     wrong = [
         key for key, kind in kinds.items() if figure.get(key) is not None and type(figure[key]) is not kind

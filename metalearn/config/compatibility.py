@@ -1,8 +1,8 @@
 """Which keys make a run the run that it is, and which may change when it is resumed.
 
-Free to change: `device.*` (bits may then differ), the logger, how long to train, where the data lie (their sha256 guards
-what they are), and what is only looked at: logging, saving, what to keep, what a non-finite loss does, and the final
-evaluation. Everything else is science: weights or recorded numbers follow from it.
+Free to change: `device.*` (bits may then differ), the logger, how long to train, where the data lie (their
+sha256 guards what they are), and what is only looked at: logging, saving, what to keep, what a non-finite
+loss does, and the final evaluation. Everything else is science: weights or recorded numbers follow from it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def science(cfg: dict[str, Any], places: Places = NOWHERE) -> dict[str, Any]:
 
 
 def refuse_new_science(old: dict[str, Any], new: dict[str, Any], places: Places = NOWHERE) -> None:
-    """Raise ConfigError with a diff if two results of `science` differ, but for a key of the trainer newer than `old`.
+    """Raise ConfigError with a diff if two results of `science` differ, but for a key of the trainer newer
+    than `old`.
 
     Older runs hold the places of their data to be science, so that these are passed over here as well.
     """
@@ -56,12 +57,15 @@ def refuse_new_science(old: dict[str, Any], new: dict[str, Any], places: Places 
         [*(f"{name}.*" if name == "device" else name for name in FREE[2:-1]), *FREE_EVAL, *places]
     )
     raise ConfigError(
-        f"a resumed run must keep its method and data, but:\n{diff}\nStart a new run with metalearn train. These may change: {allowed}"
+        f"a resumed run must keep its method and data, but:\n{diff}\nStart a new run with metalearn train. "
+        f"These may change: {allowed}"
     )
 
 
 def refuse_other_data(trained_on: str, found: str) -> None:
-    """Raise DataError if two sha256 of a run's data differ, as they were when it began and as they are now."""
+    """Raise DataError if two sha256 of a run's data differ, as they were when it began and as they are
+    now.
+    """
     if trained_on != found:
         then_and_now = f"sha256 {found[:12]}…, was {trained_on[:12]}…"
         raise DataError(

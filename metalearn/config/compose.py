@@ -1,4 +1,5 @@
-"""From words on a command line to one checked dictionary: Hydra composes, and every mistake is reported at once.
+"""From words on a command line to one checked dictionary: Hydra composes, and every mistake is reported at
+once.
 
 Nothing here imports torch, so that a mistake is answered at once.
 """
@@ -32,7 +33,9 @@ SIZES = (
 
 
 def compose(overrides: list[str], config_dir: str | None = None) -> dict[str, Any]:
-    """The resolved configuration as plain dictionaries. Raises ConfigError with every problem that was found."""
+    """The resolved configuration as plain dictionaries. Raises ConfigError with every problem that was
+    found.
+    """
     library = Library(config_dir)
     request = read_overrides(overrides, library)
     problems = list(request.problems)
@@ -87,9 +90,11 @@ def reopen(
 ) -> dict[str, Any]:
     """The configuration of a run folder with values changed from the command line, under the same checks.
 
-    The saved configuration is its own schema. Of the groups only `device` and `logger` may be chosen anew. `trusted` is never
+    The saved configuration is its own schema. Of the groups only `device` and `logger` may be chosen anew.
+    `trusted` is never
     taken from the folder: a run with classes of one's own needs the word again.
-    sizes: given for an evaluation, which may also choose other `data`: what this takes over from the run, as a `data` node.
+    sizes: given for an evaluation, which may also choose other `data`: what this takes over from the run, as
+    a `data` node.
     """
     library = Library(config_dir)
     request = read_overrides(overrides, library)
@@ -110,7 +115,8 @@ def reopen(
             names[group] = option
         else:
             problems.append(
-                f"{choice}: {group} was fixed when the run began; start a new run with metalearn train to change it"
+                f"{choice}: {group} was fixed when the run began; start a new run with metalearn train to "
+                "change it"
             )
     allowed = plain(config)
     values, found = known_values(request.values, allowed, library)
@@ -152,7 +158,9 @@ class Request:
 
 
 def read_overrides(overrides: list[str], library: Library) -> Request:
-    """Sort the words of a command line. A misspelt choice is replaced by what was probably meant, to check the rest."""
+    """Sort the words of a command line. A misspelt choice is replaced by what was probably meant, to check
+    the rest.
+    """
     request = Request()
     for text in overrides:
         try:
@@ -182,7 +190,10 @@ def form_problem(override: Override) -> str | None:
             f"{text}: keys cannot be added, the YAML lists all of them; to set one, write {text.lstrip('+')}"
         )
     if override.is_delete() and key in GROUPS:
-        return f"{text}: a group cannot be removed; choose another {key} with {key}=NAME, see: metalearn ls {key}"
+        return (
+            f"{text}: a group cannot be removed; choose another {key} with {key}=NAME, see: metalearn ls "
+            f"{key}"
+        )
     if override.is_delete():
         return f"{text}: keys cannot be removed; to switch one off, write {key}=null"
     if key == "hydra.searchpath":  # composing with it would already import what it names
@@ -211,7 +222,8 @@ def judge_choice(override: Override, library: Library) -> tuple[str | None, str 
         return f"{written(override)}: there is no {group} to choose yet", None
     if group == "hydra/launcher" and value == "joblib":
         return (
-            f"{written(override)} needs a plugin that is not installed; install it with: pip install 'metalearn-runner[joblib]'",
+            f"{written(override)} needs a plugin that is not installed; install it with: pip install "
+            "'metalearn-runner[joblib]'",
             None,
         )
     meant = schema.closest(str(value), options)
@@ -260,7 +272,9 @@ def chosen_without_experiment(base: dict[str, Any]) -> list[str]:
 
 
 def blame_experiment(problem: str, names: Mapping[str, Any]) -> str:
-    """A key that nothing has can only come from the recipe, whose choices the command line may have replaced."""
+    """A key that nothing has can only come from the recipe, whose choices the command line may have
+    replaced.
+    """
     key, is_key, _ = problem.partition(" is not a key")
     group = key.partition(".")[0]
     if not is_key or not names.get("experiment"):
@@ -269,5 +283,7 @@ def blame_experiment(problem: str, names: Mapping[str, Any]) -> str:
 
 
 def refuse_unkept(cfg: Mapping[str, Any]) -> None:
-    """Raise ConfigError if the final evaluation of training asks for a checkpoint that may be gone by then."""
+    """Raise ConfigError if the final evaluation of training asks for a checkpoint that may be gone by
+    then.
+    """
     raise_if(schema.unkept_problems(cfg))

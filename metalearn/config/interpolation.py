@@ -1,7 +1,8 @@
 """What `${…}` in a YAML may say, judged before it is resolved.
 
-A reference is `${KEY}`, `${oc.env:NAME}` or `${oc.select:KEY,DEFAULT}`. Any other resolver is code that somebody registered in this
-process, `eval` being a popular one. What a reference resolves to is judged afterwards, as if it had been written out.
+A reference is `${KEY}`, `${oc.env:NAME}` or `${oc.select:KEY,DEFAULT}`. Any other resolver is code that
+somebody registered in this process, `eval` being a popular one. What a reference resolves to is judged
+afterwards, as if it had been written out.
 """
 
 from __future__ import annotations
@@ -21,19 +22,23 @@ Place = tuple[str, ...]  # keys from the root of a tree to one of its values
 def reference_problems(tree: Mapping[str, Any]) -> list[str]:
     """What may not be resolved: other resolvers, references within references, and those that multiply."""
     problems = [
-        f"{path}={value}: a reference is ${{KEY}}, ${{oc.env:NAME}} or ${{oc.select:KEY,DEFAULT}}, and nothing else may stand in it"
+        f"{path}={value}: a reference is ${{KEY}}, ${{oc.env:NAME}} or ${{oc.select:KEY,DEFAULT}}, and "
+        "nothing else may stand in it"
         for path, _, value in nodes(tree)
         if isinstance(value, str) and "${" in REFERENCE.sub("", value)
     ]
     if not problems and Expansion(tree).size(()) > LARGEST:
         problems.append(
-            f"references make the configuration larger than {LARGEST} values, or go in a circle; write the values out"
+            f"references make the configuration larger than {LARGEST} values, or go in a circle; write the "
+            "values out"
         )
     return problems
 
 
 def saved_problems(saved: Mapping[str, Any]) -> list[str]:
-    """What no run writes into its configuration: references, which were resolved before, and values that are not plain."""
+    """What no run writes into its configuration: references, which were resolved before, and values that are
+    not plain.
+    """
     problems = []
     for path, _, value in nodes(saved):
         if isinstance(value, str) and "${" in value:
@@ -48,7 +53,9 @@ def saved_problems(saved: Mapping[str, Any]) -> list[str]:
 
 
 class Expansion:
-    """How large a tree becomes when every reference is replaced by what it refers to; each place is measured once."""
+    """How large a tree becomes when every reference is replaced by what it refers to; each place is measured
+    once.
+    """
 
     def __init__(self, tree: Mapping[str, Any]) -> None:
         self.tree = tree
@@ -87,7 +94,9 @@ def entry(value: Any, key: str) -> Any:
 
 
 def targets(value: str, place: Place) -> Iterator[Place]:
-    """The places that the references in a value mean. place: where it stands, since leading dots count from there."""
+    """The places that the references in a value mean. place: where it stands, since leading dots count from
+    there.
+    """
     for found in REFERENCE.finditer(value):
         if found["resolver"] == "oc.env":
             continue

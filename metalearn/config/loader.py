@@ -1,6 +1,7 @@
 """The YAMLs that can be chosen from, and Hydra's loader over them.
 
-The folders that are searched are conf/ (packaged as metalearn.conf), then --config-dir, then $METALEARN_CONFIG_DIR.
+The folders that are searched are conf/ (packaged as metalearn.conf), then --config-dir, then
+$METALEARN_CONFIG_DIR.
 """
 
 from __future__ import annotations
@@ -37,12 +38,16 @@ from metalearn.errors import ConfigError, raise_if
 from metalearn.files import check_yaml
 
 PRIMARY = "train"
-# What Hydra and OmegaConf answer to a YAML that cannot be composed; the built-in ones are their own mistakes on odd content.
+# What Hydra and OmegaConf answer to a YAML that cannot be composed; the built-in ones are their own mistakes
+# on odd content.
 MISTAKES = (
     *(HydraException, OmegaConfBaseException, yaml.YAMLError, OSError),
     *(ValueError, TypeError, LookupError, AttributeError, AssertionError, RecursionError),
 )
-TRUST_HYDRA = "Hydra's own settings count only from the command line; if you trust this YAML with them, add 'trusted=[hydra]'"
+TRUST_HYDRA = (
+    "Hydra's own settings count only from the command line; if you trust this YAML with them, add "
+    "'trusted=[hydra]'"
+)
 OF_THE_RUN = ("runtime", "overrides", "job.override_dirname")  # settings that Hydra fills in itself
 
 
@@ -99,7 +104,8 @@ class Library:
                 value = override.value()
             except HydraException:
                 problems.append(
-                    f"{text!r} is not of the form key=value (quote values with spaces or special characters: 'key=\"a b\"')"
+                    f"{text!r} is not of the form key=value (quote values with spaces or special characters: "
+                    "'key=\"a b\"')"
                 )
             except MISTAKES as error:
                 problems.append(f"{short(text)} cannot be read: {one_line(error)}")
@@ -108,7 +114,8 @@ class Library:
                 parsed.append(override)
                 if not isinstance(value, Sweep) and holds_sweep(value) and not override.is_sweep_override():
                     problems.append(
-                        f"{short(text)}: choice(), range() and their like cannot stand within a list or a mapping"
+                        f"{short(text)}: choice(), range() and their like cannot stand within a list or a "
+                        "mapping"
                     )
         raise_if(problems)
         return parsed
@@ -125,7 +132,8 @@ class Library:
         return {**plain(ours), "hydra": hydra}
 
     def foreign_settings(self, hydra: dict[str, Any], overrides: list[str]) -> list[str]:
-        """Hydra's own settings that a user's YAML changes; some launchers run what their settings say, so that these cannot be judged.
+        """Hydra's own settings that a user's YAML changes; some launchers run what their settings say, so
+        that these cannot be judged.
 
         hydra: as composed from these overrides.
         """
@@ -207,7 +215,10 @@ def one_line(error: BaseException) -> str:
     misplaced = re.search(r"Could not override '(\w+)@\w+\.\1'", str(error))
     if misplaced:
         group = misplaced[1]
-        return f"a YAML of a group chooses another group's default with `override /{group}@_global_.{group}: NAME`"
+        return (
+            f"a YAML of a group chooses another group's default with `override /{group}@_global_.{group}: "
+            "NAME`"
+        )
     cause = error.__cause__ or error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip() and "+" not in line]
     return " ".join(lines[:2])

@@ -1,7 +1,8 @@
-"""What a YAML may name and refer to: `_target_`, Hydra's own settings and `${…}`, judged before anything is imported or resolved.
+"""What a YAML may name and refer to: `_target_`, Hydra's own settings and `${…}`, judged before anything is
+imported or resolved.
 
-A configuration may come from a stranger's folder, so that nothing in it must ever run code. This file judges names and
-references as text; `metalearn.build.instantiate` then judges the object that a name resolves to.
+A configuration may come from a stranger's folder, so that nothing in it must ever run code. This file judges
+names and references as text; `metalearn.build.instantiate` then judges the object that a name resolves to.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ PLUGINS = {
         r"(hydra\._internal\.core_plugins|hydra_plugins\.\w+)\.\w+\.[A-Z]\w*Sweeper"
     ),
 }
-# Of logging, what writes to a stream or a file. Others send records elsewhere, and QueueHandler calls what its `queue` names.
+# Of logging, what writes to a stream or a file. Others send records elsewhere, and QueueHandler calls what
+# its `queue` names.
 LOGGING = re.compile(r"logging\.((Stream|File|Null)Handler|Formatter|handlers\.(Timed)?RotatingFileHandler)")
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 LOG_FILE = re.compile(r"\$\{hydra\.(runtime\.output_dir|sweep\.dir)\}/(\$\{hydra\.job\.name\}|[\w-]+)\.log")
@@ -42,7 +44,9 @@ def nodes(tree: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
 
 
 def is_allowed(target: str, trusted: list[str]) -> bool:
-    """Whether a class of this dotted name may be imported. Nothing with two underscores is a class of anyone's method."""
+    """Whether a class of this dotted name may be imported. Nothing with two underscores is a class of
+    anyone's method.
+    """
     prefixes = (*PREFIXES, *(f"{package}." for package in trusted))
     return bool(NAME.fullmatch(target)) and "__" not in target and target.startswith(prefixes)
 
@@ -61,7 +65,8 @@ def target_problems(cfg: Mapping[str, Any], trusted: list[str]) -> list[str]:
             )
         if isinstance(value, str) and "${" in value:
             problems.append(
-                f"{path}={value} is still an interpolation after everything was resolved; write the value itself"
+                f"{path}={value} is still an interpolation after everything was resolved; write the value "
+                "itself"
             )
     return problems
 
@@ -81,15 +86,19 @@ def judge_target(path: str, value: Any, trusted: list[str]) -> list[str]:
     package = str(value).partition(".")[0]
     if isinstance(value, str) and NAME.fullmatch(value) and package not in ("metalearn", "torch"):
         return [
-            f"{path}={value} is outside the trusted packages; if you trust its code, add 'trusted=[{package}]' to the command line"
+            f"{path}={value} is outside the trusted packages; if you trust its code, add "
+            f"'trusted=[{package}]' to the command line"
         ]
     return [
-        f"{path}={value} is not a class that a configuration may name; allowed are {', '.join(p + '*' for p in PREFIXES)}"
+        f"{path}={value} is not a class that a configuration may name; allowed are "
+        f"{', '.join(p + '*' for p in PREFIXES)}"
     ]
 
 
 def hydra_problems(hydra: Mapping[str, Any]) -> list[str]:
-    """The same for Hydra's own settings: launchers, sweepers, and logging to streams and to files of the run only."""
+    """The same for Hydra's own settings: launchers, sweepers, and logging to streams and to files of the run
+    only.
+    """
     problems = []
     for path, key, value in nodes(hydra, "hydra"):
         if key == "_target_" and not (

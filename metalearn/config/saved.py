@@ -1,8 +1,9 @@
-"""What the configuration of a run folder must hold, and what it may lack because the run is older than the key.
+"""What the configuration of a run folder must hold, and what it may lack because the run is older than the
+key.
 
-A new key of `trainer`, `eval`, `device` or of a new group has its default of today in older runs. Nothing stands in for a key of
-`algo`, `data`, `model` or `optimizer`, from which results follow; an argument that a class did not have then is left to the class:
-its own default, or a refusal if it has none.
+A new key of `trainer`, `eval`, `device` or of a new group has its default of today in older runs. Nothing
+stands in for a key of `algo`, `data`, `model` or `optimizer`, from which results follow; an argument that a
+class did not have then is left to the class: its own default, or a refusal if it has none.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ def newer_keys(saved: dict[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def defaults() -> Mapping[str, Any]:
-    """Dotted names of the keys that a run may lack, with the values that it then means. Keys of classes are not among them."""
+    """Dotted names of the keys that a run may lack, with the values that it then means. Keys of classes are
+    not among them.
+    """
     needed = {*ALWAYS} - {*GROWING}
     return {
         name: value
@@ -106,7 +109,8 @@ def read_saved_with_notes(run_dir: Path) -> tuple[dict[str, Any], list[str]]:
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise ConfigError(
-            f"{run_dir} is no run (it has no config.yaml); give the folder that metalearn train printed, or see metalearn ls runs"
+            f"{run_dir} is no run (it has no config.yaml); give the folder that metalearn train printed, or "
+            "see metalearn ls runs"
         )
     try:
         saved = read_yaml(path)

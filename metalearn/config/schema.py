@@ -1,7 +1,7 @@
 """Which keys there are, of what type their values are, and what these may be. Checked without torch.
 
-The composed YAML is the schema. The tables below hold only what a default cannot tell: the type of a key whose default is null,
-the range of a shared key, and the words that a key chooses from.
+The composed YAML is the schema. The tables below hold only what a default cannot tell: the type of a key
+whose default is null, the range of a shared key, and the words that a key chooses from.
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ def hint(word: str, names: Iterable[str]) -> str:
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of everything that is not itself a mapping; `about:` blocks are prose and are left out."""
+    """Dotted key and value of everything that is not itself a mapping; `about:` blocks are prose and are left
+    out.
+    """
     for key, value in tree.items():
         if key == "about":
             continue
@@ -118,7 +120,9 @@ def lookup(tree: Any, key: str) -> tuple[bool, Any]:
 def check_types(
     schema: dict[str, Any], tree: dict[str, Any], prefix: str = ""
 ) -> tuple[dict[str, Any], list[str]]:
-    """The tree with whole numbers made float where the schema says float, and a sentence per key that does not fit."""
+    """The tree with whole numbers made float where the schema says float, and a sentence per key that does
+    not fit.
+    """
     fitted, problems = {}, []
     for key, value in tree.items():
         name = f"{prefix}{key}"
@@ -170,7 +174,8 @@ def fit(name: str, default: Any, value: Any) -> tuple[Any, list[str]]:
 
 
 def fit_elements(name: str, default: list[Any], value: list[Any]) -> tuple[Any, list[str]]:
-    """Every element of a list must be of the type of the default's first element; one that the default holds is right as it is.
+    """Every element of a list must be of the type of the default's first element; one that the default holds
+    is right as it is.
 
     A mapping may have the keys that any mapping of the default has, and not all of them.
     """
@@ -190,7 +195,8 @@ def fit_elements(name: str, default: list[Any], value: list[Any]) -> tuple[Any, 
 def fit_mapping(name: str, schema: dict[str, Any], element: Any) -> tuple[Any, list[str]]:
     if not isinstance(element, dict):
         return element, [
-            f"{name}={show(element)} is not several keys, such as {{{', '.join(f'{key}: …' for key in list(schema)[:4])}}}"
+            f"{name}={show(element)} is not several keys, such as "
+            f"{{{', '.join(f'{key}: …' for key in list(schema)[:4])}}}"
         ]
     return check_types(schema, element, f"{name}.")
 
@@ -274,7 +280,9 @@ SPLITS = ("train", "val", "test")
 
 
 def value_problems(cfg: Mapping[str, Any]) -> list[str]:
-    """Values out of range, unknown words, and keys that contradict each other. Wrong types are not judged here."""
+    """Values out of range, unknown words, and keys that contradict each other. Wrong types are not judged
+    here.
+    """
     problems = []
     for name, value in leaves(cfg):
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -310,13 +318,15 @@ def rules(cfg: Mapping[str, Any]) -> list[str]:
         and not checkpoint.removeprefix("step-").isdecimal()
     ):
         problems.append(
-            f"eval.checkpoint={checkpoint} is none of best, last, step-NUMBER{hint(checkpoint, ['best', 'last'])}"
+            f"eval.checkpoint={checkpoint} is none of best, last, "
+            f"step-NUMBER{hint(checkpoint, ['best', 'last'])}"
         )
     rotations = get("data.rotations")
     for split in rotations if isinstance(rotations, list) else []:
         if split not in SPLITS:
             problems.append(
-                f"data.rotations names {show(split)}, which is none of train, val, test{hint(str(split), SPLITS)}"
+                f"data.rotations names {show(split)}, which is none of train, val, "
+                f"test{hint(str(split), SPLITS)}"
             )
     return problems
 
@@ -326,7 +336,8 @@ def rank_problems(ranks: Any, tasks: Any) -> list[str]:
         return [f"device.ranks={ranks} is neither a whole number nor auto{hint(ranks, ['auto'])}"]
     if type(ranks) is int and type(tasks) is int and 1 <= tasks < ranks:
         return [
-            f"device.ranks={ranks} but trainer.meta_batch_size={tasks}: a rank without a task has nothing to do; use device.ranks={tasks}"
+            f"device.ranks={ranks} but trainer.meta_batch_size={tasks}: a rank without a task has nothing to "
+            f"do; use device.ranks={tasks}"
         ]
     return []
 
@@ -337,6 +348,8 @@ def unkept_problems(cfg: Mapping[str, Any]) -> list[str]:
     if not isinstance(checkpoint, str) or not checkpoint.removeprefix("step-").isdecimal():
         return []
     return [
-        f"eval.checkpoint={checkpoint}: training keeps its best and its newest checkpoints only, and judges one of them; "
-        f"choose best or last, and judge another one that was kept with: metalearn eval RUN_DIR eval.checkpoint={checkpoint}"
+        f"eval.checkpoint={checkpoint}: training keeps its best and its newest checkpoints only, and judges "
+        "one of them; "
+        "choose best or last, and judge another one that was kept with: metalearn eval RUN_DIR "
+        f"eval.checkpoint={checkpoint}"
     ]

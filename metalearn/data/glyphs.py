@@ -84,7 +84,14 @@ class Glyphs(ImageClasses):
 
     def _load(self) -> ImageSet:
         image_size = self.input_spec.shape[-1]
-        name = f"glyphs-{key_of(version=VERSION, seed=self.seed, classes=self.num_classes, drawings=self.num_drawings, size=image_size)}"
+        key = key_of(
+            version=VERSION,
+            seed=self.seed,
+            classes=self.num_classes,
+            drawings=self.num_drawings,
+            size=image_size,
+        )
+        name = f"glyphs-{key}"
         prepared = cached(
             self.folder,
             name,
@@ -118,7 +125,8 @@ def draw_glyphs(num_classes: int, num_drawings: int, seed: int, image_size: int)
 
 
 def characters(key: Tensor) -> tuple[Tensor, Tensor]:
-    """Control points (C, S, CONTROLS, 2) in about [-1, 1] and the weight (C, S) of each stroke: 1, or 0 if unused.
+    """Control points (C, S, CONTROLS, 2) in about [-1, 1] and the weight (C, S) of each stroke: 1, or 0 if
+    unused.
 
     A stroke begins where an earlier one passed, or anywhere, and wanders with a turning heading.
     """

@@ -28,8 +28,9 @@ NAMED = 5  # classes that a message names before it counts
 class ImageFolder(ImageClasses):
     """root: `root/<class>/*.png|jpg|jpeg`, or `root/{train,val,test}/<class>/…`, whose splits then hold.
 
-    partition: `random`, or a file that maps classes to splits. min_images: leave out classes with fewer images.
-    The constructor lists the folders, so that `check` knows whether the sizes can be had; it opens no image.
+    partition: `random`, or a file that maps classes to splits. min_images: leave out classes with fewer
+    images. The constructor lists the folders, so that `check` knows whether the sizes can be had; it opens no
+    image.
     """
 
     name = "image_folder"
@@ -80,7 +81,8 @@ class ImageFolder(ImageClasses):
             problems.append(f"data.resize={self.resize}; expected one of {', '.join(METHODS)}")
         if len(self.fractions) != 3 or min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6:
             problems.append(
-                f"data.fractions={list(self.fractions)}; expected three shares of train, val and test that add up to 1"
+                f"data.fractions={list(self.fractions)}; expected three shares of train, val and test that "
+                "add up to 1"
             )
         if self.partition != "random" and Path(self.partition).suffix not in (
             ".json",
@@ -89,7 +91,8 @@ class ImageFolder(ImageClasses):
             ".csv",
         ):
             problems.append(
-                f"data.partition={self.partition}; expected random, or the path of a .json, .yaml or .csv file"
+                f"data.partition={self.partition}; expected random, or the path of a .json, .yaml or .csv "
+                "file"
             )
         if problems:
             raise ConfigError(problems)
@@ -100,7 +103,8 @@ class ImageFolder(ImageClasses):
         folders = [folder for folder in class_folders(path) if len(folder.files) >= self.min_images]
         if not folders:
             raise DataError(
-                f"data.root={path} has no class with data.min_images={self.min_images} images; lower data.min_images"
+                f"data.root={path} has no class with data.min_images={self.min_images} images; lower "
+                "data.min_images"
             )
         names = [folder.name for folder in folders]
         if self.partition != "random":
@@ -154,7 +158,9 @@ class ImageFolder(ImageClasses):
         return {"images": images}, {"classes": [folder.name for folder in self.folders], ORIGIN: contents}
 
     def _counts(self) -> dict[Split, tuple[int, int]]:
-        """Enough images in every class: `_size_problems` names those that have fewer than an episode asks for."""
+        """Enough images in every class: `_size_problems` names those that have fewer than an episode asks
+        for.
+        """
         return {
             split: (len(self.split_classes[split]), shape.per_class) for split, shape in self.shapes.items()
         }
@@ -181,12 +187,15 @@ class ImageFolder(ImageClasses):
             return []
         named = ", ".join(short[:NAMED]) + (f" and {len(short) - NAMED} more" if len(short) > NAMED else "")
         return [
-            f"{len(short)} of {len(asked)} classes have fewer images than the {needed} of shot + query_shot: {named}. "
+            f"{len(short)} of {len(asked)} classes have fewer images than the {needed} of shot + query_shot: "
+            f"{named}. "
             f"Lower data.shot or data.query_shot, or leave these classes out with data.min_images={needed}"
         ]
 
     def _with_way_out(self, problem: str, splits: Sequence[Split]) -> str:
-        """What a split that is judged alone may do about too few classes, if none of the others was trained on."""
+        """What a split that is judged alone may do about too few classes, if none of the others was trained
+        on.
+        """
         if (
             len(splits) > 1
             or self.layout != "random"
@@ -213,5 +222,7 @@ class ImageFolder(ImageClasses):
 
 
 def _listing(root: Path, files: Sequence[Path]) -> list[tuple[str, int, int]]:
-    """What tells one state of the folder from another without reading the images: path, bytes, time of change."""
+    """What tells one state of the folder from another without reading the images: path, bytes, time of
+    change.
+    """
     return [(str(file.relative_to(root)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]

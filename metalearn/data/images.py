@@ -1,4 +1,5 @@
-"""What all sources of labelled images share: splits of classes, rotations as classes, episodes, flat minibatches.
+"""What all sources of labelled images share: splits of classes, rotations as classes, episodes, flat
+minibatches.
 
 Images live on the device as uint8, one tensor per split, rotated copies included; a batch is a gather.
 Shape letters: T tasks, N images, C channels.
@@ -45,7 +46,8 @@ class ImageSet:
     """All images of a source, sorted by class. images: uint8 (N, C, H, H); sizes: images per class, in order.
 
     partition: class numbers of each split. sha256: over the images and classes.
-    names: of the classes; None: they have none. contents: sha256 of each class before anything was done to its images; None: no files.
+    names: of the classes; None: they have none. contents: sha256 of each class before anything was done to
+    its images; None: no files.
     """
 
     images: Tensor
@@ -105,7 +107,9 @@ class ImageClasses(Source):
         """What a result must state beyond the sizes of its episodes: partition, resize, …"""
 
     def _counts(self) -> Mapping[Split, tuple[int, int]]:
-        """Classes of each split, rotated copies aside, and images of the smallest. Override where these are known without an image."""
+        """Classes of each split, rotated copies aside, and images of the smallest. Override where these are
+        known without an image.
+        """
         sizes = {
             split: [self._set.sizes[number] for number in self._set.partition[split]] for split in SPLITS
         }
@@ -243,7 +247,9 @@ class ImageClasses(Source):
 
 
 class Stores(dict[Split, ClassStore]):
-    """The examples of each split, gathered when they are first asked for: an evaluation needs one split of three."""
+    """The examples of each split, gathered when they are first asked for: an evaluation needs one split of
+    three.
+    """
 
     def __init__(self, make: Callable[[Split], ClassStore]) -> None:
         super().__init__()
@@ -255,7 +261,9 @@ class Stores(dict[Split, ClassStore]):
 
 
 def share_with_twins(num_drawn: int, way: int) -> float:
-    """Probability that `way` of 4·num_drawn classes, all equally likely, hold two turns of one of the num_drawn."""
+    """Probability that `way` of 4·num_drawn classes, all equally likely, hold two turns of one of the
+    num_drawn.
+    """
     factors = ((TURNS * (num_drawn - k)) / (TURNS * num_drawn - k) for k in range(way))
     return 1.0 if way > num_drawn else 1.0 - math.prod(factors)
 
@@ -291,7 +299,9 @@ def shape_problems(shapes: Mapping[Split, EpisodeShape]) -> list[str]:
 def count_problems(
     name: str, shapes: Mapping[Split, EpisodeShape], have: Mapping[Split, tuple[int, int]]
 ) -> list[str]:
-    """Sizes that this data cannot give. have: number of classes and images of the smallest class, per split."""
+    """Sizes that this data cannot give. have: number of classes and images of the smallest class, per
+    split.
+    """
     found: dict[tuple[str, str], list[str]] = {}  # (what is asked, what to change): what each split has
     for split, shape in shapes.items():
         num_classes, smallest = have[split]
@@ -300,7 +310,10 @@ def count_problems(
             asked = f"{way}={shape.way} but ", f"; lower {way} or give the split more classes"
             found.setdefault(asked, []).append(f"split '{split}' of {name} has {num_classes} classes")
         if num_classes and shape.per_class > smallest:
-            sizes = f"{shot}={shape.shot} + {query_shot}={shape.query_shot} needs {shape.per_class} images per class"
+            sizes = (
+                f"{shot}={shape.shot} + {query_shot}={shape.query_shot} needs {shape.per_class} images "
+                "per class"
+            )
             asked = f"{sizes}, but ", f"; lower {shot} or {query_shot}"
             found.setdefault(asked, []).append(f"split '{split}' of {name} has a class with {smallest}")
     return [f"{before}{' and '.join(haves)}{after}" for (before, after), haves in found.items()]

@@ -37,7 +37,9 @@ STRADDLING, LAST_IN_TRAIN = "Gurmukhi", 41
 
 
 class Omniglot(ImageClasses):
-    """root: a folder that holds the archives or their extracted folders; read only, None means $METALEARN_DATA, else cache_dir."""
+    """root: a folder that holds the archives or their extracted folders; read only, None means
+    $METALEARN_DATA, else cache_dir.
+    """
 
     name = "omniglot"
     locations = (Location("root"), CACHE)

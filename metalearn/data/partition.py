@@ -17,7 +17,10 @@ from metalearn.files import MAX_JSON, read_json, read_text, read_yaml
 from metalearn.hashing import choose
 
 PARTITION_DRAW = -4
-EXPECTED = "expected a mapping of train, val and test to lists of classes, or of classes to splits (CSV: columns class,split)"
+EXPECTED = (
+    "expected a mapping of train, val and test to lists of classes, or of classes to splits (CSV: "
+    "columns class,split)"
+)
 
 
 def split_sizes(num_classes: int, fractions: Sequence[float]) -> dict[Split, int]:
@@ -36,7 +39,8 @@ def random_partition(num_classes: int, sizes: Mapping[Split, int], seed: int) ->
 
 
 def file_partition(path: Path, names: Sequence[str]) -> dict[Split, list[int]]:
-    """Class numbers of each split, as a JSON, YAML or CSV file says. Classes that it does not name are left out.
+    """Class numbers of each split, as a JSON, YAML or CSV file says. Classes that it does not name are left
+    out.
 
     Raises ConfigError with every name that is unknown, named twice, or given to something that is no split.
     """
@@ -73,7 +77,8 @@ def _pairs(path: Path) -> list[tuple[str, Any]]:
         content = read_json(path) if path.suffix == ".json" else read_yaml(path)
     except OSError as error:
         raise ConfigError(
-            f"data.partition={path} cannot be read ({error.strerror}); expected random or a .json, .yaml or .csv file"
+            f"data.partition={path} cannot be read ({error.strerror}); expected random or a .json, .yaml or "
+            ".csv file"
         ) from error
     except (ValueError, KeyError, csv.Error) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -49,7 +49,9 @@ class Preprocessing:
 
     @staticmethod
     def of(spec: InputSpec | dict[str, InputSpec], said: Mapping[str, Any]) -> Preprocessing:
-        """said: by `Source.preprocessing`. ValueError for what is not known here, as inputs would come out wrong."""
+        """said: by `Source.preprocessing`. ValueError for what is not known here, as inputs would come out
+        wrong.
+        """
         if not said:
             return Preprocessing(spec)
         if said.keys() != {"resize", "invert"}:
@@ -66,8 +68,9 @@ class Preprocessing:
     def __call__(self, inputs: Any) -> Inputs:
         """Model inputs (n, …), n ≥ 1, from a batch as a person has it; ConfigError names what does not fit.
 
-        Images: paths, PIL images or uint8 arrays (h, w), (h, w, 3) or (3, h, w), resized and scaled as the run's own data.
-        Floating-point arrays and tensors, and mappings of them, are taken to be model inputs already.
+        Images: paths, PIL images or uint8 arrays (h, w), (h, w, 3) or (3, h, w), resized and scaled as the
+        run's own data. Floating-point arrays and tensors, and mappings of them, are taken to be model inputs
+        already.
         """
         if isinstance(self.spec, dict):
             return _mapping(inputs, self.spec)
@@ -103,7 +106,9 @@ class Preprocessing:
         return torch.from_numpy(255 - pixels if self.invert else pixels.copy()).permute(2, 0, 1) / 255.0
 
     def _floats(self, images: Any) -> Tensor:
-        """Images that are model inputs already, (n, C, H, W): never resized or inverted, so their range must fit too."""
+        """Images that are model inputs already, (n, C, H, W): never resized or inverted, so their range must
+        fit too.
+        """
         assert isinstance(self.spec, InputSpec)
         x = _rows(
             "inputs",
@@ -113,7 +118,8 @@ class Preprocessing:
         )
         if not (x.min() >= 0 and x.max() <= 1):  # written so that NaN fails
             raise ConfigError(
-                f"{_dtype(images)} images with {_range(x)}; expected [0, 1], and the run's own polarity; divide by 255?"
+                f"{_dtype(images)} images with {_range(x)}; expected [0, 1], and the run's own polarity; "
+                "divide by 255?"
             )
         return x
 
@@ -127,7 +133,8 @@ def _mapping(inputs: Any, specs: dict[str, InputSpec]) -> dict[str, Tensor]:
     rows = {name: _rows(f"inputs[{name!r}]", inputs[name], specs[name]) for name in sorted(specs)}
     if len({len(x) for x in rows.values()}) > 1:
         raise ConfigError(
-            f"inputs have {', '.join(f'{name}: {len(x)}' for name, x in rows.items())} rows; expected as many of each"
+            f"inputs have {', '.join(f'{name}: {len(x)}' for name, x in rows.items())} rows; expected as "
+            "many of each"
         )
     return rows
 
@@ -147,7 +154,8 @@ def _rows(what: str, values: Any, spec: InputSpec, hint: str = "") -> Tensor:
         return x.to(torch.get_default_dtype())
     if x.is_floating_point() or x.min() < 0 or x.max() >= spec.num_categories:
         raise ConfigError(
-            f"{what} of {_dtype(x)} with {_range(x)}; expected whole numbers from 0 to {spec.num_categories - 1}"
+            f"{what} of {_dtype(x)} with {_range(x)}; expected whole numbers from 0 to "
+            f"{spec.num_categories - 1}"
         )
     return x.to(torch.int64)
 
@@ -186,7 +194,9 @@ def _opened(picture: Any) -> Image.Image:
 
 
 def _bytes(picture: Any) -> np.ndarray:
-    """An array or tensor of one image as uint8 (h, w), (h, w, 3) or (h, w, 4); channels may come first or last."""
+    """An array or tensor of one image as uint8 (h, w), (h, w, 3) or (h, w, 4); channels may come first or
+    last.
+    """
     if not isinstance(picture, np.ndarray | Tensor):
         raise ConfigError(f"an image is a path, a PIL image or an array, not {type(picture).__name__}")
     pixels = picture.cpu().numpy() if torch.is_tensor(picture) else picture

@@ -1,4 +1,5 @@
-"""Which classes and examples an episode holds: pure functions of (seed, split, task index), all tasks at once.
+"""Which classes and examples an episode holds: pure functions of (seed, split, task index), all tasks at
+once.
 
 Nothing is carried from one call to the next, so the same task comes out for any meta-batch size, plan,
 process count and resume point. Shape letters: T tasks, W ways, K shots, C classes, N examples.
@@ -20,14 +21,17 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 SPLIT_IDS = {"train": 0, "val": 1, "test": 2}
 # Words folded into a task's key. Negative, since algorithms number their own draws 0, 1, …
 CLASS_DRAW, EXAMPLE_DRAW, EPOCH_DRAW, QUERY_DRAW = -1, -2, -3, -4
-# Keys hashed per block of tasks: 1 MiB of int64 stays in a core's cache, which doubles the speed on 4,112 classes.
+# Keys hashed per block of tasks: 1 MiB of int64 stays in a core's cache, which doubles the speed on 4,112
+# classes.
 BLOCK = 1 << 17
 INDEX_BITS = 20
 
 
 @dataclass(frozen=True, eq=False)
 class ClassStore:
-    """The examples of one split, on one device, sorted by class. rows: (N, …); size: int64 (C,), examples per class."""
+    """The examples of one split, on one device, sorted by class. rows: (N, …); size: int64 (C,), examples per
+    class.
+    """
 
     rows: Tensor
     size: Tensor
@@ -74,9 +78,11 @@ def draw_examples(key: Tensor, classes: Tensor, store: ClassStore, shot: int) ->
 def draw_episodes(
     key: Tensor, store: ClassStore, *, way: int, shot: int, query_shot: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Row numbers of support (T, W·shot) and query (T, W·query_shot), disjoint, and the labels of the queries.
+    """Row numbers of support (T, W·shot) and query (T, W·query_shot), disjoint, and the labels of the
+    queries.
 
-    The support is sorted by label; the queries stand in random order, so that a place tells nothing of the answer.
+    The support is sorted by label; the queries stand in random order, so that a place tells nothing of the
+    answer.
     """
     classes = draw_classes(key, store.num_classes, way)
     rows = draw_examples(key, classes, store, shot + query_shot)
@@ -86,7 +92,8 @@ def draw_episodes(
 
 
 def shuffled(seed: int, split: Split, *, first: int, count: int, total: int, device: torch.device) -> Tensor:
-    """Entries first … first+count-1 of an endless stream of shuffled passes over range(total), int64 (count,).
+    """Entries first … first+count-1 of an endless stream of shuffled passes over range(total), int64
+    (count,).
 
     Each pass holds every index once; a pass is a pure function of (seed, split, its number).
     """

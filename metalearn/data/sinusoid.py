@@ -36,7 +36,9 @@ FUNCTION_DRAW, POINT_DRAW = -1, -2
 
 
 class Sinusoid(Source):
-    """shot and query_shot: points of the support and of the query. amplitude, phase, interval: [low, high] of A, φ and x."""
+    """shot and query_shot: points of the support and of the query. amplitude, phase, interval: [low, high] of
+    A, φ and x.
+    """
 
     name = "sinusoid"
 

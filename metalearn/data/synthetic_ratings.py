@@ -39,7 +39,9 @@ RATING_DRAW = -1
 
 
 class World(NamedTuple):
-    """All that was ever rated. item and rating: (U, R), of which the first num_ratings (U,) of a row are real."""
+    """All that was ever rated. item and rating: (U, R), of which the first num_ratings (U,) of a row are
+    real.
+    """
 
     user_codes: Tensor  # (U, attributes)
     item_codes: Tensor  # (I, attributes)
@@ -49,7 +51,9 @@ class World(NamedTuple):
 
 
 class SyntheticRatings(Source):
-    """Users with min_ratings…max_ratings ratings; query_shot of them are the query, all the others the support."""
+    """Users with min_ratings…max_ratings ratings; query_shot of them are the query, all the others the
+    support.
+    """
 
     name = "synthetic_ratings"
 
@@ -83,14 +87,16 @@ class SyntheticRatings(Source):
             found.append(f"data.query_shot={self.query_shot}; expected at least 1")
         if self.query_shot >= self.min_ratings:
             found.append(
-                f"data.query_shot={self.query_shot} leaves nothing to adapt on for users with data.min_ratings={self.min_ratings}; "
+                f"data.query_shot={self.query_shot} leaves nothing to adapt on for users with "
+                f"data.min_ratings={self.min_ratings}; "
                 "lower data.query_shot or raise data.min_ratings"
             )
         if self.max_ratings < self.min_ratings:
             found.append(f"data.max_ratings={self.max_ratings} is below data.min_ratings={self.min_ratings}")
         if self.max_ratings > self.num_items:
             found.append(
-                f"data.max_ratings={self.max_ratings} but there are data.num_items={self.num_items} to rate; raise data.num_items"
+                f"data.max_ratings={self.max_ratings} but there are data.num_items={self.num_items} to rate; "
+                "raise data.num_items"
             )
         if not self.noise >= 0:
             found.append(f"data.noise={self.noise}; expected at least 0")
@@ -138,7 +144,9 @@ class SyntheticRatings(Source):
         return split_sizes(self.num_users, FRACTIONS)[split]
 
     def members(self, split: Split) -> Members:
-        """Users by seed and number alone, from which attributes and taste follow, whatever was rated and with how much noise."""
+        """Users by seed and number alone, from which attributes and taste follow, whatever was rated and with
+        how much noise.
+        """
         first = self._first_user(split)
         return [
             Member(self.name, f"seed={self.seed}/user={number}")
@@ -172,7 +180,9 @@ class SyntheticRatings(Source):
         return sum(self.num_tasks(earlier) for earlier in SPLITS[: SPLITS.index(split)])
 
     def _rows(self, user: Tensor, order: Tensor, real: Tensor) -> Examples:
-        """Ratings number `order` (T, n) of users (T,). Padding is an item of its own, rated 0, which the mask hides."""
+        """Ratings number `order` (T, n) of users (T,). Padding is an item of its own, rated 0, which the mask
+        hides.
+        """
         world = self._world
         item = world.item[user[:, None], order]
         x = {
@@ -200,7 +210,8 @@ def make_world(num_users: int, num_items: int, ratings: tuple[int, int], seed: i
 def _population(
     key: Tensor, group: Tensor, attributes: Mapping[str, int], explained: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Attribute codes (n, A), and bias (n,) and factors (n, K) of unit variance, of which attributes explain a share.
+    """Attribute codes (n, A), and bias (n,) and factors (n, K) of unit variance, of which attributes explain
+    a share.
 
     Codes of different attributes do not overlap, so that one embedding table serves them all.
     """

@@ -1,7 +1,8 @@
 """Compiling a plan in a process of its own, before this one needs what comes of it.
 
-That process can be ended with all that it started: when compiling can no longer pay for itself, when it hangs, and when the run is told
-to stop. What it made goes into the cache of PyTorch's compiler as a whole or not at all, and is found there by this process and its ranks,
+That process can be ended with all that it started: when compiling can no longer pay for itself, when it
+hangs, and when the run is told to stop. What it made goes into the cache of PyTorch's compiler as a whole or
+not at all, and is found there by this process and its ranks,
 for which compiling is then a tenth of the work: they read the method, and load the rest.
 """
 
@@ -34,11 +35,16 @@ from metalearn.engine.loader import draw_batch
 from metalearn.engine.plan_check import in_full_precision
 from metalearn.errors import ConfigError, MetalearnError
 
-# As for a rank: the search path of this process replaces its own, in which the working folder would come first.
-PROGRAM = "import sys; sys.path[:] = sys.argv[1].split('\\n'); from metalearn.distributed.entry import compile_plan; compile_plan(sys.argv[2:])"
+# As for a rank: the search path of this process replaces its own, in which the working folder would come
+# first.
+PROGRAM = (
+    "import sys; sys.path[:] = sys.argv[1].split('\\n'); from metalearn.distributed.entry import "
+    "compile_plan; compile_plan(sys.argv[2:])"
+)
 LOOK_EVERY = 0.2  # seconds
 STILL, LEAST = 60.0, 1.0  # seconds in which a compiler that does not hang computes, and for how long at least
-CROWDED = 10.0  # times as long as the limit, by the clock, that compiling may take on a machine that others keep busy
+# times as long as the limit, by the clock, that compiling may take on a machine that others keep busy
+CROWDED = 10.0
 STALE = 86_400.0  # seconds after which a folder to compile in was left behind by a machine that went away
 
 
@@ -51,9 +57,11 @@ def compile_ahead(
     proven: bool,
     check: Callable[[], None],
 ) -> Attempt:
-    """Let the compiler's cache hold what this plan needs, at the cost of at most so many seconds of processor time.
+    """Let the compiler's cache hold what this plan needs, at the cost of at most so many seconds of processor
+    time.
 
-    key: of this graph on this machine; compiled once, it is not compiled again. limit: None for as long as it takes.
+    key: of this graph on this machine; compiled once, it is not compiled again. limit: None for as long as it
+    takes.
     proven: also the method in full precision, which plans are proved with. check: raises to stop.
     """
     cache = os.environ.get(COMPILER_CACHE)
@@ -105,7 +113,9 @@ def vouches(mark: Path, cache: Path) -> bool:
 
 
 def adopt(folder: Path, cache: Path) -> list[str]:
-    """Move the files of one cache into another, each at once. Their names, which are hashes of what is in them."""
+    """Move the files of one cache into another, each at once. Their names, which are hashes of what is in
+    them.
+    """
     moved = []
     for path in sorted(folder.rglob("*")):
         target = cache / path.relative_to(folder)
@@ -125,7 +135,9 @@ def run_ended_in_time(
     limit: float | None,
     check: Callable[[], None],
 ) -> Attempt:
-    """What became of a command that reads these words; see `compile_ahead`. No process of its session outlives this call."""
+    """What became of a command that reads these words; see `compile_ahead`. No process of its session
+    outlives this call.
+    """
     with ProcessSession(command, words, environment) as session:
         while session.process.poll() is None:
             check()
@@ -144,7 +156,9 @@ def run_ended_in_time(
 
 
 class ProcessSession:
-    """Context in which a command and all that it starts live, in a session of their own: no key of the terminal reaches them."""
+    """Context in which a command and all that it starts live, in a session of their own: no key of the
+    terminal reaches them.
+    """
 
     def __init__(self, command: list[str], words: str, environment: dict[str, str]) -> None:
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - without a name, until __exit__
@@ -180,7 +194,9 @@ class ProcessSession:
         return self._output.read().decode(errors="replace")
 
     def seconds(self) -> float:
-        """Processor time of all its processes, and not more than the time by the clock, in which several may have computed."""
+        """Processor time of all its processes, and not more than the time by the clock, in which several may
+        have computed.
+        """
         elapsed = time.monotonic() - self._start
         if self.process.returncode is None:
             used = processor_seconds(self.process.pid)
@@ -202,7 +218,9 @@ class ProcessSession:
 
 
 def processor_seconds(session: int) -> float | None:
-    """Of all processes of a session, with their children that ended; None where the system does not list processes in /proc."""
+    """Of all processes of a session, with their children that ended; None where the system does not list
+    processes in /proc.
+    """
     ticks: list[int] = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it ended meanwhile

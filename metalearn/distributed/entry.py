@@ -1,4 +1,5 @@
-"""The first lines of a process that a run starts, to be a rank or to compile: whose orders it follows, and that it ends with its parent.
+"""The first lines of a process that a run starts, to be a rank or to compile: whose orders it follows, and
+that it ends with its parent.
 
 Nothing here imports torch, which takes seconds, in which the parent may die.
 """
@@ -47,7 +48,9 @@ def leave_signals_to_parent() -> None:
 
 
 def share(command: Callable[[], int]) -> int:
-    """Run a command in the one process that this is, or in rank 0 of those that a launcher started; its exit code."""
+    """Run a command in the one process that this is, or in rank 0 of those that a launcher started; its exit
+    code.
+    """
     started = launched()
     if started is None:
         return command()
@@ -78,7 +81,8 @@ def end_with(parent: int) -> None:
 
 
 def end_session_with_this() -> None:
-    """Let all that this process starts end with it, however it ends: a compiler starts workers, and they start compilers.
+    """Let all that this process starts end with it, however it ends: a compiler starts workers, and they
+    start compilers.
 
     This process must lead a session of its own, and have one thread.
     """

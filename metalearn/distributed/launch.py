@@ -1,6 +1,7 @@
 """Starting the ranks of a run, meeting them, and saying what became of one that is gone.
 
-Rank 0 starts the others as processes of its own, or a launcher such as torchrun started all of them. Either way they
+Rank 0 starts the others as processes of its own, or a launcher such as torchrun started all of them. Either
+way they
 meet at a store, from which the others read what to build: a file in a private folder, or the launcher's.
 """
 
@@ -48,7 +49,9 @@ POLL = 0.02  # seconds
 
 
 def pinned(cfg: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with device.ranks as the number that this run has. A launcher has already decided it."""
+    """The configuration with device.ranks as the number that this run has. A launcher has already decided
+    it.
+    """
     wanted, started = cfg["device"]["ranks"], launched()
     if started is not None and wanted not in (1, "auto", started[1]):
         raise ConfigError(
@@ -168,7 +171,9 @@ def release_siblings() -> None:
 
 @contextmanager
 def loopback() -> Iterator[None]:
-    """Let gloo listen to this machine alone, and not look for the address of its name. A launcher may span machines."""
+    """Let gloo listen to this machine alone, and not look for the address of its name. A launcher may span
+    machines.
+    """
     names = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
     key = "GLOO_SOCKET_IFNAME"
     if key in os.environ or launched() is not None or not names:
@@ -231,7 +236,9 @@ def serve_rank(
     rank: int,
     ranks: int,
 ) -> None:
-    """Build what rank 0 has built, meet it, and do as it says until it lets go. trained: as in `Parts.build`."""
+    """Build what rank 0 has built, meet it, and do as it says until it lets go. trained: as in
+    `Parts.build`.
+    """
     fault("rank:start")
     parts = Parts.build(cfg, rank, trained)
     executor = Executor(parts.algorithm, plan)

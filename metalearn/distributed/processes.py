@@ -17,8 +17,12 @@ import torch
 
 from metalearn.distributed.strategy import RankError, reason
 
-# What a new rank runs. The search path of this process replaces its own, in which the working folder would come first.
-PROGRAM = "import sys; sys.path[:] = sys.argv[1].split('\\n'); from metalearn.distributed.entry import main; main(sys.argv[2:])"
+# What a new rank runs. The search path of this process replaces its own, in which the working folder would
+# come first.
+PROGRAM = (
+    "import sys; sys.path[:] = sys.argv[1].split('\\n'); from metalearn.distributed.entry import main; "
+    "main(sys.argv[2:])"
+)
 LOST = 70  # exit code of a rank that another one left alone
 PATIENCE = 10.0  # seconds for a rank to end, once it was asked to or has to
 GRACE = 20.0  # seconds for the main thread to notice that a rank is gone
@@ -28,10 +32,11 @@ NOTHING_LOST = "the other ranks hold nothing of a run, so that it continues with
 
 
 class Workers:
-    """Context in which ranks 1 … ranks-1 live as processes of this one; they are killed at its end if they still do.
+    """Context in which ranks 1 … ranks-1 live as processes of this one; they are killed at its end if they
+    still do.
 
-    path: file of the store to meet at. give_up: called before the process is ended, because a rank is gone and the main
-    thread still waits for it, as it may at a GPU.
+    path: file of the store to meet at. give_up: called before the process is ended, because a rank is gone
+    and the main thread still waits for it, as it may at a GPU.
     """
 
     def __init__(
@@ -133,7 +138,9 @@ class Workers:
 
 
 class Siblings:
-    """The other ranks where a launcher started all of them: it watches over them and shows what they print."""
+    """The other ranks where a launcher started all of them: it watches over them and shows what they
+    print.
+    """
 
     def require(self) -> None:
         """Nothing is known of them until an order fails."""

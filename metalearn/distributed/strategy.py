@@ -1,9 +1,10 @@
 """Several processes compute one run: rank 0 is the run, the others hold nothing and do what it orders.
 
-Only rank 0 has an optimizer, a folder and a say. For a step it sends the weights, every rank differentiates its own
-block of the meta-batch, and one reduction brings gradients, losses and metrics to rank 0. So resuming, stopping and
-refusing what is not finite are those of one process, and a rank that dies takes nothing with it.
-Orders travel over gloo and tensors over gloo or, between GPUs, nccl. All of it is numbers: nothing is unpickled.
+Only rank 0 has an optimizer, a folder and a say. For a step it sends the weights, every rank differentiates
+its own block of the meta-batch, and one reduction brings gradients, losses and metrics to rank 0. So
+resuming, stopping and refusing what is not finite are those of one process, and a rank that dies takes
+nothing with it. Orders travel over gloo and tensors over gloo or, between GPUs, nccl. All of it is numbers:
+nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -202,7 +203,9 @@ def serve(algorithm: Algorithm, source: Source, executor: Executor, settings: Se
 
 
 def pool(sums: Sums, share: range, count: int, link: Link, chunk: int = 0) -> tuple[Sums, Tensor]:
-    """On rank 0: the sums over all ranks, and the chunk of each. count: tasks of the meta-batch, of which `share` are this rank's."""
+    """On rank 0: the sums over all ranks, and the chunk of each. count: tasks of the meta-batch, of which
+    `share` are this rank's.
+    """
     losses, chunks = sums.losses.new_zeros(count), sums.losses.new_zeros(link.ranks, dtype=torch.float64)
     losses[share.start : share.stop] = sums.losses
     chunks[link.rank] = chunk
@@ -225,13 +228,16 @@ def pool_scores(
     link: Link,
     on_batch: Callable[[int], None] | None = None,
 ) -> dict[str, Tensor]:
-    """What `judge` found of all E tasks in their order, (E, …) each, on rank 0, bit for bit; empty elsewhere."""
+    """What `judge` found of all E tasks in their order, (E, …) each, on rank 0, bit for bit; empty
+    elsewhere.
+    """
     own = list(
         judge_batches(
             algorithm, source, exam, executor.plan, size, rank=link.rank, ranks=link.ranks, on_batch=on_batch
         )
     )
-    # A rank without a batch cannot know how many numbers there are of a task; rank 0 always has the first one.
+    # A rank without a batch cannot know how many numbers there are of a task; rank 0 always has the first
+    # one.
     sizes = [values[0].numel() for values in own[0][1].values()] if own else []
     _, width, *_ = link.order(WIDTH, sum(sizes)) if link.rank == 0 else link.order()
     bits = torch.zeros(exam.episodes, width, dtype=torch.int64, device=link.device)

@@ -33,7 +33,8 @@ def examine(checks: Iterable[Check]) -> list[str]:
         except Exception as error:  # noqa: BLE001 - one check that breaks must not hide what the others find
             state, detail = (
                 "FAILED",
-                f"{type(error).__name__}: {error}; this is a mistake of metalearn or of a package that it needs",
+                f"{type(error).__name__}: {error}; this is a mistake of metalearn or of a package that it "
+                "needs",
             )
         failed += [name] if state == "FAILED" else []
         print(f"{state:{WIDTH}}{name}: {' '.join(detail.split())}", flush=True)

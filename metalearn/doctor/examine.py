@@ -1,7 +1,8 @@
-"""`metalearn doctor`: checks of this installation and machine, of one run's folder, or of an author's own method, one line each.
+"""`metalearn doctor`: checks of this installation and machine, of one run's folder, or of an author's own
+method, one line each.
 
-Every check is a function that returns what it found, or raises. Nothing is repaired, and nothing is kept but what PyTorch's compiler and
-data sources put into the cache folder.
+Every check is a function that returns what it found, or raises. Nothing is repaired, and nothing is kept but
+what PyTorch's compiler and data sources put into the cache folder.
 """
 
 from __future__ import annotations
@@ -37,14 +38,17 @@ def examine_machine() -> int:
 
 
 def examine_run(run_dir: Path, overrides: list[str]) -> int:
-    """Whether a run can be resumed and judged; the exit code, which is that of CheckpointError if none of its checkpoints is valid."""
+    """Whether a run can be resumed and judged; the exit code, which is that of CheckpointError if none of its
+    checkpoints is valid.
+    """
     folder = RunFolder(run_dir, overrides)
     failed = examine(folder.checks())
     return folder.exit_code(failed)
 
 
 def examine_method(words: list[str], config_dir: str | None = None) -> int:
-    """Whether what these words of a command line choose keeps the contract of `metalearn.testing`; the exit code.
+    """Whether what these words of a command line choose keeps the contract of `metalearn.testing`; the exit
+    code.
 
     Raises ConfigError or DataError where a run with these words would be refused.
     """

@@ -1,4 +1,6 @@
-"""Gradients on tiny problems in float64: second order against finite differences, every plan against `loop`."""
+"""Gradients on tiny problems in float64: second order against finite differences, every plan against
+`loop`.
+"""
 
 from __future__ import annotations
 
@@ -75,21 +77,29 @@ class Problem:
 
 
 def second_order() -> str:
-    """MAML's gradient through its inner steps is that of finite differences, and without second order it is not."""
+    """MAML's gradient through its inner steps is that of finite differences, and without second order it is
+    not.
+    """
     words = [*CURVES, "model.hidden=[8]", "algo.inner_lr=0.1", "algo.adaptation_steps=2"]
     full, first = (difference(Problem.of(*words, f"algo.order={order}")) for order in (2, 1))
     if not (full <= DIFFERENCES and first < math.inf):
-        gaps = f"algo.order=2 is {full:.1e} off finite differences (relative; at most {DIFFERENCES:.0e} is rounding), algo.order=1 {first:.1e}"
+        gaps = (
+            f"algo.order=2 is {full:.1e} off finite differences (relative; at most {DIFFERENCES:.0e} is "
+            f"rounding), algo.order=1 {first:.1e}"
+        )
         raise FailedError(f"{gaps}; {REPORT}")
     if first < FIRST_ORDER:
         raise FailedError(
-            f"algo.order=1 is {first:.1e} off finite differences, so that it takes second derivatives too; {REPORT}"
+            f"algo.order=1 is {first:.1e} off finite differences, so that it takes second derivatives too; "
+            f"{REPORT}"
         )
     return f"MAML with algo.order=2 is {full:.1e} off finite differences, with algo.order=1 {first:.1e}"
 
 
 def difference(problem: Problem) -> float:
-    """Gap between the gradient along random directions of all parameters and central differences, relative to these; inf if not finite."""
+    """Gap between the gradient along random directions of all parameters and central differences, relative to
+    these; inf if not finite.
+    """
     algorithm, batch = problem.algorithm, problem.batch
     grads = Executor(algorithm, LOOP).sums(batch).grads
     start = {name: p.detach() for name, p in algorithm.named_parameters()}
@@ -118,7 +128,9 @@ def plans() -> list[Check]:
 
 
 def same_plans(name: str) -> str:
-    """loop and vmap, all tasks at once and in chunks, give the same losses and the same gradient of every parameter."""
+    """loop and vmap, all tasks at once and in chunks, give the same losses and the same gradient of every
+    parameter.
+    """
     with tempfile.TemporaryDirectory(prefix="metalearn-") as folder:
         problem = Problem.of(f"algo={name}", *IMAGES, "model.channels=4", f"data.cache_dir={folder}")
     found = {str(plan): outcome(problem, plan) for plan in (LOOP, TaskPlan("vmap"), TaskPlan("vmap", 2))}
@@ -129,7 +141,8 @@ def compiled() -> str:
     """A compiled plan gives the gradient of the loop."""
     if not has_compiler():
         raise SkippedError(
-            "there is no C++ compiler, which device.compile needs; install one, such as g++, or leave device.compile as it is"
+            "there is no C++ compiler, which device.compile needs; install one, such as g++, or leave "
+            "device.compile as it is"
         )
     problem = Problem.of(
         *CURVES, "model.hidden=[]", "algo.inner_lr=0.1"
@@ -176,6 +189,7 @@ def compare(found: dict[str, dict[str, Tensor]], way_out: str) -> str:
     gap, name, plan = max(gaps)
     if not gap <= ROUNDING:
         raise FailedError(
-            f"{name} is {gap:.1e} off under {plan}, relative to loop (at most {ROUNDING:.0e} is rounding); use {way_out}, and report it"
+            f"{name} is {gap:.1e} off under {plan}, relative to loop (at most {ROUNDING:.0e} is rounding); "
+            f"use {way_out}, and report it"
         )
     return f"{' = '.join(found)} but for {gap:.1e}"

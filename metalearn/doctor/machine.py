@@ -60,7 +60,9 @@ def versions() -> str:
 
 
 def wanted_versions() -> dict[str, str]:
-    """Packages and the versions that the installed distribution asks for; nothing in a checkout that was not installed."""
+    """Packages and the versions that the installed distribution asks for; nothing in a checkout that was not
+    installed.
+    """
     try:
         facts = metadata(DISTRIBUTION)
     except PackageNotFoundError:
@@ -98,7 +100,8 @@ def device() -> str:
     product = (x @ x.T).tolist()
     if product != [[5.0, 14.0], [14.0, 50.0]]:
         raise FailedError(
-            f"{chosen} computes a product of matrices as {product}, expected [[5, 14], [14, 50]]; use device=cpu"
+            f"{chosen} computes a product of matrices as {product}, expected [[5, 14], [14, 50]]; use "
+            "device=cpu"
         )
     if chosen.type == "cuda":
         names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
@@ -106,7 +109,8 @@ def device() -> str:
     if GPU.exists():
         built = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
         raise FailedError(
-            f"{GPU} is there, but PyTorch, which {built}, finds no CUDA device; compare with nvidia-smi, or use device=cpu"
+            f"{GPU} is there, but PyTorch, which {built}, finds no CUDA device; compare with nvidia-smi, or "
+            "use device=cpu"
         )
     return "cpu (PyTorch finds no CUDA device)"
 
@@ -114,7 +118,10 @@ def device() -> str:
 def processor() -> str:
     cores = num_cores()
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"{hardware(torch.device('cpu'))['cpu']}, {capability} kernels, {cores} core{'s' if cores > 1 else ''} for this process"
+    return (
+        f"{hardware(torch.device('cpu'))['cpu']}, {capability} kernels, {cores} "
+        f"core{'s' if cores > 1 else ''} for this process"
+    )
 
 
 def threads() -> str:
@@ -133,7 +140,8 @@ def allocator() -> str:
     libc = ctypes.CDLL(None)
     if platform.libc_ver()[0] != "glibc" or not hasattr(libc, "mallinfo2"):
         raise SkippedError(
-            "only glibc 2.33 or later says what it does with large temporaries; if it maps them anew, vmap is slower"
+            "only glibc 2.33 or later says what it does with large temporaries; if it maps them anew, vmap "
+            "is slower"
         )
     libc.mallinfo2.restype = MallInfo
     prepare_host(ORDINARY)
@@ -143,7 +151,8 @@ def allocator() -> str:
     mapped, kept = after.hblkhd - before.hblkhd, after.uordblks - before.uordblks
     if mapped >= block.nbytes:
         raise FailedError(
-            "glibc maps large temporaries anew, which makes vmap 3 to 5 times slower; look for MALLOC_ settings in: env"
+            "glibc maps large temporaries anew, which makes vmap 3 to 5 times slower; look for MALLOC_ "
+            "settings in: env"
         )
     if kept < block.nbytes:
         raise SkippedError(

@@ -1,4 +1,6 @@
-"""An author's own method, source or model: the contract of `metalearn.testing` on a composed configuration, made small."""
+"""An author's own method, source or model: the contract of `metalearn.testing` on a composed configuration,
+made small.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from metalearn.testing.checking import ContractError, NotApplicable, name_of, ru
 from metalearn.testing.models import MODEL_CHECKS, ModelTrial
 from metalearn.testing.sources import SOURCE_CHECKS, SourceTrial
 
-# What a key is lowered to where a choice has it, and no word names a key of its group: a check takes seconds, not minutes.
+# What a key is lowered to where a choice has it, and no word names a key of its group: a check takes seconds,
+# not minutes.
 SMALL = {
     "data.num_classes": 120,
     "data.num_drawings": 8,
@@ -31,7 +34,9 @@ SMALL = {
 
 
 class Choice:
-    """What the words of a command line compose. Raises ConfigError or DataError for what a run would be refused for."""
+    """What the words of a command line compose. Raises ConfigError or DataError for what a run would be
+    refused for.
+    """
 
     def __init__(self, words: list[str], config_dir: str | None) -> None:
         self.words = words
@@ -63,7 +68,9 @@ class Choice:
         return any(word.startswith(f"{group}=") for word in self.words)
 
     def checks(self) -> Iterator[Check]:
-        """Of the source, model and method that the words chose, in this order, as each rests on those before; by default of the method."""
+        """Of the source, model and method that the words chose, in this order, as each rests on those before;
+        by default of the method.
+        """
         told: set[str] = set()
         if self.chosen("data"):
             source = SourceTrial(self._make_source())

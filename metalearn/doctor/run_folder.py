@@ -1,4 +1,6 @@
-"""The folder of one run: configuration, every checkpoint, pointers, measurements and result. It is only read."""
+"""The folder of one run: configuration, every checkpoint, pointers, measurements and result. It is only
+read.
+"""
 
 from __future__ import annotations
 
@@ -108,7 +110,9 @@ class RunFolder:
         raise FailedError(f"there is none yet; metalearn resume {self.run_dir} begins at step 0")
 
     def pointer(self, name: str) -> str:
-        """It names what a resumed run would have it name: `last` the newest valid checkpoint, `best` what that one recorded."""
+        """It names what a resumed run would have it name: `last` the newest valid checkpoint, `best` what
+        that one recorded.
+        """
         if self.newest is None:
             raise SkippedError("no valid checkpoint says what it should name")
         step, due = (
@@ -161,7 +165,10 @@ class RunFolder:
         wanted = self.store.path(due).name
         if due in self.valid:
             return f"set it with: echo {wanted} > {path}"
-        return f"restore {wanted} from a backup, or choose another with: metalearn eval {self.run_dir} eval.checkpoint=last"
+        return (
+            f"restore {wanted} from a backup, or choose another with: metalearn eval {self.run_dir} "
+            "eval.checkpoint=last"
+        )
 
     def method(self) -> str:
         """The configuration is the one that the newest valid checkpoint was trained with."""
@@ -176,7 +183,10 @@ class RunFolder:
         expected = None if self.newest is None else self.newest.metadata.get("splits_sha256")
         if expected is None:
             raise SkippedError("no valid checkpoint says who should stand in it")
-        advice = "restore it from a backup; without it, the run's own data must tell who was trained on when other data is judged"
+        advice = (
+            "restore it from a backup; without it, the run's own data must tell who was trained on when "
+            "other data is judged"
+        )
         try:
             tree = files.read_json(self.run_dir / FILE)
             found = Splits.from_json(tree)

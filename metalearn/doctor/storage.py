@@ -28,7 +28,8 @@ def bit_flip() -> str:
             store.save(step, {"weights": weights + step}, {"step": step})
         if not torch.equal(store.load(2).tensors["weights"], weights + 2):
             raise FailedError(
-                f"a checkpoint in {folder} does not come back as it was saved; runs could not be resumed exactly"
+                f"a checkpoint in {folder} does not come back as it was saved; runs could not be resumed "
+                "exactly"
             )
         path = store.path(2) / TENSORS
         content = bytearray(path.read_bytes())
@@ -40,12 +41,16 @@ def bit_flip() -> str:
             with listening(warnings.append):
                 newest = store.newest()
             if newest.step == 1 and warnings:
-                return f"written and read in {Path(folder).parent}; a flipped bit is refused, and the checkpoint before it used"
+                return (
+                    f"written and read in {Path(folder).parent}; a flipped bit is refused, and the "
+                    "checkpoint before it used"
+                )
             raise FailedError(
                 "a flipped bit is noticed, but the checkpoint before it is not used; report it"
             ) from None
     raise FailedError(
-        "a checkpoint with a flipped bit is loaded as if it were whole; do not trust checkpoints of this installation"
+        "a checkpoint with a flipped bit is loaded as if it were whole; do not trust checkpoints of this "
+        "installation"
     )
 
 
@@ -60,7 +65,8 @@ def audit(name: str) -> str:
         return omniglot()
     if "root" in Library().read("data", name):
         raise SkippedError(
-            f"your own files, of which nothing is known; read all of them with: metalearn data prepare {name} data.root=PATH"
+            "your own files, of which nothing is known; read all of them with: metalearn data prepare "
+            f"{name} data.root=PATH"
         )
     return "made by metalearn itself, nothing to audit"
 

@@ -1,6 +1,8 @@
-"""Choosing a plan: time the candidates on the run's own tasks, and trust none whose gradient is not that of `loop` (`plan_check`).
+"""Choosing a plan: time the candidates on the run's own tasks, and trust none whose gradient is not that of
+`loop` (`plan_check`).
 
-Time on a processor is what counts: on a machine that others keep busy the clock says little about a plan, and less about a compiler.
+Time on a processor is what counts: on a machine that others keep busy the clock says little about a plan, and
+less about a compiler.
 """
 
 from __future__ import annotations
@@ -28,11 +30,13 @@ log = logging.getLogger(__name__)
 CHUNKS = (4, 16)  # besides the configured one and the whole meta-batch
 ROUNDS, BUDGET = 5, 5.0  # timings of each candidate, and seconds after which no further round is begun
 NEAR = 1.3  # a plan within this factor of the fastest may overtake it once both are compiled
-# How much faster compiling makes a plan at most, for what a compiler may take: docs/performance.md has 1.1 to 2.5 times, and 6 for
-# a network of two small layers, for which a compiler takes half a minute.
+# How much faster compiling makes a plan at most, for what a compiler may take: docs/performance.md has 1.1 to
+# 2.5 times, and 6 for a network of two small layers, for which a compiler takes half a minute.
 MOST_GAIN = 3.0
 SMALLEST_BUILD = 40.0  # seconds of processor time, which a compiler takes for the smallest network
-REPEATED = 0.15  # of a compiler's time, which each process that uses what it made takes again: 8% of a conv net's, 13% of the smallest
+# of a compiler's time, which each process that uses what it made takes again: 8% of a conv net's, 13% of the
+# smallest
+REPEATED = 0.15
 BUSY = 1.3  # times as long by the clock as on a processor: other work keeps the machine busy
 
 
@@ -52,7 +56,8 @@ class Wish:
     def plan(self) -> TaskPlan:
         if self.name == "auto" or self.compile == "auto":
             raise ConfigError(
-                "device.plan=auto and device.compile=auto choose how to train; name a plan here: device.plan=loop or vmap"
+                "device.plan=auto and device.compile=auto choose how to train; name a plan here: "
+                "device.plan=loop or vmap"
             )
         return TaskPlan(self.name, self.chunk, self.compile)
 
@@ -68,8 +73,10 @@ class Wish:
 class Timing:
     """Medians of an outer step's gradient, and what compiling took.
 
-    seconds: on a processor, of the calling thread, which computes while any other does; on a GPU by the clock. wall: by the clock.
-    build: of processor time, until the first gradient; of these, `again` in each process that finds what the compiler made.
+    seconds: on a processor, of the calling thread, which computes while any other does; on a GPU by the
+    clock. wall: by the clock.
+    build: of processor time, until the first gradient; of these, `again` in each process that finds what the
+    compiler made.
     """
 
     plan: TaskPlan
@@ -79,7 +86,9 @@ class Timing:
     again: float = 0.0
 
     def total(self, steps: int) -> float:
-        """What a run of so many steps takes from now on: what was compiled is there, and read once more by ranks and by a resumed run."""
+        """What a run of so many steps takes from now on: what was compiled is there, and read once more by
+        ranks and by a resumed run.
+        """
         return self.again + steps * self.seconds
 
     def __str__(self) -> str:
@@ -94,7 +103,8 @@ class Timing:
 
 @dataclass(frozen=True)
 class Attempt:
-    """Compiling ahead of use, in another process. seconds: of processor time. problem: why there is nothing that could be used.
+    """Compiling ahead of use, in another process. seconds: of processor time. problem: why there is nothing
+    that could be used.
 
     ended: it was stopped on the way. refused: PyTorch's compiler does not take such a run.
     """
@@ -147,7 +157,9 @@ class Measured:
 
 
 def unmeasured(algorithm: Algorithm) -> TaskPlan:
-    """How tasks are mapped where nothing was measured: all at once, if the method declares that they can be."""
+    """How tasks are mapped where nothing was measured: all at once, if the method declares that they can
+    be.
+    """
     return TaskPlan("vmap" if "vmap" in algorithm.plans else "loop")
 
 
@@ -193,7 +205,8 @@ def tune(algorithm: Algorithm, batch: Batch, wish: Wish, *, steps: int, ahead: A
         if not found.timings:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in found.dropped.items())
             raise ConfigError(
-                f"device.compile=true, but no compiled plan works ({reasons}); use device.compile=auto or false"
+                f"device.compile=true, but no compiled plan works ({reasons}); use device.compile=auto or "
+                "false"
             )
     return found
 
@@ -234,7 +247,8 @@ def _compile(
             time_all([executor], plan_check.batch, found, build=attempt.seconds + again, again=again)
             last = found.timings[-1]
             log.info(
-                f"compiled {_plain(plan)} in {last.build:.0f} s of processor time: {1000 * last.seconds:.2f} ms per gradient"
+                f"compiled {_plain(plan)} in {last.build:.0f} s of processor time: {1000 * last.seconds:.2f} "
+                "ms per gradient"
             )
             return attempt
     log.info(f"{plan} is dropped: {found.dropped[str(plan)]}")
@@ -252,7 +266,9 @@ def _processor_seconds() -> float:
 
 
 def finalists(timings: list[Timing], fastest: Timing) -> list[TaskPlan]:
-    """The plans to compile: the fastest, and the one that takes fewest tasks at once if it is near; each takes a minute."""
+    """The plans to compile: the fastest, and the one that takes fewest tasks at once if it is near; each
+    takes a minute.
+    """
     leanest = min(timings, key=lambda timing: (timing.plan.name != "loop", timing.plan.chunk or math.inf))
     near = [leanest] if leanest is not fastest and leanest.seconds < NEAR * fastest.seconds else []
     return [replace(timing.plan, compile=True) for timing in (fastest, *near)]
@@ -285,7 +301,9 @@ def _time(executor: Executor, batch: Batch) -> tuple[float, float]:
 
 
 def _try(actor: Algorithm, plan: TaskPlan, plan_check: PlanCheck, found: Measured) -> Executor | None:
-    """An executor that gave the right gradient once, warm for timing; None, and the reason in `found`, if there is none."""
+    """An executor that gave the right gradient once, warm for timing; None, and the reason in `found`, if
+    there is none.
+    """
     executor = Executor(actor, plan)
     try:
         with unheard():  # the table says what became of it

@@ -1,7 +1,9 @@
-"""What a killed compiler left in the cache of PyTorch's compiler, under names by which later processes would load it.
+"""What a killed compiler left in the cache of PyTorch's compiler, under names by which later processes would
+load it.
 
-The cache takes whatever has the right name for whole, and the linker writes a library in place. One that was killed on
-the way leaves a kernel that is "file too short" ever after, or a broken probe, by which the compiler learns what the
+The cache takes whatever has the right name for whole, and the linker writes a library in place. One that was
+killed on the way leaves a kernel that is "file too short" ever after, or a broken probe, by which the
+compiler learns what the
 processor can do: then every later kernel silently does without vector instructions.
 """
 
@@ -21,7 +23,9 @@ HEADER = struct.Struct("<16s24xQ10xHH2x")  # of elf(5), 64 bits: e_ident, e_shof
 
 
 def drop_half_written() -> None:
-    """Remove compiled files that are not whole, unless a compiler is at them; they are made again when needed."""
+    """Remove compiled files that are not whole, unless a compiler is at them; they are made again when
+    needed.
+    """
     cache = os.environ.get(FOLDER)
     # Only where the linker writes ELF in place; that of macOS renames what it has finished.
     elf64 = sys.platform.startswith("linux") and sys.byteorder == "little" and sys.maxsize > 2**32
@@ -33,7 +37,8 @@ def drop_half_written() -> None:
     if dropped:
         files = f"{dropped} file{'s' * (dropped > 1)}"
         log.warning(
-            f"removed {files} that a killed compiler left half written in {cache}; compiling anew what is needed"
+            f"removed {files} that a killed compiler left half written in {cache}; compiling anew what is "
+            "needed"
         )
 
 
@@ -55,7 +60,9 @@ def drop(path: Path, locks: Path) -> bool:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether the file is as long as its header says, which the linker writes next to last, before the final table."""
+    """Whether the file is as long as its header says, which the linker writes next to last, before the final
+    table.
+    """
     with path.open("rb") as file:
         head = file.read(HEADER.size)
         size = os.fstat(file.fileno()).st_size

@@ -25,9 +25,11 @@ Z95 = 1.96
 
 @dataclass(frozen=True)
 class Evaluation:
-    """columns: one entry per task, `task_id` first. summary: {metric: {mean, ci95 (half-width), std}} over tasks.
+    """columns: one entry per task, `task_id` first. summary: {metric: {mean, ci95 (half-width), std}} over
+    tasks.
 
-    A metric that is no mean over tasks has no column; `metalearn.engine.pooling.pooled` says what its summary is.
+    A metric that is no mean over tasks has no column; `metalearn.engine.pooling.pooled` says what its summary
+    is.
     """
 
     columns: dict[str, list[Any]]
@@ -35,7 +37,9 @@ class Evaluation:
 
     @staticmethod
     def of(judged: dict[str, Tensor], objective: Objective) -> Evaluation:
-        """From what `judge` found of tasks 0, 1, 2, …: a column and a mean of each score, a metric from all totals."""
+        """From what `judge` found of tasks 0, 1, 2, …: a column and a mean of each score, a metric from all
+        totals.
+        """
         scores = {name: decimals(values) for name, values in judged.items() if not name.startswith(TOTALS)}
         totals = {
             name.removeprefix(TOTALS): values for name, values in judged.items() if name.startswith(TOTALS)
@@ -93,7 +97,8 @@ def evaluate(
     kept: dict[str, Tensor] = {}
     for first, judged in judge_batches(algorithm, source, exam, plan, size, on_batch=on_batch):
         for name, values in judged.items():
-            # In one block for all tasks: small ones of every batch would lie between the large ones that are given back, and hold them.
+            # In one block for all tasks: small ones of every batch would lie between the large ones that are
+            # given back, and hold them.
             if name not in kept:
                 kept[name] = torch.empty((exam.episodes, *values.shape[1:]), dtype=values.dtype)
             kept[name][first : first + len(values)] = values
@@ -106,7 +111,8 @@ def num_episodes(source: Source, split: Split, wanted: int) -> int:
     episodes = wanted if available is None else min(wanted, available)
     if episodes < 2:
         raise ConfigError(
-            f"{episodes} tasks of split {split!r} give no interval; at least 2 are needed: raise eval.episodes or choose another split"
+            f"{episodes} tasks of split {split!r} give no interval; at least 2 are needed: raise "
+            "eval.episodes or choose another split"
         )
     return episodes
 
@@ -159,7 +165,8 @@ def judge(
     steps: int | None = None,
     curve: bool = True,
 ) -> dict[str, Tensor]:
-    """Loss and metrics (T,) of each task: those of the objective, the inductive primary, the method's report, the curve.
+    """Loss and metrics (T,) of each task: those of the objective, the inductive primary, the method's report,
+    the curve.
 
     The objective's totals (T, …) are there too, under names that begin with TOTALS.
     """
@@ -206,7 +213,9 @@ def unlike(taken: Mapping[str, Any], more: dict[str, Any], owner: object, method
 
 
 def decimals(values: Tensor) -> list[Any]:
-    """The numbers (T,) as the shortest decimals that are equal to them in float32: 0.8, not 0.800000011920929."""
+    """The numbers (T,) as the shortest decimals that are equal to them in float32: 0.8, not
+    0.800000011920929.
+    """
     if not values.is_floating_point() or values.dtype == torch.float64:
         return values.tolist()
     return [float(text) for text in values.float().cpu().numpy().astype(str)]

@@ -1,8 +1,8 @@
 """Mapping tasks: the plan that was chosen, and the one place that writes `.grad`.
 
 `loop` takes one task at a time and differentiates inside the loop, so that its memory does not grow with
-the meta-batch; `vmap` takes `chunk` tasks at once. Either may be compiled: the whole pure gradient of a chunk becomes
-one graph, so that second order survives.
+the meta-batch; `vmap` takes `chunk` tasks at once. Either may be compiled: the whole pure gradient of a chunk
+becomes one graph, so that second order survives.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 
 Gradient = Callable[[Parameters, TaskBatch | Examples], tuple[Parameters, Tensor, Metrics]]
 
-MOST_BUILDS = 64  # of one line of code, which all plans and chunk sizes of a process share; beyond it the compiler gives up
+# of one line of code, which all plans and chunk sizes of a process share; beyond it the compiler gives up
+MOST_BUILDS = 64
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class TaskPlan:
 
     def map(self, function: Callable[..., Any], *batches: Any) -> Any:
         if self.name == "vmap":
-            # A flat list of tensors is all that vmap has to go through; it takes as long for a nested one as for a small network.
+            # A flat list of tensors is all that vmap has to go through; it takes as long for a nested one as
+            # for a small network.
             return torch.vmap(lambda *leaves: function(*rebuilt(batches, leaves)))(*leaves_of(batches))
         count = len(next(leaves_of(batches)))
         if count == 1:
@@ -92,7 +94,9 @@ class Executor:
         return sums.losses, self.write(sums)
 
     def sums(self, batch: TaskBatch | Examples) -> Sums:
-        """Pure. A flat minibatch (`Examples`) is one chunk and is never split: batch-norm statistics span it."""
+        """Pure. A flat minibatch (`Examples`) is one chunk and is never split: batch-norm statistics span
+        it.
+        """
         while True:
             try:
                 return self._sums(batch)
@@ -113,7 +117,8 @@ class Executor:
         for name, p in self.algorithm.named_parameters():
             if name in means:
                 grad = means[name].to(p.dtype)
-                # The fused optimizers walk through memory: where the layouts differ they are silently wrong on the CPU.
+                # The fused optimizers walk through memory: where the layouts differ they are silently wrong
+                # on the CPU.
                 p.grad = grad if grad.stride() == p.stride() else torch.empty_like(p).copy_(grad)
         dtype = sums.losses.dtype
         mean: Metrics = map_leaves(lambda total: (total / count).to(dtype), sums.metrics)
@@ -165,7 +170,8 @@ class Executor:
                 why = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
                 reason = f"{type(error).__name__}: {why}"
                 raise ConfigError(
-                    f"device.compile=true, but this run cannot be compiled ({reason}); use device.compile=false"
+                    f"device.compile=true, but this run cannot be compiled ({reason}); use "
+                    "device.compile=false"
                 ) from error
             # A CUDA graph writes the results of the next chunk into the same memory.
             return tree_map(torch.clone, result) if on_cuda else result
@@ -177,13 +183,15 @@ class Executor:
         if chunk == 1:
             what = "one minibatch (trainer.batch_size)" if isinstance(batch, Examples) else "a single task"
             raise MetalearnError(
-                f"out of memory with {what}: {problem}; choose a smaller model, fewer rows or fewer adaptation steps"
+                f"out of memory with {what}: {problem}; choose a smaller model, fewer rows or fewer "
+                "adaptation steps"
             )
         self.plan = replace(self.plan, chunk=chunk // 2)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # blocks of the old chunk's sizes are in the way of smaller ones
         log.warning(
-            f"out of memory with {chunk} tasks at once; going on with device.chunk={chunk // 2}, the meta-batch is the same"
+            f"out of memory with {chunk} tasks at once; going on with device.chunk={chunk // 2}, the "
+            "meta-batch is the same"
         )
 
 

@@ -1,4 +1,6 @@
-"""What PyTorch says in riddles about a method, in a sentence with the line of its author's file and the way out."""
+"""What PyTorch says in riddles about a method, in a sentence with the line of its author's file and the way
+out.
+"""
 
 from __future__ import annotations
 
@@ -57,14 +59,18 @@ RIDDLES: tuple[tuple[str, str, str], ...] = (
         f"write it with other operations, or {LOOP}",
     ),
     (
-        "would mutate a captured Tensor|in-?place arithmetic|_\\(self, \\*extra_args\\)|Batch norm got a batched tensor"
+        "would mutate a captured Tensor|in-?place arithmetic|_\\(self, \\*extra_args\\)|Batch norm got a "
+        "batched tensor"
         "|doesn't match the broadcast shape",
         "writes in place into a tensor that is not of this task alone, such as a buffer",
-        "make a new tensor; a buffer follows metrics['statistics'] in `update_running`, and batch norm is metalearn.models.Norm",
+        "make a new tensor; a buffer follows metrics['statistics'] in `update_running`, and batch norm is "
+        "metalearn.models.Norm",
     ),
     (
-        "must only return Tensors, got type <class '(\\w+)'>|Expected tensors, got unsupported type <class '(\\w+)'>"
-        "|expected Tensor as element 0 in argument 0, but got (\\w+)|^'(float|int|bool)' object is not iterable$",
+        "must only return Tensors, got type <class '(\\w+)'>|Expected tensors, got unsupported type <class "
+        "'(\\w+)'>"
+        "|expected Tensor as element 0 in argument 0, but got (\\w+)|^'(float|int|bool)' object is not "
+        "iterable$",
         "returns a plain {0} among its metrics or in what it adapts",
         "return tensors only: loss.detach(), or torch.tensor(value)",
     ),
@@ -78,7 +84,9 @@ RIDDLES: tuple[tuple[str, str, str], ...] = (
 
 @contextmanager
 def explained(*parts: Any) -> Iterator[None]:
-    """Turn what the code of these parts (method, source) raises into a ConfigError of one sentence, where it can be explained."""
+    """Turn what the code of these parts (method, source) raises into a ConfigError of one sentence, where it
+    can be explained.
+    """
     try:
         yield
     except MetalearnError:
@@ -91,9 +99,11 @@ def explained(*parts: Any) -> Iterator[None]:
 
 
 def explanation(error: BaseException, *parts: Any) -> str | None:
-    """Where in the author's code it came from, what is wrong and the way out; None if this is not about that code.
+    """Where in the author's code it came from, what is wrong and the way out; None if this is not about that
+    code.
 
-    parts: the method, the source: the authors' packages are those of their classes, and of the modules within.
+    parts: the method, the source: the authors' packages are those of their classes, and of the modules
+    within.
     """
     packages = {package_of(cls) for part in parts for cls in classes_of(part)} - set(OURS)
     line = author_line(error, packages)
@@ -119,7 +129,9 @@ def explanation(error: BaseException, *parts: Any) -> str | None:
 
 
 class pure(TorchDispatchMode):  # noqa: N801 - read as a word after `with`
-    """Random numbers, and writing into what the module holds, raise as under vmap, so that their line is named under any plan."""
+    """Random numbers, and writing into what the module holds, raise as under vmap, so that their line is
+    named under any plan.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -158,7 +170,9 @@ def author_line(error: BaseException, packages: set[str]) -> str | None:
 
 
 def returning(error: BaseException, parts: tuple[Any, ...], packages: set[str]) -> str | None:
-    """Where the author's method begins whose result was refused, when no line of it is in the traceback any more."""
+    """Where the author's method begins whose result was refused, when no line of it is in the traceback any
+    more.
+    """
     shapes = isinstance(error, ValueError) and raised_by_us(error)
     names = (
         ("predict",)

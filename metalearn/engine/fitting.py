@@ -1,4 +1,6 @@
-"""Whether a method takes these tasks, and can be mapped by this plan: the one place where what it declares becomes a refusal."""
+"""Whether a method takes these tasks, and can be mapped by this plan: the one place where what it declares
+becomes a refusal.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ def misfits(
 ) -> list[str]:
     """A sentence for each declaration that speaks against these tasks.
 
-    name: as the person knows the method. others: those to choose from instead, by their names; the sentences name which of them fit.
+    name: as the person knows the method. others: those to choose from instead, by their names; the sentences
+    name which of them fit.
     """
     problems = obstacles(method, spec)
     fitting = [other for other, cls in (others or {}).items() if not obstacles(cls, spec)]
@@ -35,15 +38,19 @@ def obstacles(method: Method, spec: TaskSpec) -> list[str]:
         )
     if method.trains_on == "examples" and not spec.num_train_classes:
         found.append(
-            "trains on minibatches of labelled examples (its `trains_on`), but these data have no classes to draw them from"
+            "trains on minibatches of labelled examples (its `trains_on`), but these data have no classes to "
+            "draw them from"
         )
     return found
 
 
 def plan_misfits(name: str, method: Method, plan: str) -> list[str]:
-    """A sentence if tasks of this method cannot be mapped by device.plan=PLAN; `auto` tries only those that it declares."""
+    """A sentence if tasks of this method cannot be mapped by device.plan=PLAN; `auto` tries only those that
+    it declares.
+    """
     if plan == "auto" or plan in method.plans:
         return []
     return [
-        f"device.plan={plan}, but {name} maps its tasks by {' or '.join(method.plans)} only; set device.plan={method.plans[0]}"
+        f"device.plan={plan}, but {name} maps its tasks by {' or '.join(method.plans)} only; set "
+        f"device.plan={method.plans[0]}"
     ]

@@ -15,7 +15,9 @@ SUFFIX = re.compile(r"_(inductive|step_\d+)$")
 
 
 def formats(objective: Objective, algorithm: Algorithm, names: Iterable[str]) -> dict[str, MetricFormat]:
-    """The formats of those metrics whose format was declared; `<primary>_inductive` and the like have the primary's."""
+    """The formats of those metrics whose format was declared; `<primary>_inductive` and the like have the
+    primary's.
+    """
     declared = {"loss": MetricFormat(), **getattr(objective, "formats", {}), **algorithm.formats}
     primary = objective.primary
     if primary in declared:
@@ -25,14 +27,18 @@ def formats(objective: Objective, algorithm: Algorithm, names: Iterable[str]) ->
 
 
 class Monitor(NamedTuple):
-    """The metric of validation that chooses the best checkpoint and says when training has stopped improving."""
+    """The metric of validation that chooses the best checkpoint and says when training has stopped
+    improving.
+    """
 
     name: str
     higher_is_better: bool
 
     @staticmethod
     def of(wanted: str | None, objective: Objective, algorithm: Algorithm) -> Monitor:
-        """wanted: eval.monitor, None for the primary metric. ConfigError where nothing says which way is better."""
+        """wanted: eval.monitor, None for the primary metric. ConfigError where nothing says which way is
+        better.
+        """
         name = wanted or objective.primary
         if SUFFIX.sub("", name) == objective.primary:
             return Monitor(name, objective.higher_is_better)
@@ -40,13 +46,16 @@ class Monitor(NamedTuple):
         if name not in known:
             owners = f"{type(objective).__name__} or {type(algorithm).__name__}"
             raise ConfigError(
-                f"eval.monitor={name}: nothing says whether more of it is better; give it a MetricFormat in `formats` of {owners}"
+                f"eval.monitor={name}: nothing says whether more of it is better; give it a MetricFormat in "
+                f"`formats` of {owners}"
             )
         return Monitor(name, known[name].higher_is_better)
 
 
 def require_measured(wanted: str | None, names: Iterable[str]) -> None:
-    """ConfigError with the closest match if validation measures nothing of the name that eval.monitor gives."""
+    """ConfigError with the closest match if validation measures nothing of the name that eval.monitor
+    gives.
+    """
     names = list(names)
     if wanted is None or wanted in names:
         return

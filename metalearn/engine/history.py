@@ -10,7 +10,9 @@ from torch import Tensor
 
 @dataclass
 class ValidationHistory:
-    """entries: [step, value of the monitored metric] of every validation, in order; values that are not finite are None."""
+    """entries: [step, value of the monitored metric] of every validation, in order; values that are not
+    finite are None.
+    """
 
     higher_is_better: bool
     entries: list[list[float | None]] = field(default_factory=list)
@@ -19,7 +21,9 @@ class ValidationHistory:
         self.entries.append([step, value if math.isfinite(value) else None])
 
     def ranked(self, count: int) -> list[int]:
-        """Steps of the `count` best values, best first (at least one if there is any); the earlier of equals comes first."""
+        """Steps of the `count` best values, best first (at least one if there is any); the earlier of equals
+        comes first.
+        """
         sign = -1 if self.higher_is_better else 1
         scored = sorted(
             (sign * value, step) for step, value in self.entries if value is not None and step is not None
@@ -67,7 +71,9 @@ class RunningMeans:
         self.sums = sums | {name: value for name, value in self.sums.items() if name not in sums}
 
     def take(self) -> dict[str, float]:
-        """Means over the steps since the last call, after which it starts anew, and how many of its steps they leave out; NaN if all."""
+        """Means over the steps since the last call, after which it starts anew, and how many of its steps
+        they leave out; NaN if all.
+        """
         sums = {name: value.item() for name, value in self.sums.items()}
         count = self.count - sums.get(LEFT_OUT, 0)
         means = {

@@ -1,7 +1,8 @@
-"""Who is in which split of a run's data, kept in `splits.json`, and whether an evaluation would meet one that was trained on.
+"""Who is in which split of a run's data, kept in `splits.json`, and whether an evaluation would meet one that
+was trained on.
 
-What is compared is who is there, not which keys of the configuration changed. Two members are the same if their content
-is, or if their source and name are.
+What is compared is who is there, not which keys of the configuration changed. Two members are the same if
+their content is, or if their source and name are.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class Splits:
         return Splits(source.name, {split: members_of(source, split) for split in SPLITS})
 
     def to_json(self) -> Tree:
-        """{"data": name, split: {source: {name: the sha256's first digits, or null}}}; `drawn without end` or null for a split."""
+        """{"data": name, split: {source: {name: the sha256's first digits, or null}}}; `drawn without end` or
+        null for a split.
+        """
         return {"data": self.data, **{split: _tree(self.members[split]) for split in SPLITS}}
 
     @staticmethod
@@ -63,7 +66,9 @@ def digest(tree: Tree) -> str:
 
 
 def members_of(source: Source, split: Split) -> Members:
-    """What the source says of the split. ConfigError for what could not be compared, or not be read back from the file."""
+    """What the source says of the split. ConfigError for what could not be compared, or not be read back from
+    the file.
+    """
     found: Any = source.members(split)
     if found is None or (isinstance(found, str) and found == DRAWN_WITHOUT_END):
         return found
@@ -79,8 +84,9 @@ def members_of(source: Source, split: Split) -> Members:
             return found
         wrong = f"holds {odd!r:.200}" if twice is None else f"holds {twice!r:.200} twice"
     raise ConfigError(
-        f"Source.members({split!r}) of data={source.name} {wrong}; expected Member(source, name, sha256) of two str and 64 hexadecimal "
-        f"digits or None, each once, or DRAWN_WITHOUT_END, or None"
+        f"Source.members({split!r}) of data={source.name} {wrong}; expected Member(source, name, sha256) of "
+        "two str and 64 hexadecimal "
+        "digits or None, each once, or DRAWN_WITHOUT_END, or None"
     )
 
 
@@ -95,21 +101,25 @@ def _readable(member: Any) -> bool:
 
 
 def seen_in(split: Split) -> str:
-    """For the protocol: where in its training a run has met the members of its own split, in the words of `refuse_seen`."""
+    """For the protocol: where in its training a run has met the members of its own split, in the words of
+    `refuse_seen`.
+    """
     return "none" if split == "test" else split
 
 
 def refuse_seen(trained: Splits, split: Split, found: Members, data: str) -> dict[str, Any]:
     """Facts for the protocol; ConfigError if the run has met, in training, who would be judged as new.
 
-    trained: of the run. split, found, data: which split is judged, who is in it, and the name of its source, whose fingerprint
-    is not the run's. The split `train` may be judged where all of it was trained on, and `val` may hold who chose the checkpoint.
+    trained: of the run. split, found, data: which split is judged, who is in it, and the name of its source,
+    whose fingerprint is not the run's. The split `train` may be judged where all of it was trained on, and
+    `val` may hold who chose the checkpoint.
     """
     other = {"cross_domain": True, "trained_on": trained.data}
     if found is None or None in trained.members.values():
         silent = data if found is None else trained.data
         raise ConfigError(
-            f"data={silent} does not say who is in its splits (Source.members), so that nobody knows whether the run was trained on "
+            f"data={silent} does not say who is in its splits (Source.members), so that nobody knows whether "
+            "the run was trained on "
             f"split '{split}' of this data; judge the run on the data that it was trained on"
         )
     if isinstance(found, str):
@@ -125,7 +135,9 @@ def refuse_seen(trained: Splits, split: Split, found: Members, data: str) -> dic
 
 
 def refuse_other_kind(trained: TaskSpec, found: TaskSpec, data: str) -> None:
-    """ConfigError for tasks that a model cannot take, since they are of another kind than those it was trained on."""
+    """ConfigError for tasks that a model cannot take, since they are of another kind than those it was
+    trained on.
+    """
     ways = trained.kind == found.kind == "classification"  # which an evaluation may change
     if (trained.kind, trained.input_spec) == (found.kind, found.input_spec) and (
         ways or trained.num_outputs == found.num_outputs
@@ -133,17 +145,21 @@ def refuse_other_kind(trained: TaskSpec, found: TaskSpec, data: str) -> None:
         return
     of_run, of_data = (f"{spec.kind} of {_inputs(spec)}" for spec in (trained, found))
     raise ConfigError(
-        f"data={data} gives tasks of {of_data}, but this run was trained on {of_run}; choose data of the same kind and inputs"
+        f"data={data} gives tasks of {of_data}, but this run was trained on {of_run}; choose data of the "
+        "same kind and inputs"
     )
 
 
 def refuse_other_division(trained_on: str | None, found: Splits) -> None:
-    """DataError if a run's data are divided otherwise than when it began. trained_on: their digest then; None: an older run."""
+    """DataError if a run's data are divided otherwise than when it began. trained_on: their digest then;
+    None: an older run.
+    """
     now = digest(found.to_json())
     if trained_on not in (None, now):
         then_and_now = f"sha256 {now[:12]}… of {FILE}, was {str(trained_on)[:12]}…"
         raise DataError(
-            f"who is train, val and test is not what it was for this run ({then_and_now}); divide the data as then, or start a new run"
+            f"who is train, val and test is not what it was for this run ({then_and_now}); divide the data "
+            "as then, or start a new run"
         )
 
 

@@ -1,7 +1,8 @@
 """How many bytes of tensors a piece of work holds at its peak, and how many the machine has left.
 
-On the CPU tensors are counted as they come and go: the process's own size says little, since the allocator keeps what
-it was given once. The count sees what `vmap` really computes on, and `loop`, `vmap` and every method alike.
+On the CPU tensors are counted as they come and go: the process's own size says little, since the allocator
+keeps what it was given once. The count sees what `vmap` really computes on, and `loop`, `vmap` and every
+method alike.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from torch import Tensor, UntypedStorage
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# What a process grows by, as a multiple of its tensors. On the CPU workspaces and a heap in pieces took 1.2 to 1.6 times.
+# What a process grows by, as a multiple of its tensors. On the CPU workspaces and a heap in pieces took 1.2
+# to 1.6 times.
 OVERHEAD = {"cpu": 1.6, "cuda": 1.2}
-# Limits of `ulimit -v` and `-d`, as /proc/self/limits calls them, and what counts towards them in /proc/self/status.
+# Limits of `ulimit -v` and `-d`, as /proc/self/limits calls them, and what counts towards them in
+# /proc/self/status.
 ULIMITS = {"Max address space": "VmSize", "Max data size": "VmData"}
 
 
@@ -57,13 +60,16 @@ class Demand:
         if fits > 0 and self.count > 1:
             smaller = f"set {self.dial}={fits}" if self.dial else f"fewer {self.unit}s will be taken at once"
         return (
-            f"{self.work} needs about {self}, which is {readable_bytes(self.peak * overhead)} of the machine, "
+            f"{self.work} needs about {self}, which is {readable_bytes(self.peak * overhead)} of the "
+            "machine, "
             f"but {readable_bytes(free)} are free; {smaller}"
         )
 
 
 def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
-    """The most bytes of tensors at once that came into being while the function ran; what was there before does not count."""
+    """The most bytes of tensors at once that came into being while the function ran; what was there before
+    does not count.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -78,7 +84,8 @@ def peak_bytes(function: Callable[[], Any], device: torch.device) -> int:
 class LiveBytes(TorchDispatchMode):
     """Counts storages made while it is active, each until nothing holds it any more.
 
-    It stands below `torch.func`, so that a mapped operation counts with the tensors of all its tasks. Compiled code passes it by.
+    It stands below `torch.func`, so that a mapped operation counts with the tensors of all its tasks.
+    Compiled code passes it by.
     """
 
     def __init__(self) -> None:
@@ -123,7 +130,8 @@ def free_share(device: torch.device, ranks: int) -> int | None:
 def free_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
     """What a process on this device may still take; None where the system does not say.
 
-    root: where /proc and /sys are. The limit of a shell, a container or a batch job counts where it is the lower one.
+    root: where /proc and /sys are. The limit of a shell, a container or a batch job counts where it is the
+    lower one.
     """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -1,10 +1,12 @@
-"""What becomes of a loss or gradient that is not finite. It never reaches the weights; `trainer.on_nan` decides what else.
+"""What becomes of a loss or gradient that is not finite. It never reaches the weights; `trainer.on_nan`
+decides what else.
 
-stop: the run ends. skip: the update of that outer step is left out, up to MOST_IN_A_ROW times in a row. rollback: weights, optimizer
-and step become those of the newest scheduled checkpoint, up to MOST_ROLLBACKS times, and training goes on from there with the
-meta-batches after the bad one. Those since the checkpoint led to it and are not drawn again: to leave out the bad one
-alone would give the bits of `skip`, the steps before it being the same (Chowdhery et al. 2022, section 5.1, pass over
-the batches around a loss spike for that reason).
+stop: the run ends. skip: the update of that outer step is left out, up to MOST_IN_A_ROW times in a row.
+rollback: weights, optimizer and step become those of the newest scheduled checkpoint, up to MOST_ROLLBACKS
+times, and training goes on from there with the meta-batches after the bad one. Those since the checkpoint led
+to it and are not drawn again: to leave out the bad one alone would give the bits of `skip`, the steps before
+it being the same (Chowdhery et al. 2022, section 5.1, pass over the batches around a loss spike for that
+reason).
 """
 
 from __future__ import annotations
@@ -62,7 +64,8 @@ class Guard:
         self.last_good = last_good
 
     def require(self, step: int, shift: int) -> None:
-        """Name the first step since the last look whose update was refused; NonFiniteError if training cannot go on.
+        """Name the first step since the last look whose update was refused; NonFiniteError if training cannot
+        go on.
 
         step: outer steps that are done. shift: see the trainer. Syncs with the device.
         """
@@ -87,8 +90,8 @@ class Guard:
     def describe(self, step: int, number: int, *, met: bool) -> str:
         """What happened and where.
 
-        number: of the meta-batch, which a rollback makes larger than the step's. met: whether the algorithm still holds the
-        weights that it met, so that each task can be tried again.
+        number: of the meta-batch, which a rollback makes larger than the step's. met: whether the algorithm
+        still holds the weights that it met, so that each task can be tried again.
         """
         batch = draw_batch(self.algorithm, self.source, self.settings, number)
         dials = [f"algo.inner_lr={self.algorithm.inner_lr}"] if hasattr(self.algorithm, "inner_lr") else []

@@ -1,10 +1,11 @@
 """Whether a plan may be trusted: its losses and its gradient against those of `loop`, parameter by parameter.
 
-A wrong second-order gradient passes every check of the loss. But two right gradients differ too, where rounding is magnified: by much if
-a value lies within rounding of a ReLU's kink, of which a conv net with an inner loop has millions, by less where an inner loop divides
-small numbers by small ones. So the weights are moved by a few units in their last place, there and back, to find the tasks whose gradient
-that moves least. A meta-batch of two of them in turns, so that tasks that leak into each other are seen, is what plans are judged on, and
-what its gradient still moves by is allowed.
+A wrong second-order gradient passes every check of the loss. But two right gradients differ too, where
+rounding is magnified: by much if a value lies within rounding of a ReLU's kink, of which a conv net with an
+inner loop has millions, by less where an inner loop divides small numbers by small ones. So the weights are
+moved by a few units in their last place, there and back, to find the tasks whose gradient that moves least. A
+meta-batch of two of them in turns, so that tasks that leak into each other are seen, is what plans are judged
+on, and what its gradient still moves by is allowed.
 """
 
 from __future__ import annotations
@@ -30,16 +31,21 @@ GRADIENT_TOLERANCE, LOSS_TOLERANCE = (
     1e-4,
     1e-5,
 )  # float32, relative to the norm of each parameter's gradient, and to the loss
-# How far the weights are moved to see what rounding does, in units of the last place: what a sum of some thousand terms may be off by.
+# How far the weights are moved to see what rounding does, in units of the last place: what a sum of some
+# thousand terms may be off by.
 NUDGE = 64
 MOST_PAIRS = 4  # of tasks that a plan may be proved on
-SLACK = 4  # units of the last place of the largest gradient, by which any may differ: one that is truly zero is made of rounding alone
+# units of the last place of the largest gradient, by which any may differ: one that is truly zero is made of
+# rounding alone
+SLACK = 4
 ROUNDINGS, LARGEST_TOLERANCE = 2.0, 3e-3  # tolerance in units of what that changes, and its limit
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What is right for a batch, and how far from it, relative to their sizes, losses and gradients may lie."""
+    """What is right for a batch, and how far from it, relative to their sizes, losses and gradients may
+    lie.
+    """
 
     batch: Batch
     sums: Sums
@@ -63,7 +69,8 @@ class Reference:
 
 
 class PlanCheck:
-    """Whether a plan gives the losses and the gradient of `loop` on one of a few meta-batches made of two calm tasks.
+    """Whether a plan gives the losses and the gradient of `loop` on one of a few meta-batches made of two
+    calm tasks.
 
     A right plan fails on some of them, where a kink was not found; a wrong one fails on all.
     """
@@ -91,9 +98,11 @@ class PlanCheck:
 
 
 def references_of(actor: Algorithm, batch: Batch) -> list[Reference]:
-    """What `loop` gives for meta-batches as large as this one, each of two of its tasks in turns, the calmest two first.
+    """What `loop` gives for meta-batches as large as this one, each of two of its tasks in turns, the calmest
+    two first.
 
-    A flat minibatch is one task, and stays as it is. Tasks whose gradient is not finite are left out; if all are, there is no reference.
+    A flat minibatch is one task, and stays as it is. Tasks whose gradient is not finite are left out; if all
+    are, there is no reference.
     """
     looped = [Executor(other, TaskPlan("loop")) for other in (actor, nudged(actor, 1), nudged(actor, -1))]
     count = 1 if isinstance(batch, Examples) else len(batch.key)
@@ -117,7 +126,9 @@ def references_of(actor: Algorithm, batch: Batch) -> list[Reference]:
 
 
 def reference_of(tasks: Sequence[Batch], count: int, looped: Sequence[Executor]) -> Reference:
-    """Of a batch of so many tasks, which are these in turns. looped: `loop`, and `loop` with weights that were moved by a rounding."""
+    """Of a batch of so many tasks, which are these in turns. looped: `loop`, and `loop` with weights that
+    were moved by a rounding.
+    """
     batch = tree_map(
         lambda *leaves: torch.cat(leaves), *(tasks[place % len(tasks)] for place in range(count))
     )
@@ -164,7 +175,8 @@ def gaps(sums: Sums, expected: Sums) -> dict[str, float]:
 
 
 def relative(values: Tensor, expected: Tensor, floor: float = 1e-12, slack: float = 0.0) -> float:
-    """Norm of the difference, less `slack`, over the norm of what was expected, which counts as at least `floor`.
+    """Norm of the difference, less `slack`, over the norm of what was expected, which counts as at least
+    `floor`.
 
     Infinite for what is not finite.
     """
@@ -173,7 +185,9 @@ def relative(values: Tensor, expected: Tensor, floor: float = 1e-12, slack: floa
 
 
 def refuse_impure(actor: Algorithm, batch: Batch) -> None:
-    """ConfigError if a method gives other losses for the same task and weights when it is asked again: no two plans could agree."""
+    """ConfigError if a method gives other losses for the same task and weights when it is asked again: no two
+    plans could agree.
+    """
     task = batch if isinstance(batch, Examples) else next(iter(TaskPlan("loop").chunks(batch)))
     executor = Executor(actor, TaskPlan("loop"))
     first, again = (executor.sums(task).losses.nan_to_num() for _ in range(2))
@@ -182,14 +196,17 @@ def refuse_impure(actor: Algorithm, batch: Batch) -> None:
     with explained(actor), pure(actor):
         executor.sums(task)
     raise ConfigError(
-        f"{type(actor).__name__} gives losses {float(first[0]):.6g} and {float(again[0]):.6g} for the same task and the same weights, "
+        f"{type(actor).__name__} gives losses {float(first[0]):.6g} and {float(again[0]):.6g} for the same "
+        "task and the same weights, "
         "so that it keeps something between tasks; return what it should remember as metrics['statistics'], "
         "and let `update_running` follow"
     )
 
 
 def nudged(actor: Algorithm, sign: int) -> Algorithm:
-    """A copy whose weights are NUDGE units of the last place away, each to a side of its own that `sign` turns."""
+    """A copy whose weights are NUDGE units of the last place away, each to a side of its own that `sign`
+    turns.
+    """
     copied = copy.deepcopy(actor)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -200,7 +217,9 @@ def nudged(actor: Algorithm, sign: int) -> Algorithm:
 
 
 def with_ordinary_norms(algorithm: Algorithm) -> Algorithm:
-    """A copy whose one-dimensional parameters are moved off their first values: an affine of (1, 0) hides errors."""
+    """A copy whose one-dimensional parameters are moved off their first values: an affine of (1, 0) hides
+    errors.
+    """
     actor = copy.deepcopy(algorithm)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -211,7 +230,9 @@ def with_ordinary_norms(algorithm: Algorithm) -> Algorithm:
 
 
 def in_full_precision(actor: Algorithm) -> Algorithm:
-    """The method with models that compute in the type of their parameters: what bfloat16 rounds away would hide a wrong gradient."""
+    """The method with models that compute in the type of their parameters: what bfloat16 rounds away would
+    hide a wrong gradient.
+    """
     if all(getattr(module, "compute_dtype", None) is None for module in actor.modules()):
         return actor
     full = copy.deepcopy(actor)

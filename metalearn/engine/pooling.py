@@ -1,6 +1,7 @@
 """Metrics that are no mean over tasks: from the totals of all tasks, with an interval from resampled tasks.
 
-One task's totals are tensors of a fixed shape, kept per task. Their sum gives the value. The interval is that of the
+One task's totals are tensors of a fixed shape, kept per task. Their sum gives the value. The interval is that
+of the
 bootstrap over tasks: as many tasks are drawn with replacement, their totals are added up again, and so often.
 The draws are counter-based, so that equal totals give equal bytes. Efron & Tibshirani 1993, chapter 13.
 Shape letters: T tasks, R resamples, K numbers of a task.
@@ -52,9 +53,10 @@ def pooled_part(objective: Objective) -> PooledObjective | None:
 def pooled(objective: PooledObjective, totals: dict[str, Tensor]) -> dict[str, dict[str, float]]:
     """{metric: {mean, ci95, std}} from the totals of T tasks, (T, …) each.
 
-    mean: the metric of all tasks. ci95: half of what lies between the 2.5% and the 97.5% quantile of the metric over
-    2,000 resamples. std: standard deviation over the resamples times √T, so that ci95 is about 1.96·std/√T, as for a
-    mean over tasks. All three are NaN if the metric is undefined for the tasks or for a resample.
+    mean: the metric of all tasks. ci95: half of what lies between the 2.5% and the 97.5% quantile of the
+    metric over 2,000 resamples. std: standard deviation over the resamples times √T, so that ci95 is about
+    1.96·std/√T, as for a mean over tasks. All three are NaN if the metric is undefined for the tasks or for a
+    resample.
     """
     totals = {name: values.detach().cpu().double() for name, values in totals.items()}
     count = len(next(iter(totals.values())))

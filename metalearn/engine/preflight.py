@@ -1,8 +1,8 @@
 """A rehearsal before step 1: one train step, one save and load, a few validation tasks, all on copies.
 
-What can fail late (a full disk, a metric that does not exist, too little memory) then fails in the first seconds,
-and the person learns how long the run will take and how much memory. Nothing of it stays: weights, optimizer, random
-state and files are those from before.
+What can fail late (a full disk, a metric that does not exist, too little memory) then fails in the first
+seconds, and the person learns how long the run will take and how much memory. Nothing of it stays: weights,
+optimizer, random state and files are those from before.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ JUDGING = 1.0  # seconds; the same for a first unit of an evaluation
 
 @dataclass(frozen=True)
 class Forecast:
-    """Seconds of an outer step, a save, a validation and the test (with its curve); memory of training and evaluation."""
+    """Seconds of an outer step, a save, a validation and the test (with its curve); memory of training and
+    evaluation.
+    """
 
     step: float
     save: float
@@ -57,8 +59,10 @@ class Forecast:
         saving = self.save * (1 + -(-steps // settings.checkpoint_every))
         total = steps * self.step + judging + saving
         return (
-            f"preflight passed: {steps} outer steps of {1000 * self.step:.1f} ms, {validations} validations, {test_episodes} test tasks; "
-            f"about {readable(total)}; memory: {', '.join(f'{demand.work} about {demand}' for demand in self.demands)}"
+            f"preflight passed: {steps} outer steps of {1000 * self.step:.1f} ms, {validations} validations, "
+            f"{test_episodes} test tasks; "
+            f"about {readable(total)}; memory: "
+            f"{', '.join(f'{demand.work} about {demand}' for demand in self.demands)}"
         )
 
 
@@ -76,9 +80,9 @@ def rehearse(
 ) -> Forecast:
     """Run each kind of work once on a copy. folder: where the trial checkpoint is written and removed.
 
-    settings, plan: what each of so many ranks does; a plan that compiles is rehearsed as it is before compiling.
-    Says beforehand if training will not fit into memory; of evaluations the strategy says it. Raises MetalearnError when a
-    saved checkpoint does not come back equal.
+    settings, plan: what each of so many ranks does; a plan that compiles is rehearsed as it is before
+    compiling. Says beforehand if training will not fit into memory; of evaluations the strategy says it.
+    Raises MetalearnError when a saved checkpoint does not come back equal.
     """
     for leftover in folder.glob(f"{TRIAL}*"):  # of a process that was killed here
         shutil.rmtree(leftover)
@@ -110,7 +114,9 @@ def rehearse(
 def _require_monitor(
     actor: Algorithm, source: Source, plan: TaskPlan, settings: Settings, split: Split
 ) -> None:
-    """Validate on two tasks: a metric that fails does so now. ConfigError if eval.monitor names none of them."""
+    """Validate on two tasks: a metric that fails does so now. ConfigError if eval.monitor names none of
+    them.
+    """
     found = evaluate(
         actor, source, split, seed=settings.eval_seed, episodes=2, plan=plan, batch_size=2, curve=False
     )
@@ -119,7 +125,9 @@ def _require_monitor(
 
 
 def training_demand(actor: Algorithm, source: Source, plan: TaskPlan, settings: Settings) -> Demand:
-    """An outer step holds its meta-batch, a chunk of tasks with its graph and, from the second chunk on, the sum of the gradients."""
+    """An outer step holds its meta-batch, a chunk of tasks with its graph and, from the second chunk on, the
+    sum of the gradients.
+    """
     if actor.trains_on == "examples":
         few = -(-settings.batch_size // 8)
         rows = draw_batch(actor, source, replace(settings, batch_size=2 * few), 0)
@@ -147,7 +155,9 @@ def training_demand(actor: Algorithm, source: Source, plan: TaskPlan, settings: 
 def _line(
     work: Callable[[Any], Any], batch: TaskBatch | Examples, few: int, more: int
 ) -> tuple[float, float]:
-    """(fixed, each) of the bytes that work on n rows of the batch takes at its peak, from two such numbers."""
+    """(fixed, each) of the bytes that work on n rows of the batch takes at its peak, from two such
+    numbers.
+    """
 
     def peak(count: int) -> int:
         some = tree_map(lambda leaf: leaf[:count], batch)
@@ -225,7 +235,8 @@ def _save_seconds(actor: Algorithm, updater: Updater | None, folder: Path) -> fl
     ]
     if changed or len(tensors) != len(again):
         raise MetalearnError(
-            f"a checkpoint does not come back as it was saved ({', '.join(changed[:3])}); this run could not be resumed exactly"
+            f"a checkpoint does not come back as it was saved ({', '.join(changed[:3])}); this run could not "
+            "be resumed exactly"
         )
     return time.perf_counter() - start
 

@@ -1,4 +1,6 @@
-"""results.json: a number never travels without its interval, its number of tasks, its protocol, seed and step."""
+"""results.json: a number never travels without its interval, its number of tasks, its protocol, seed and
+step.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +103,9 @@ def choose(store: CheckpointStore, rule: str, history: ValidationHistory | None 
 
 
 def load_chosen(store: CheckpointStore, step: int) -> Checkpoint:
-    """The checkpoint that `choose` chose; CheckpointError naming the valid others if it is not as it was saved."""
+    """The checkpoint that `choose` chose; CheckpointError naming the valid others if it is not as it was
+    saved.
+    """
     try:
         return store.load(step)
     except CheckpointError as error:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 class Settings:
     """The dials of a training run, as in `trainer.*` and `eval.*`.
 
-    patience: validations without a new best after which training ends; None: never. eval_batch_size: None: as few as are fast.
+    patience: validations without a new best after which training ends; None: never. eval_batch_size: None: as
+    few as are fast.
     monitor: the metric of validations that says which is best; None: the objective's primary one.
     """
 
@@ -36,5 +37,7 @@ class Settings:
 
 
 def share_of(rank: int, ranks: int, count: int) -> range:
-    """The places among 0 … count-1 that are this rank's: neighbours, as many as any other rank has or one fewer."""
+    """The places among 0 … count-1 that are this rank's: neighbours, as many as any other rank has or one
+    fewer.
+    """
     return range(rank * count // ranks, (rank + 1) * count // ranks)

@@ -38,19 +38,27 @@ class SingleProcess:
         return self.loader.draw(step)
 
     def execute(self, batch: TaskBatch | Examples) -> tuple[Tensor, Metrics]:
-        """Fill `.grad` with the mean gradient over the meta-batch; return its losses (T,) and mean metrics."""
+        """Fill `.grad` with the mean gradient over the meta-batch; return its losses (T,) and mean
+        metrics.
+        """
         return self.executor.execute(batch)
 
     def chunks(self) -> list[int]:
-        """The present `device.chunk` of every process, which is halved where memory runs out. May sync with the device."""
+        """The present `device.chunk` of every process, which is halved where memory runs out. May sync with
+        the device.
+        """
         return [self.executor.plan.chunk]
 
     def take_back(self, chunks: Sequence[int]) -> None:
-        """Go on with the chunks of a checkpoint; with the one that was asked for if they are of another number of processes."""
+        """Go on with the chunks of a checkpoint; with the one that was asked for if they are of another
+        number of processes.
+        """
         self.executor.plan = replace(self.asked, chunk=chunks[0]) if len(chunks) == 1 else self.asked
 
     def units(self) -> list[list[Any]]:
-        """[split, seed, episodes, curve, unit] of every evaluation so far: what was halved when memory ran out stays so."""
+        """[split, seed, episodes, curve, unit] of every evaluation so far: what was halved when memory ran
+        out stays so.
+        """
         return [
             [exam.split, exam.seed, exam.episodes, exam.curve, size.unit]
             for (exam, _), size in self.sizes.items()
@@ -65,7 +73,9 @@ class SingleProcess:
         return Exam(split, seed, num_episodes(self.source, split, episodes), curve=curve)
 
     def size(self, exam: Exam, limit: int | None) -> Batching:
-        """Found once for each kind of evaluation, as it costs the scores of a task. With a warning fewer, where memory is short."""
+        """Found once for each kind of evaluation, as it costs the scores of a task. With a warning fewer,
+        where memory is short.
+        """
         if (exam, limit) not in self.sizes:
             size, demand = batching_of(self.algorithm, self.source, exam, self.executor.plan, limit)
             size.fit(demand, self.free, OVERHEAD[self.device.type])

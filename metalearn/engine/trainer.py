@@ -1,8 +1,8 @@
 """The outer loop. It knows no algorithm, data set or model by name, and it is dull on purpose.
 
-Everything that a later step depends on is in `state`: weights, optimizer, random state, running means of the log
-running means, and the validation history. Tasks are counter-based, so their position is the step itself, plus the meta-batches
-that a rollback has passed over.
+Everything that a later step depends on is in `state`: weights, optimizer, random state, running means of the
+log running means, and the validation history. Tasks are counter-based, so their position is the step itself,
+plus the meta-batches that a rollback has passed over.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ class Trainer:
         return self.settings.outer_steps if self.updater is not None else 0
 
     def train(self) -> None:
-        """From the present step to the last; a checkpoint of the present step comes first if there is none."""
+        """From the present step to the last; a checkpoint of the present step comes first if there is
+        none.
+        """
         settings = self.settings
         while True:
             if self.step > self.evaluated_step and is_time(self.step, settings.eval_every, self.outer_steps):
@@ -133,11 +135,14 @@ class Trainer:
             self.saved_step, self.step - 1
         )  # a checkpoint of this step that lacks the result is out of date
         log.info(
-            f"step {self.step}/{self.outer_steps}  val {monitor} {mean:.4f} ± {ci95:.4f} ({result.episodes} tasks)"
+            f"step {self.step}/{self.outer_steps}  val {monitor} {mean:.4f} ± {ci95:.4f} ({result.episodes} "
+            "tasks)"
         )
 
     def save(self, *, must: bool = False) -> None:
-        """Write a checkpoint of the present step. A disk that refuses is endured a few times in a row, unless it must not be."""
+        """Write a checkpoint of the present step. A disk that refuses is endured a few times in a row, unless
+        it must not be.
+        """
         self.require_finite()
         try:
             with self.timed("save"):
@@ -152,7 +157,8 @@ class Trainer:
             # What fails only behind a whole checkpoint (pointer, pruning) has not lost it.
             lost = "" if self.store.is_valid(self.step) else self._forget_validation()
             log.warning(
-                f"{error.what}{lost}; training goes on (failed saves in a row: {self.failed_saves}, {MOST_FAILED_SAVES} end the run)"
+                f"{error.what}{lost}; training goes on (failed saves in a row: {self.failed_saves}, "
+                f"{MOST_FAILED_SAVES} end the run)"
             )
             return
         self.saved_step, self.failed_saves = self.step, 0
@@ -184,7 +190,8 @@ class Trainer:
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint as if nothing had happened since."""
         metadata, tensors = checkpoint.metadata, checkpoint.tensors
-        # They may have been halved before the checkpoint or since, when memory ran out. Older versions saved only that of rank 0.
+        # They may have been halved before the checkpoint or since, when memory ran out. Older versions saved
+        # only that of rank 0.
         chunks = metadata.get("chunks", [metadata["plan"]["chunk"]])
         self.strategy.take_back(chunks if metadata["plan_asked"] == self.metadata["plan_asked"] else [])
         self.strategy.take_back_units(metadata.get("units", []))
@@ -213,7 +220,9 @@ class Trainer:
         self.log.rewind_metrics(metadata["metrics_offset"])
 
     def require_finite(self) -> None:
-        """Raise NonFiniteError, naming the first bad step and its tasks, if training cannot go on. Syncs with the device."""
+        """Raise NonFiniteError, naming the first bad step and its tasks, if training cannot go on. Syncs with
+        the device.
+        """
         if self.guard is not None:
             self.guard.require(self.step, self.shift)
 

@@ -1,4 +1,6 @@
-"""One outer update after the gradients are in place: guard, clip, step, running averages. No host sync on CUDA."""
+"""One outer update after the gradients are in place: guard, clip, step, running averages. No host sync on
+CUDA.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,11 @@ class Clip:
 class Updater:
     """Applies gradients to an algorithm, and refuses every update whose loss or gradient is not finite.
 
-    limit: after so many refusals in a row nothing is applied any more, so that by the time the host reads it the weights
-    are still those that the bad steps met. 1: the first one is the last.
+    limit: after so many refusals in a row nothing is applied any more, so that by the time the host reads it
+    the weights are still those that the bad steps met. 1: the first one is the last.
     schedule: factor on each group's learning rate, as a function of the step.
-    bad_step, row, refused, bad: scalars on the device. The first refused step since the host last looked, or HEALTHY;
-    refused updates in a row up to now, and in all; whether the last update was refused.
+    bad_step, row, refused, bad: scalars on the device. The first refused step since the host last looked, or
+    HEALTHY; refused updates in a row up to now, and in all; whether the last update was refused.
     """
 
     def __init__(
@@ -76,7 +78,9 @@ class Updater:
         return norm
 
     def count_refusals(self, refused: int = 0, row: int = 0) -> None:
-        """Begin, or go on with the counts of a checkpoint. Its row means nothing where the first refusal is the last one."""
+        """Begin, or go on with the counts of a checkpoint. Its row means nothing where the first refusal is
+        the last one.
+        """
         row = row if self.limit > 1 else 0
         self.refused, self.row = (
             torch.full((), refused, device=self.device),

@@ -40,10 +40,10 @@ from metalearn.rundir.state import load_weights
 def load(run_dir: str | Path, *, checkpoint: str = "best", trusted: Sequence[str] = ()) -> Loaded:
     """The algorithm of a run with the weights that validation chose (checkpoint: best, last or step-NUMBER).
 
-    trusted: packages of one's own whose classes the run's method and model name. Nothing but the folder is needed, except
-    by a run that is older than spec.json: it needs its data, too.
-    Raises ConfigError for a folder that is no run, CheckpointError for files that are not as they were saved, and
-    DataError for the data of an older run that is not here, or not what it was trained on.
+    trusted: packages of one's own whose classes the run's method and model name. Nothing but the folder is
+    needed, except by a run that is older than spec.json: it needs its data, too.
+    Raises ConfigError for a folder that is no run, CheckpointError for files that are not as they were saved,
+    and DataError for the data of an older run that is not here, or not what it was trained on.
     """
     if not re.fullmatch(r"best|last|step-\d+", str(checkpoint)):
         raise ConfigError(f"checkpoint={checkpoint}; expected best, last or step-NUMBER")
@@ -85,7 +85,9 @@ def from_data(
 
 
 class Loaded:
-    """A learner with its weights and its preprocessing; `adapt` leaves it as it is, so one learner serves many tasks."""
+    """A learner with its weights and its preprocessing; `adapt` leaves it as it is, so one learner serves
+    many tasks.
+    """
 
     def __init__(self, algorithm: Algorithm, prepare: Preprocessing, device: torch.device) -> None:
         self.algorithm, self.prepare, self.device = algorithm, prepare, device
@@ -93,11 +95,12 @@ class Loaded:
     def adapt(
         self, support_inputs: Any, labels: Sequence[Any] | np.ndarray | Tensor, *, steps: int | None = None
     ) -> Adapted:
-        """Learn from a support set. labels: one per input, any hashable values; numbers (S,) or (S, O) for regression.
+        """Learn from a support set. labels: one per input, any hashable values; numbers (S,) or (S, O) for
+        regression.
 
-        A tensor or an array of labels counts as the list of its values. steps: adaptation steps, by default the
-        method's own for evaluation. Raises ConfigError, with the reason, for inputs, labels or steps that do not
-        fit the run, or if the method cannot take as many classes.
+        A tensor or an array of labels counts as the list of its values. steps: adaptation steps, by default
+        the method's own for evaluation. Raises ConfigError, with the reason, for inputs, labels or steps that
+        do not fit the run, or if the method cannot take as many classes.
         """
         given = _listed(labels)
         x = self._moved(self.prepare(support_inputs))
@@ -121,7 +124,8 @@ class Loaded:
             x, self._targets(given, classes), torch.ones(count, dtype=torch.bool, device=self.device)
         )
         key = fold(0, device=self.device)
-        # The queries are not known yet; the support stands in for methods that look at query inputs while they adapt.
+        # The queries are not known yet; the support stands in for methods that look at query inputs while
+        # they adapt.
         task = blank_query(Task(support, support, key, draw(key[None], self.algorithm.draws(spec))))
         task = task._replace(draws={name: value[0] for name, value in task.draws.items()})
         with frozen(self.algorithm), torch.no_grad():
@@ -144,7 +148,8 @@ class Loaded:
     def _steps(self, steps: int | None, spec: TaskSpec) -> int:
         if steps is None:
             return self.algorithm.eval_adaptation_steps
-        # Methods that draw random numbers for their steps have as many as their own steps need, and none after that.
+        # Methods that draw random numbers for their steps have as many as their own steps need, and none
+        # after that.
         limit = self.algorithm.eval_adaptation_steps if self.algorithm.draws(spec) else None
         if type(steps) is not int or steps < 0 or (limit is not None and steps > limit):
             upwards = "" if limit is None else f" to {limit}, the run's algo.eval_adaptation_steps"
@@ -160,7 +165,9 @@ class Loaded:
 
 
 class Adapted:
-    """A learner after one support set. classes: labels in the order of `predict_proba`'s columns; None for regression."""
+    """A learner after one support set. classes: labels in the order of `predict_proba`'s columns; None for
+    regression.
+    """
 
     def __init__(self, learner: Loaded, learned: Any, classes: list[Any] | None) -> None:
         self.learner, self.learned, self.classes = learner, learned, classes
@@ -186,7 +193,9 @@ class Adapted:
 
 
 def _listed(labels: Any) -> list[Any]:
-    """Labels as a list of plain values: tensors are equal by identity, so two labels 0 would be two classes."""
+    """Labels as a list of plain values: tensors are equal by identity, so two labels 0 would be two
+    classes.
+    """
     if hasattr(labels, "tolist"):
         labels = labels.tolist()
     if not hasattr(labels, "__iter__"):
@@ -195,10 +204,13 @@ def _listed(labels: Any) -> list[Any]:
 
 
 def _classes(labels: list[Any]) -> list[Hashable]:
-    """The different labels in order of appearance. Raises ConfigError for one that cannot be told from others by its value."""
+    """The different labels in order of appearance. Raises ConfigError for one that cannot be told from others
+    by its value.
+    """
     for number, label in enumerate(labels):
         if not isinstance(label, Hashable):
             raise ConfigError(
-                f"labels[{number}]={label} is a {type(label).__name__}; a label is a word, a number or another hashable value"
+                f"labels[{number}]={label} is a {type(label).__name__}; a label is a word, a number or "
+                "another hashable value"
             )
     return list(dict.fromkeys(labels))

@@ -14,7 +14,8 @@ log = logging.getLogger(__name__)
 
 
 class LoggerGuard:
-    """Passes the lines of metrics.jsonl on to a logger, which is left alone for good, with a warning, after its first failure.
+    """Passes the lines of metrics.jsonl on to a logger, which is left alone for good, with a warning, after
+    its first failure.
 
     One that never returns is ended like any step that hangs, see `metalearn.run.signals`.
     """

@@ -1,4 +1,6 @@
-"""What every model is: inputs to features, batch-norm statistics as values in and out, and how weights start."""
+"""What every model is: inputs to features, batch-norm statistics as values in and out, and how weights
+start.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +91,8 @@ class Norm(nn.Module):
 
 
 class Measured(torch.autograd.Function):
-    """(mean, variance) of x over all but its channels (C,), as a kernel has found them, with their gradient as functions of x.
+    """(mean, variance) of x over all but its channels (C,), as a kernel has found them, with their gradient
+    as functions of x.
 
     inverse: 1/√(variance + eps). The kernel itself drops the gradients of its statistics without a word.
     """
@@ -131,10 +134,11 @@ class Model(nn.Module):
         self.head_init = head_init
 
     def lower(self, dtype: torch.dtype) -> None:
-        """Compute in this type. Parameters, norms with their statistics, and the features that come out stay as they are.
+        """Compute in this type. Parameters, norms with their statistics, and the features that come out stay
+        as they are.
 
-        The casts are explicit, since `torch.autocast` passes a convolution by under vmap without a word, and the
-        threads of a backward pass on CUDA do not know its type.
+        The casts are explicit, since `torch.autocast` passes a convolution by under vmap without a word, and
+        the threads of a backward pass on CUDA do not know its type.
         """
         self.compute_dtype = dtype
         norms = {name for name, module in self.named_modules() if isinstance(module, Norm)}

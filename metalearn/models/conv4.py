@@ -31,7 +31,8 @@ class Conv4(Model):
         super().__init__(init=init, head_init=head_init)
         if isinstance(input_spec, dict) or len(input_spec.shape) != 3:
             raise ValueError(
-                "model=conv4 needs images (channels, height, width); choose model=mlp for vectors or model=user_item for mappings"
+                "model=conv4 needs images (channels, height, width); choose model=mlp for vectors or "
+                "model=user_item for mappings"
             )
         for name, value, allowed in (
             ("downsample", downsample, ("stride", "pool")),

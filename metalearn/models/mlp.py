@@ -26,7 +26,8 @@ class MLP(Model):
         super().__init__(init=init, head_init=head_init)
         if isinstance(input_spec, dict):
             raise ValueError(
-                f"model=mlp needs one tensor, not a mapping of {', '.join(sorted(input_spec))}; choose model=user_item"
+                f"model=mlp needs one tensor, not a mapping of {', '.join(sorted(input_spec))}; choose "
+                "model=user_item"
             )
         widths = [prod(input_spec.shape), *hidden]
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True))

@@ -1,4 +1,6 @@
-"""Embeddings of a user's and an item's attributes, joined, then decision layers (MeLU, Lee et al. 2019, §3.1)."""
+"""Embeddings of a user's and an item's attributes, joined, then decision layers (MeLU, Lee et al. 2019,
+§3.1).
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ class UserItem(Model):
         super().__init__(init=init, head_init=head_init)
         if not isinstance(input_spec, dict):
             raise ValueError(
-                "model=user_item needs a mapping of inputs (user, item, …); choose model=conv4 for images or model=mlp for vectors"
+                "model=user_item needs a mapping of inputs (user, item, …); choose model=conv4 for images or "
+                "model=mlp for vectors"
             )
         self.names = sorted(input_spec)
         self.embeddings = nn.ModuleDict()

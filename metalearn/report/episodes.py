@@ -1,8 +1,8 @@
 """Pictures of a few episodes, with predictions where there are any.
 
-Images become a grid, one row per class: its supports, then its queries. Tasks that map one number to one number
-become curves; anything else shows its targets by row. T tasks, S support rows, Q query rows, O outputs,
-C channels, H height, W width.
+Images become a grid, one row per class: its supports, then its queries. Tasks that map one number to one
+number become curves; anything else shows its targets by row. T tasks, S support rows, Q query rows, O
+outputs, C channels, H height, W width.
 """
 
 from __future__ import annotations
@@ -147,7 +147,9 @@ def _draw_grid(axis: Axes, support: Rows, query: Rows, limits: tuple[float, floa
 def _draw_image(
     axis: Axes, rows: Rows, index: int, place: tuple[float, float], limits: tuple[float, float]
 ) -> None:
-    """One picture of 0.76 cells, framed and labelled if it was predicted: solid when right, dashed when wrong."""
+    """One picture of 0.76 cells, framed and labelled if it was predicted: solid when right, dashed when
+    wrong.
+    """
     assert rows.x is not None
     x, y = place
     pixels_CHW = (rows.x[index] - limits[0]) / ((limits[1] - limits[0]) or 1.0)

@@ -82,7 +82,9 @@ def adaptation_curve(run_dir: Path) -> Path | None:
 
 
 def _primary(lines: list[Line], results: dict[str, Any] | None) -> str | None:
-    """Name of the metric to draw under the loss: that of results.json, before it exists that of validation."""
+    """Name of the metric to draw under the loss: that of results.json, before it exists that of
+    validation.
+    """
     if results is not None:
         return None if results["primary"] == "loss" else str(results["primary"])
     for line in lines:

@@ -25,7 +25,8 @@ def fill(text: str, conf_dir: Path) -> str:
         )
         if count != 1:
             raise ValueError(
-                f"README.md has {count} pairs of marks '{start}' … '{end}', expected 1; put them around the table"
+                f"README.md has {count} pairs of marks '{start}' … '{end}', expected 1; put them around the "
+                "table"
             )
     return text
 

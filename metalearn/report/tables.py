@@ -1,6 +1,7 @@
 """Tables for people: the end of a run, the end of a sweep, and the results in the README.
 
-Accuracies are fractions in files and percent here. No number stands without its interval and its number of tasks.
+Accuracies are fractions in files and percent here. No number stands without its interval and its number of
+tasks.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ PLACE = ("algo", "data", "way", "shot")  # of a published figure
 
 
 def grid(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Rows as aligned columns, the first row being the heading; columns numbered in `right` are right-aligned."""
+    """Rows as aligned columns, the first row being the heading; columns numbered in `right` are
+    right-aligned.
+    """
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:
@@ -38,14 +41,17 @@ def grid(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
 
 
 def closing(run_dir: Path) -> str:
-    """What a finished run prints: result with interval, published figure, where the time went, what to type next.
+    """What a finished run prints: result with interval, published figure, where the time went, what to type
+    next.
 
-    Also good for an evaluation's folder, RUN_DIR/evals/<protocol>. Raises FileNotFoundError without results.json.
+    Also good for an evaluation's folder, RUN_DIR/evals/<protocol>. Raises FileNotFoundError without
+    results.json.
     """
     results = read_results(run_dir / "results.json")
     if results is None:
         raise FileNotFoundError(
-            f"{run_dir}/results.json not found: the run has not been evaluated. Run: metalearn resume {run_dir}"
+            f"{run_dir}/results.json not found: the run has not been evaluated. Run: metalearn resume "
+            f"{run_dir}"
         )
     config = read_yaml(run_dir / "config.yaml") or {}
     parts = [protocol_line(results), metric_table(results), published_line(config, results)]
@@ -127,7 +133,8 @@ def beside(run_dir: Path, eval_dir: Path) -> str:
 
 
 def published_line(config: dict[str, Any], results: dict[str, Any]) -> str:
-    """The published figures of the recipe, or else of the algorithm, that this result may be held against; empty without any.
+    """The published figures of the recipe, or else of the algorithm, that this result may be held against;
+    empty without any.
 
     A figure says of which method, data, ways and shots it is; beside another number it would be no measure.
     """

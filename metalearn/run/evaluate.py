@@ -37,7 +37,9 @@ def judge_split(cfg: dict[str, Any], strategy: SingleProcess, on_batch: Callable
 
 
 def evaluate_run(run_dir: Path, overrides: list[str], config_dir: str | None = None) -> int:
-    """Judge a run's checkpoint, under another protocol or on other data if overrides say so; writes only RUN_DIR/evals/<protocol>/."""
+    """Judge a run's checkpoint, under another protocol or on other data if overrides say so; writes only
+    RUN_DIR/evals/<protocol>/.
+    """
     saved, notes = read_saved_with_notes(run_dir)
     for note in notes:
         log.info(note)

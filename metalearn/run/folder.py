@@ -20,8 +20,8 @@ from metalearn.run import slurm
 def new_run_dir(cfg: dict[str, Any], overrides: Sequence[str] = ()) -> Path:
     """run_dir, or outputs/<algo>_<data>/<date>_<time>_<4 hex digits>.
 
-    overrides: the words that made the configuration. In a job of SLURM they and the job's number may name the folder in
-    place of the time, see `metalearn.run.slurm.own_folder`.
+    overrides: the words that made the configuration. In a job of SLURM they and the job's number may name the
+    folder in place of the time, see `metalearn.run.slurm.own_folder`.
     """
     if cfg.get("run_dir"):
         return Path(cfg["run_dir"])
@@ -32,19 +32,26 @@ def new_run_dir(cfg: dict[str, Any], overrides: Sequence[str] = ()) -> Path:
 
 
 def holds_run(run_dir: Path, cfg: dict[str, Any]) -> bool:
-    """Whether a job of SLURM that is run again goes on in this folder. ConfigError if the run in it is another than cfg asks for."""
+    """Whether a job of SLURM that is run again goes on in this folder. ConfigError if the run in it is
+    another than cfg asks for.
+    """
     if not (run_dir / "config.yaml").exists():
         return False
     try:
         refuse_new_science(science(read_saved(run_dir)), science(cfg), places_of(cfg))
     except ConfigError as error:
-        where = f"{run_dir} holds another run, which restart {slurm.restarts()} of SLURM job {slurm.job()} may not go on with"
+        where = (
+            f"{run_dir} holds another run, which restart {slurm.restarts()} of SLURM job {slurm.job()} "
+            "may not go on with"
+        )
         raise ConfigError(f"{where}; choose another run_dir: {error}") from error
     return True
 
 
 def pin_training(cfg: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with the sizes of training tasks written out, so that another data.way is one of evaluation only."""
+    """The configuration with the sizes of training tasks written out, so that another data.way is one of
+    evaluation only.
+    """
     cfg = copy.deepcopy(cfg)
     train = cfg["data"].get("train") or {}
     train.update({name: cfg["data"].get(name) for name, value in train.items() if value is None})

@@ -1,4 +1,6 @@
-"""Which plan a run takes: the one that was named, or the fastest of those measured here or remembered from an equal run."""
+"""Which plan a run takes: the one that was named, or the fastest of those measured here or remembered from an
+equal run.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +41,8 @@ def chosen_plan(
     device: torch.device,
     check: Callable[[], None],
 ) -> TaskPlan:
-    """The plan to train with, compiled if it is to be. Timings are kept in the cache folder, so that an equal run on this machine takes
-    the same plan. check: raises to stop.
+    """The plan to train with, compiled if it is to be. Timings are kept in the cache folder, so that an equal
+    run on this machine takes the same plan. check: raises to stop.
     """
     wish = plan_wish(cfg)
 
@@ -57,7 +59,8 @@ def chosen_plan(
         )
 
     if wish.compile:
-        torch.compiler.reset()  # the compiler's limit on rebuilds is one for the process, and this may be a job of a sweep
+        # the compiler's limit on rebuilds is one for the process, and this may be a job of a sweep
+        torch.compiler.reset()
     if algorithm.trains_on is None:
         return unmeasured(algorithm) if wish.name == "auto" else TaskPlan(wish.name, wish.chunk)
     if wish.settled:
@@ -81,11 +84,13 @@ def chosen_plan(
             remember(path, found)
         except OSError as error:
             log.warning(
-                f"the timings could not be kept in {path.parent} ({error.strerror}); an equal run will measure again"
+                f"the timings could not be kept in {path.parent} ({error.strerror}); an equal run will "
+                "measure again"
             )
     else:
         log.info(
-            f"{found.table(settings.outer_steps)}\n  (measured by an earlier run; delete {path} to measure again)"
+            f"{found.table(settings.outer_steps)}\n  (measured by an earlier run; delete {path} to measure "
+            "again)"
         )
         return compiled(found.best(settings.outer_steps).plan, ahead)
     return found.best(settings.outer_steps).plan
@@ -108,7 +113,9 @@ def compiled(plan: TaskPlan, ahead: Ahead) -> TaskPlan:
 def graph(
     cfg: dict[str, Any], plan: TaskPlan, algorithm: Algorithm, source: Source, device: torch.device
 ) -> str:
-    """Names what compiling this plan makes on this machine, however the plan came about and for however many steps."""
+    """Names what compiling this plan makes on this machine, however the plan came about and for however many
+    steps.
+    """
     pinned = {**cfg["device"], "plan": plan.name, "chunk": plan.chunk, "compile": plan.compile}
     return workload(
         {**cfg, "device": pinned, "trainer": {**cfg["trainer"], "outer_steps": 0}}, algorithm, source, device
@@ -144,7 +151,9 @@ def workload(cfg: dict[str, Any], algorithm: Algorithm, source: Source, device: 
 
 
 def code_of(algorithm: Algorithm) -> str:
-    """sha256 over the files of the method, of its model and of what they derive from: changed, they have another gradient."""
+    """sha256 over the files of the method, of its model and of what they derive from: changed, they have
+    another gradient.
+    """
     classes = {cls for module in algorithm.modules() for cls in type(module).__mro__}
     classes |= {Algorithm, Executor, type(algorithm.objective)}
     modules = {functional.__name__, *(cls.__module__ for cls in classes)}

@@ -34,7 +34,9 @@ def resume(
     prebuilt: Prebuilt | None = None,
     requeue: slurm.Requeue = slurm.requeue,
 ) -> int:
-    """Continue a run exactly where its newest valid checkpoint stands; its exit code. prebuilt, requeue: as in `train`."""
+    """Continue a run exactly where its newest valid checkpoint stands; its exit code. prebuilt, requeue: as
+    in `train`.
+    """
     old, notes = read_saved_with_notes(run_dir)
     with StopSignals(*slurm.warnings()) as signals, RunLog(run_dir) as runlog:
         cfg = pinned(reopen(old, overrides))
@@ -73,7 +75,8 @@ def refuse_unused_evaluation(
 
 
 def reopen_end(cfg: dict[str, Any], runlog: RunLog, old_end: int, step: int) -> None:
-    """The run will end elsewhere: its results so far are withdrawn, and what then differs from a run of that length is named.
+    """The run will end elsewhere: its results so far are withdrawn, and what then differs from a run of that
+    length is named.
 
     step: where it stands; at its old end it has already done what is due at the last step.
     """
@@ -82,11 +85,13 @@ def reopen_end(cfg: dict[str, Any], runlog: RunLog, old_end: int, step: int) -> 
     schedule = cfg["optimizer"]["schedule"]["name"]
     if schedule in ("cosine", "linear"):
         log.warning(
-            f"optimizer.schedule.name={schedule} depends on trainer.outer_steps; a run of that length from the start would differ"
+            f"optimizer.schedule.name={schedule} depends on trainer.outer_steps; a run of that length from "
+            "the start would differ"
         )
     for key, effect in OLD_END.items():
         every = cfg["trainer"][key]
         if step == old_end and old_end % every:
             log.warning(
-                f"step {step}, the former end, is no multiple of trainer.{key}={every}: {effect}, unlike a run of that length"
+                f"step {step}, the former end, is no multiple of trainer.{key}={every}: {effect}, unlike a "
+                "run of that length"
             )

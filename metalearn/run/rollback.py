@@ -39,7 +39,9 @@ def require_same(cfg: dict[str, Any], parts: Parts, checkpoint: Checkpoint, runl
 
 
 def require_same_start(parts: Parts, log: RunLog) -> None:
-    """The same for a run that was stopped before its first checkpoint, as far as env.json says what it began with."""
+    """The same for a run that was stopped before its first checkpoint, as far as env.json says what it began
+    with.
+    """
     began_with = (log.read_json("env.json") or {}).get("data_sha256")
     if isinstance(began_with, str):
         refuse_other_data(began_with, parts.source.fingerprint())
@@ -70,7 +72,9 @@ def verify_best(trainer: Trainer) -> None:
 
 
 def train(trainer: Trainer, on_nan: str) -> None:
-    """Train to the end, back from the newest checkpoint when the loss is not finite, if that is what `trainer.on_nan` wants."""
+    """Train to the end, back from the newest checkpoint when the loss is not finite, if that is what
+    `trainer.on_nan` wants.
+    """
     while True:
         try:
             trainer.train()
@@ -87,11 +91,12 @@ def train(trainer: Trainer, on_nan: str) -> None:
 
 
 def roll_back(trainer: Trainer, error: NonFiniteError) -> None:
-    """Go back to the newest scheduled checkpoint, and on with the meta-batches after the bad one. See metalearn.engine.nonfinite.
+    """Go back to the newest scheduled checkpoint, and on with the meta-batches after the bad one. See
+    metalearn.engine.nonfinite.
 
-    What a signal made it save is passed over, so that a run that was stopped goes the way of one that was not.
-    Killed before the next save, the run comes to the same bad step again and takes the same way. The count and the
-    shift are those of this process, since the checkpoint may be older than an earlier rollback.
+    What a signal made it save is passed over, so that a run that was stopped goes the way of one that was
+    not. Killed before the next save, the run comes to the same bad step again and takes the same way. The
+    count and the shift are those of this process, since the checkpoint may be older than an earlier rollback.
     """
     rollbacks, number = trainer.rollbacks + 1, error.step + trainer.shift
     if rollbacks > MOST_ROLLBACKS:
@@ -103,13 +108,16 @@ def roll_back(trainer: Trainer, error: NonFiniteError) -> None:
     go_on(trainer, checkpoint)
     trainer.rollbacks, trainer.shift = rollbacks, number + 1 - checkpoint.step
     log.warning(
-        f"{error.what}; rolled back to step {checkpoint.step} ({rollbacks} of at most {MOST_ROLLBACKS} times), "
+        f"{error.what}; rolled back to step {checkpoint.step} ({rollbacks} of at most {MOST_ROLLBACKS} "
+        "times), "
         f"meta-batches {first} to {number} (counted from 0) are passed over (trainer.on_nan=rollback)"
     )
 
 
 def place_to_go(store: CheckpointStore, error: NonFiniteError) -> Checkpoint:
-    """Where a rollback goes. CheckpointError with all that was tried; a checkpoint that a signal made the run save is still a way on."""
+    """Where a rollback goes. CheckpointError with all that was tried; a checkpoint that a signal made the run
+    save is still a way on.
+    """
     try:
         return store.newest(scheduled=True)
     except CheckpointError as nowhere:

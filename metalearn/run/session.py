@@ -53,10 +53,13 @@ log = logging.getLogger(__name__)
 class Session:
     """One process's share in a run.
 
-    begin: for a run that is resumed, writes down what was asked anew; it is called with the step to continue at once
-    everything that can be refused was checked, and until then nothing in the folder changes. None for a new run.
-    requeue: called when it was stopped by SLURM's warning, and has saved. prebuilt: what a check has built already.
-    data: the configuration's own with places as they are now, to build from; what is written down is what was typed.
+    begin: for a run that is resumed, writes down what was asked anew; it is called with the step to continue
+    at once everything that can be refused was checked, and until then nothing in the folder changes. None for
+    a new run.
+    requeue: called when it was stopped by SLURM's warning, and has saved. prebuilt: what a check has built
+    already.
+    data: the configuration's own with places as they are now, to build from; what is written down is what was
+    typed.
     """
 
     def __init__(
@@ -207,7 +210,9 @@ class Session:
         return trainer
 
     def _planned(self, parts: Parts, settings: Settings) -> Parts:
-        """The parts with the plan to train with, which config.yaml then names, so that a resumed run takes the same."""
+        """The parts with the plan to train with, which config.yaml then names, so that a resumed run takes
+        the same.
+        """
         plan = chosen_plan(
             self._settled(), parts.algorithm, parts.source, settings, parts.device, self.signals.check
         )
@@ -218,7 +223,9 @@ class Session:
         return replace(parts, plan=plan)
 
     def _checkpoint(self) -> Checkpoint | None:
-        """Where to continue; None to begin at step 0. CheckpointError if there are checkpoints and none is valid."""
+        """Where to continue; None to begin at step 0. CheckpointError if there are checkpoints and none is
+        valid.
+        """
         if self.begin is None:
             return None
         self.store.recover()
@@ -287,7 +294,9 @@ class Session:
     def _report(
         self, parts: Parts, result: Evaluation, chosen: str, step: int, times: dict[str, float]
     ) -> None:
-        """The result of the final split, of the weights that the rule `chosen` chose: files, plots and the closing table."""
+        """The result of the final split, of the weights that the rule `chosen` chose: files, plots and the
+        closing table.
+        """
         cfg, split = self.cfg, self.cfg["eval"]["split"]
         self.log.metric(step, split, {**flat(result.summary), "episodes": result.episodes, **times})
         self.log.sync_metrics()
@@ -337,7 +346,9 @@ class Session:
         return shlex.join(["metalearn", "resume", str(self.log.run_dir), *trusted])
 
     def _ended_at_once(self, code: int, reason: str) -> None:
-        """Word from beside a main thread that does not get on: the status first, as there may be no time for more."""
+        """Word from beside a main thread that does not get on: the status first, as there may be no time for
+        more.
+        """
         newest = self.store.path(max(self.store.steps(), default=0)).name
         reason = (
             f"ended at once, as {reason}; what came after {newest} will be done again by: {self._way_on()}"
@@ -348,7 +359,9 @@ class Session:
         sys.stderr.flush()
 
     def _save_last(self, trainer: Trainer) -> None:
-        """Before leaving. What a rollback would undo is left to the resumed run, which comes to the same bad step."""
+        """Before leaving. What a rollback would undo is left to the resumed run, which comes to the same bad
+        step.
+        """
         try:
             trainer.save(must=True)
         except NonFiniteError:
@@ -357,7 +370,9 @@ class Session:
 
 
 def draw_plots(cfg: dict[str, Any], parts: Parts, run_dir: Path) -> None:
-    """plots/*.png: learning curve, adaptation curve, three episodes of the final split with their predictions."""
+    """plots/*.png: learning curve, adaptation curve, three episodes of the final split with their
+    predictions.
+    """
     from metalearn.report import (
         episodes as preview,
     )  # here, since other ranks, which draw nothing, would load matplotlib too

@@ -1,8 +1,10 @@
 """SIGTERM and SIGINT ask a run to stop: the handler only sets a flag, and the run looks at it between steps.
 
-A thread watches over that, since the main one may wait in a kernel, at a disk or for another rank, where Python calls no
-handler: a second signal, or a run that is still there some time after the first, ends the process at once. Nothing is
-lost by that but the steps since the newest checkpoint. Only a C function that never lets another thread run escapes it.
+A thread watches over that, since the main one may wait in a kernel, at a disk or for another rank, where
+Python calls no
+handler: a second signal, or a run that is still there some time after the first, ends the process at once.
+Nothing is lost by that but the steps since the newest checkpoint. Only a C function that never lets another
+thread run escapes it.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ END = b"\0"  # no signal has this number
 
 
 class PreemptedError(MetalearnError):
-    """The run was asked to stop and can be resumed. Exit code 143 (SIGTERM, or a scheduler's warning of it) or 130 (SIGINT)."""
+    """The run was asked to stop and can be resumed. Exit code 143 (SIGTERM, or a scheduler's warning of it)
+    or 130 (SIGINT).
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -36,7 +40,8 @@ class PreemptedError(MetalearnError):
 class StopSignals:
     """Context in which the first signal is remembered, and nothing that hangs outlives it for long.
 
-    warnings: signals that ask to stop but, however many, do not count as the second one that ends the process at once.
+    warnings: signals that ask to stop but, however many, do not count as the second one that ends the process
+    at once.
     timeout: seconds from the first signal to the end of the process.
     last_word: told the exit code and the reason before the process is ended, in a thread of its own.
     Outside the main thread Python allows no handlers; signals then keep their usual meaning.

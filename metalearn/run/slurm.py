@@ -1,8 +1,9 @@
 """A job of SLURM: how it learns that its time is up, and how it asks to be run again.
 
-SLURM sends a signal some time before the end if the job asks for it: `#SBATCH --signal=USR1@180`. A run then saves and
-requeues its job, which runs the same command again and so goes on with the run. SIGTERM requeues nothing, because it is
-also what `scancel` sends, and because a job that SLURM preempts is requeued by SLURM itself.
+SLURM sends a signal some time before the end if the job asks for it: `#SBATCH --signal=USR1@180`. A run then
+saves and requeues its job, which runs the same command again and so goes on with the run. SIGTERM requeues
+nothing, because it is also what `scancel` sends, and because a job that SLURM preempts is requeued by SLURM
+itself.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ Requeue = Callable[[], None]
 
 
 def job() -> str | None:
-    """The number of this job as `scontrol` takes it, ARRAY_TASK for a task of an array; None outside SLURM."""
+    """The number of this job as `scontrol` takes it, ARRAY_TASK for a task of an array; None outside
+    SLURM.
+    """
     names = (
         ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
         if "SLURM_ARRAY_JOB_ID" in os.environ
@@ -45,9 +48,11 @@ def warnings() -> tuple[signal.Signals, ...]:
 
 
 def own_folder(parent: Path, words: Sequence[str]) -> Path | None:
-    """parent/slurm-<job>_<8 digits of the words>, which the same command finds again when its job is run again.
+    """parent/slurm-<job>_<8 digits of the words>, which the same command finds again when its job is run
+    again.
 
-    None outside SLURM, and where the job has given these words before and was not restarted since, as a person may by hand.
+    None outside SLURM, and where the job has given these words before and was not restarted since, as a
+    person may by hand.
     """
     digits = hashlib.sha256("\n".join(words).encode("utf-8", "backslashreplace")).hexdigest()[:8]
     folder = parent / f"slurm-{job()}_{digits}"
@@ -55,7 +60,9 @@ def own_folder(parent: Path, words: Sequence[str]) -> Path | None:
 
 
 def requeue(what: str = "run") -> None:
-    """Ask for this job to be run again. A refusal is said, and changes nothing else: the run, or sweep, is saved."""
+    """Ask for this job to be run again. A refusal is said, and changes nothing else: the run, or sweep, is
+    saved.
+    """
     command = ["scontrol", "requeue", str(job())]
     try:
         done = subprocess.run(

@@ -1,4 +1,6 @@
-"""`splits.json` of a run: who was train, val and test. Written before the first step, compared before an evaluation."""
+"""`splits.json` of a run: who was train, val and test. Written before the first step, compared before an
+evaluation.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,8 @@ def keep_splits(runlog: RunLog, source: Source) -> str:
 
 
 def novelty(parts: Parts, checkpoint: Checkpoint, split: Split, *, named: bool) -> dict[str, Any]:
-    """Facts for the protocol: whether the run has met, in training, who is judged in `split`. ConfigError if it has and must not.
+    """Facts for the protocol: whether the run has met, in training, who is judged in `split`. ConfigError if
+    it has and must not.
 
     named: whether `data=` was typed; without it, nobody may have meant to judge other data than the run's.
     """
@@ -66,7 +69,8 @@ def novelty(parts: Parts, checkpoint: Checkpoint, split: Split, *, named: bool) 
 
 
 def splits_of_run(trained: dict[str, Any], checkpoint: Checkpoint) -> Splits:
-    """From splits.json if it is what the checkpoint knows, else from the run's data if that is still what it was.
+    """From splits.json if it is what the checkpoint knows, else from the run's data if that is still what it
+    was.
 
     trained: as in `Parts.build`.
     """
@@ -95,11 +99,13 @@ def splits_of_run(trained: dict[str, Any], checkpoint: Checkpoint) -> Splits:
             raise DataError("it is divided otherwise now")
     except (ConfigError, DataError) as error:
         raise ConfigError(
-            f"{run_dir}: {reason}, and the data that the run was trained on is not here to tell who was in it ({error}), so that nobody "
-            f"knows whether it has met who is judged; restore one of them, or judge the run on its own data"
+            f"{run_dir}: {reason}, and the data that the run was trained on is not here to tell who was in "
+            f"it ({error}), so that nobody "
+            "knows whether it has met who is judged; restore one of them, or judge the run on its own data"
         ) from error
     log.warning(
-        f"{run_dir}: {reason}; its splits were taken from its data, which has the sha256 that the checkpoint knows"
+        f"{run_dir}: {reason}; its splits were taken from its data, which has the sha256 that the checkpoint "
+        "knows"
     )
     return splits
 

@@ -1,7 +1,8 @@
 """A new run. Configuration comes in as plain dicts; no command line is parsed.
 
-A run writes config.yaml first, rehearses on copies, saves step-000000, trains with validations that choose the best
-checkpoint, reads the test split once, and writes results.json. Killed at any moment, `resume` brings the same end.
+A run writes config.yaml first, rehearses on copies, saves step-000000, trains with validations that choose
+the best checkpoint, reads the test split once, and writes results.json. Killed at any moment, `resume` brings
+the same end.
 """
 
 from __future__ import annotations

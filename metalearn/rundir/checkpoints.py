@@ -66,8 +66,10 @@ class Checkpoint:
 class CheckpointStore:
     """The folder `checkpoints/` of a run, written by one process at a time (the run's lock sees to that).
 
-    keep_last, keep_best: how many of the newest and of the best-ranked checkpoints survive pruning. So does what was best when one
-    of these was saved: where the newest is damaged, a run that goes on from an older one would otherwise end in another record.
+    keep_last, keep_best: how many of the newest and of the best-ranked checkpoints survive pruning. So does
+    what was best when one
+    of these was saved: where the newest is damaged, a run that goes on from an older one would otherwise end
+    in another record.
     """
 
     def __init__(self, run_dir: Path, *, keep_last: int = 2, keep_best: int = 1) -> None:
@@ -88,8 +90,8 @@ class CheckpointStore:
     ) -> None:
         """Write one checkpoint, point `last` at it and prune.
 
-        ranked: steps by validation result, best first; the first keep_best of them are kept, the first becomes `best`.
-        Raises SaveError when the disk refuses; earlier checkpoints are then untouched.
+        ranked: steps by validation result, best first; the first keep_best of them are kept, the first
+        becomes `best`. Raises SaveError when the disk refuses; earlier checkpoints are then untouched.
         """
         ranked = list(ranked)
         try:
@@ -107,7 +109,9 @@ class CheckpointStore:
             ) from error
 
     def load(self, step: int) -> Checkpoint:
-        """The checkpoint of one step; CheckpointError with its name and the reason if it is not exactly as saved."""
+        """The checkpoint of one step; CheckpointError with its name and the reason if it is not exactly as
+        saved.
+        """
         path = self.path(step)
         try:
             contents = verified(path, (TENSORS, METADATA))
@@ -133,7 +137,8 @@ class CheckpointStore:
         return True
 
     def newest(self, *, scheduled: bool = False) -> Checkpoint:
-        """The newest valid checkpoint; each newer corrupt one is named in a warning. CheckpointError if none is valid.
+        """The newest valid checkpoint; each newer corrupt one is named in a warning. CheckpointError if none
+        is valid.
 
         scheduled: pass over those that only a run that was stopped has.
         """
@@ -172,9 +177,11 @@ class CheckpointStore:
         return int(match[1]) if match else None
 
     def set_aside(self, *, after: int) -> None:
-        """Checkpoints newer than the one in use must not be counted as kept: those that are not valid become `.corrupt`.
+        """Checkpoints newer than the one in use must not be counted as kept: those that are not valid become
+        `.corrupt`.
 
-        A whole one that a rollback has passed over is removed, under another name first, so that a kill leaves no half of it.
+        A whole one that a rollback has passed over is removed, under another name first, so that a kill
+        leaves no half of it.
         """
         for step in [step for step in self.steps() if step > after]:
             path, passed_over = (
@@ -236,7 +243,8 @@ class CheckpointStore:
             self.pointed("last"),
             self.pointed("best"),
         }
-        # A rollback goes there, and a run that must fall back to an older checkpoint needs the one that was best then.
+        # A rollback goes there, and a run that must fall back to an older checkpoint needs the one that was
+        # best then.
         kept.add(
             next(
                 (
@@ -274,7 +282,9 @@ def manifest_of(files: Mapping[str, bytes]) -> bytes:
 
 
 def verified(path: Path, names: Collection[str]) -> dict[str, bytes]:
-    """The files of a checkpoint, which have these names. ValueError, KeyError or TypeError for one that is not as the manifest says."""
+    """The files of a checkpoint, which have these names. ValueError, KeyError or TypeError for one that is
+    not as the manifest says.
+    """
     if not path.is_dir():
         raise ValueError("it is missing")
     manifest = json.loads(read_bytes(path / MANIFEST, None))

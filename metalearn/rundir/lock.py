@@ -16,7 +16,9 @@ OWN_FOLDERS = ("checkpoints", "evals", "plots", "tensorboard")
 
 
 def refuse_links(run_dir: Path) -> None:
-    """Raise ConfigError for a link, a pipe or a device where a run writes: it must not lead what is written to somewhere else."""
+    """Raise ConfigError for a link, a pipe or a device where a run writes: it must not lead what is written
+    to somewhere else.
+    """
     own = [path for name in OWN_FOLDERS for path in (run_dir / name).rglob("*")]
     for path in (*run_dir.glob("*"), *own):
         try:
@@ -25,17 +27,20 @@ def refuse_links(run_dir: Path) -> None:
             continue  # of a process that holds the run
         if stat.S_ISLNK(mode):
             raise ConfigError(
-                f"{path} is a symbolic link; a run writes into its own folder only, so put what it means in its place"
+                f"{path} is a symbolic link; a run writes into its own folder only, so put what it means in "
+                "its place"
             )
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             raise ConfigError(f"{path} is neither a file nor a folder; a run writes files only, so remove it")
 
 
 def take_lock(run_dir: Path) -> TextIO:
-    """The open lock file of a run folder, which is made if need be. InUseError naming the process that holds it.
+    """The open lock file of a run folder, which is made if need be. InUseError naming the process that holds
+    it.
 
-    Tried a few times: who only asks whether a run lives holds the lock for an instant, and a process that gives its
-    folder up takes the lock file along, so that what was locked may no longer be the file of that name.
+    Tried a few times: who only asks whether a run lives holds the lock for an instant, and a process that
+    gives its folder up takes the lock file along, so that what was locked may no longer be the file of that
+    name.
     """
     path, holder = run_dir / ".lock", "unknown"
     for _ in range(LOCK_TRIES):

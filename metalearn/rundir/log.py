@@ -37,7 +37,8 @@ WRITTEN_EARLY = (
 class RunLog:
     """Context that holds the lock of a run folder and writes its files.
 
-    Raises ConfigError on entry when the folder cannot be written, and InUseError when another process holds it.
+    Raises ConfigError on entry when the folder cannot be written, and InUseError when another process holds
+    it.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -61,7 +62,8 @@ class RunLog:
             self._lock.flush()
         except OSError as error:
             raise ConfigError(
-                f"cannot write to run_dir={self.run_dir}: {error.strerror}; choose a folder that can be written"
+                f"cannot write to run_dir={self.run_dir}: {error.strerror}; choose a folder that can be "
+                "written"
             ) from error
         return self
 
@@ -77,7 +79,9 @@ class RunLog:
             self._lock.close()
 
     def write_request(self, cfg: dict[str, Any], overrides: list[str]) -> None:
-        """overrides.yaml and, last, config.yaml, whose presence makes the folder a run. ConfigError if the folder refuses."""
+        """overrides.yaml and, last, config.yaml, whose presence makes the folder a run. ConfigError if the
+        folder refuses.
+        """
         try:
             self.write("overrides.yaml", yaml.safe_dump(overrides))
             self.write("config.yaml", yaml.safe_dump(cfg, sort_keys=False))
@@ -85,7 +89,9 @@ class RunLog:
             raise ConfigError(f"{error.what}; free space or choose another run_dir") from error
 
     def status(self, state: str, exit_code: int | None = None, **more: str | int) -> None:
-        """state: running, finished, failed or preempted. SaveError for a disk that refuses, only if the run is finished."""
+        """state: running, finished, failed or preempted. SaveError for a disk that refuses, only if the run
+        is finished.
+        """
         try:
             self.write_json(
                 "status.json", {"status": state, "exit_code": exit_code, "pid": os.getpid(), **more}
@@ -108,7 +114,9 @@ class RunLog:
         return [str(word) for word in words] if isinstance(words, list) else []
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """The mapping in a JSON file of the run; None if it is absent or damaged, as for facts that a run can do without."""
+        """The mapping in a JSON file of the run; None if it is absent or damaged, as for facts that a run can
+        do without.
+        """
         try:
             found = read_json(self.run_dir / name)
         except (OSError, ValueError):
@@ -148,7 +156,9 @@ class RunLog:
             raise SaveError(f"cannot write {path}: {error.strerror or error}") from error
 
     def hold(self) -> None:
-        """Keep lines for train.log back until `release`; without it they are dropped, as for a command that is refused."""
+        """Keep lines for train.log back until `release`; without it they are dropped, as for a command that
+        is refused.
+        """
         self._held = []
 
     def release(self) -> None:
@@ -158,7 +168,9 @@ class RunLog:
             self.note(text)
 
     def listen(self) -> None:
-        """From now until the folder is left, all messages of this package go to the person watching and to train.log."""
+        """From now until the folder is left, all messages of this package go to the person watching and to
+        train.log.
+        """
         self._listening.enter_context(listening(self._say))
 
     def note(self, text: str) -> None:
@@ -182,7 +194,9 @@ class RunLog:
         self._guard.open()
 
     def sync_metrics(self) -> int:
-        """Bytes of metrics.jsonl that are safely on the disk, which is all of it. SaveError if the disk refuses."""
+        """Bytes of metrics.jsonl that are safely on the disk, which is all of it. SaveError if the disk
+        refuses.
+        """
         try:
             return self._metrics.sync()
         except OSError as error:

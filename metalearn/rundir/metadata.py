@@ -1,6 +1,7 @@
 """The metadata that stands beside the tensors of a checkpoint, checked when it is read.
 
-A manifest only says that it is as somebody wrote them; whoever changes a checkpoint can write its manifest too.
+A manifest only says that it is as somebody wrote them; whoever changes a checkpoint can write its manifest
+too.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class Metadata(dict[str, Any]):
 
 
 def checked(metadata: Any, step: int, path: Path) -> Metadata:
-    """The metadata of a step, from the file at path. ValueError or TypeError for some that a run could not go on with."""
+    """The metadata of a step, from the file at path. ValueError or TypeError for some that a run could not go
+    on with.
+    """
     if not isinstance(metadata, dict):
         raise ValueError(f"{path.name} holds a {type(metadata).__name__}")
     for name, kinds in KINDS.items():

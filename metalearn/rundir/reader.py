@@ -102,7 +102,8 @@ def names_of(run_dir: Path) -> dict[str, str | None]:
 def state(run_dir: Path) -> str:
     """How a run stands: not started, running, killed, preempted, failed or finished.
 
-    running: a living process holds its lock. killed: its process is gone without a word. preempted: it was stopped and saved.
+    running: a living process holds its lock. killed: its process is gone without a word. preempted: it was
+    stopped and saved.
     """
     try:
         told = (read_json(run_dir / "status.json") or {}).get("status")
@@ -154,12 +155,16 @@ def last_words(run_dir: Path) -> str:
 
 
 def wall_seconds(lines: list[Line]) -> dict[str, float]:
-    """Seconds spent on each of data, step, eval and save, summed over a run's lines and so over its restarts."""
+    """Seconds spent on each of data, step, eval and save, summed over a run's lines and so over its
+    restarts.
+    """
     return {part: sum(float(line.get(f"time_{part}", 0.0)) for line in lines) for part in TIMED}
 
 
 class Format(NamedTuple):
-    """How people read a metric: the factor on what stands in files, digits behind the point, and the unit, if any."""
+    """How people read a metric: the factor on what stands in files, digits behind the point, and the unit, if
+    any.
+    """
 
     scale: float = 1.0
     digits: int = 4
@@ -175,7 +180,9 @@ class Format(NamedTuple):
 
 
 def format_of(metric: str, results: dict[str, Any] | None) -> Format:
-    """What results.json says of a metric; only where it says nothing, as that of an older run, the name decides."""
+    """What results.json says of a metric; only where it says nothing, as that of an older run, the name
+    decides.
+    """
     declared = ((results or {}).get("formats") or {}).get(metric)
     percent = metric.startswith("accuracy") if declared is None else declared["percent"]
     if percent:
@@ -201,7 +208,9 @@ def adaptation_curve(results: dict[str, Any]) -> list[tuple[int, float, float]]:
 
 
 def state_of(status: Path) -> str:
-    """What status.json says, unless the process behind it is gone without a word: then nobody holds the run's lock."""
+    """What status.json says, unless the process behind it is gone without a word: then nobody holds the run's
+    lock.
+    """
     try:
         state = str((read_json(status) or {})["status"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
@@ -243,12 +252,15 @@ def existing_run(folder: Path) -> Path:
     raise ConfigError(f"{folder} is not a run: it {reason}; list the runs with: metalearn ls runs")
 
 
-# What an empty run folder may hold: the words of a run that was asked for, whole or half written. Hidden files count nowhere.
+# What an empty run folder may hold: the words of a run that was asked for, whole or half written. Hidden
+# files count nowhere.
 ASKED_FOR = ("overrides.yaml", "overrides.yaml.tmp", "config.yaml.tmp", "status.json.tmp")
 
 
 def refuse_existing_run(cfg: Mapping[str, Any]) -> None:
-    """A run begins in a folder of its own: one that holds a run is continued, and other files are not mixed with it."""
+    """A run begins in a folder of its own: one that holds a run is continued, and other files are not mixed
+    with it.
+    """
     folder = cfg["run_dir"]
     if not folder or not Path(folder).is_dir():
         return
@@ -264,10 +276,12 @@ def refuse_existing_run(cfg: Mapping[str, Any]) -> None:
         ) from error
     if "config.yaml" in names:
         raise ConfigError(
-            f"run_dir={folder} already holds a run; continue it with: metalearn resume {folder}, or choose another run_dir"
+            f"run_dir={folder} already holds a run; continue it with: metalearn resume {folder}, or choose "
+            "another run_dir"
         )
     if names:
         held = ", ".join([*names[:3], *(["…"] if len(names) > 3 else [])])
         raise ConfigError(
-            f"run_dir={folder} is not empty (it holds {held}); a run begins in a folder of its own, choose another run_dir"
+            f"run_dir={folder} is not empty (it holds {held}); a run begins in a folder of its own, choose "
+            "another run_dir"
         )

@@ -24,7 +24,8 @@ def pack(
 ) -> tuple[dict[str, Tensor], list[list[Any]]]:
     """Tensors under flat names, and [parameter, key, value] of the optimizer's state that is no tensor.
 
-    Parameter groups are not saved: they follow from the configuration, and the schedule sets their learning rate at every step.
+    Parameter groups are not saved: they follow from the configuration, and the schedule sets their learning
+    rate at every step.
     """
     tensors = {f"{WEIGHTS}{name}": value for name, value in algorithm.state_dict().items()}
     values: list[list[Any]] = []
@@ -47,7 +48,9 @@ def restore(
     tensors: dict[str, Tensor],
     values: list[list[Any]],
 ) -> None:
-    """The inverse of `pack`, in place. CheckpointError for weights or a state that are not those of such a run."""
+    """The inverse of `pack`, in place. CheckpointError for weights or a state that are not those of such a
+    run.
+    """
     load_weights(algorithm, tensors)
     try:
         if optimizer is not None:

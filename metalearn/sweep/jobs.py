@@ -1,4 +1,6 @@
-"""The jobs of a sweep: the configuration of each, the folder that it names, and whether there is anything left to do."""
+"""The jobs of a sweep: the configuration of each, the folder that it names, and whether there is anything
+left to do.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ from metalearn.config.saved import defaults, read_saved
 from metalearn.errors import ConfigError, DataError, MetalearnError, raise_all
 from metalearn.rundir import reader
 
-# What may differ between two commands for the same job: where things lie, whose classes it may use, whether it only rehearses.
+# What may differ between two commands for the same job: where things lie, whose classes it may use, whether
+# it only rehearses.
 NOT_IDENTITY = ("run_dir", "data.cache_dir", "trusted", "trainer.dry_run")
 FOR_RESUME = ("trusted", "trainer.dry_run")  # what a run folder does not keep
 LONGEST_NAME = 60
@@ -35,7 +38,8 @@ JOBS = "*_" + 8 * "[0-9a-f]" + "/overrides.yaml"  # what every job has in a swee
 
 @dataclass(frozen=True)
 class Job:
-    """number: its place in the command, from 1. words: its overrides. own: those that tell it from the other jobs.
+    """number: its place in the command, from 1. words: its overrides. own: those that tell it from the other
+    jobs.
 
     cfg: the configuration that the words compose. folder: of its run, which need not exist yet.
     """
@@ -80,7 +84,9 @@ class Job:
         )
 
     def changes_by_hand(self) -> list[str]:
-        """Keys that a resume from the command line has given other values; what a plan was chosen to be is no change."""
+        """Keys that a resume from the command line has given other values; what a plan was chosen to be is no
+        change.
+        """
         try:
             saved = dict(schema.leaves(read_saved(self.folder)))
         except ConfigError:
@@ -119,7 +125,9 @@ def planned(words: list[str], config_dir: str | None, folder: Path) -> tuple[lis
 
 
 def expand(overrides: list[str], config_dir: str | None) -> tuple[list[list[str]], set[str]]:
-    """The overrides of every job, in the order in which Hydra's own sweeper takes them, and the keys that are swept over."""
+    """The overrides of every job, in the order in which Hydra's own sweeper takes them, and the keys that are
+    swept over.
+    """
     axes: dict[str, list[str]] = {}
     swept = set()
     for override in Library(config_dir).parse(overrides):
@@ -136,13 +144,16 @@ def expand(overrides: list[str], config_dir: str | None) -> tuple[list[list[str]
     count = math.prod(map(len, axes.values()))
     if count > MOST_JOBS:
         raise ConfigError(
-            f"these words make {count} jobs; a sweep has at most {MOST_JOBS}, so sweep over fewer values at once"
+            f"these words make {count} jobs; a sweep has at most {MOST_JOBS}, so sweep over fewer values at "
+            "once"
         )
     return [list(job) for job in itertools.product(*axes.values())], swept
 
 
 def values_of(override: Override) -> list[str]:
-    """What a swept key takes in turn. ConfigError for no value, for more than a sweep could have, and for a range that leads nowhere."""
+    """What a swept key takes in turn. ConfigError for no value, for more than a sweep could have, and for a
+    range that leads nowhere.
+    """
     swept = override.value()
     try:
         if (
@@ -155,7 +166,8 @@ def values_of(override: Override) -> list[str]:
         found = list(itertools.islice(override.sweep_string_iterator(), MOST_JOBS + 1))
     except (HydraException, ValueError, ArithmeticError, OverflowError, AssertionError) as error:
         raise ConfigError(
-            f"{override.input_line} cannot be swept over ({str(error) or type(error).__name__}); list the values: a,b,c"
+            f"{override.input_line} cannot be swept over ({str(error) or type(error).__name__}); list the "
+            "values: a,b,c"
         ) from error
     if not found:
         raise ConfigError(f"{override.input_line} has no value to sweep over; list the values: a,b,c")
@@ -163,10 +175,11 @@ def values_of(override: Override) -> list[str]:
 
 
 def identity(cfg: dict[str, Any]) -> str:
-    """Eight hex digits of a sha256 over everything in a configuration that results or records may follow from.
+    """Eight hex digits of a sha256 over everything in a configuration that results or records may follow
+    from.
 
-    Neither what a logger shows nor the names of what was chosen are among them. A key that an older run may lack counts only with
-    another value than its default, so that a new key makes no new jobs.
+    Neither what a logger shows nor the names of what was chosen are among them. A key that an older run may
+    lack counts only with another value than its default, so that a new key makes no new jobs.
     """
     known = defaults()
     leaves = schema.leaves({key: value for key, value in cfg.items() if key not in ("logger", choices.KEY)})
@@ -196,7 +209,9 @@ def readable(words: Sequence[str]) -> str:
 
 
 def machine_check(left: Sequence[Job], num_jobs: int) -> Any:
-    """Raise for what the machine and the data say against the jobs that will run. Returns what was built for it, for these jobs."""
+    """Raise for what the machine and the data say against the jobs that will run. Returns what was built for
+    it, for these jobs.
+    """
     if not left:
         return None
     from metalearn.build.checks import Prebuilt, check_machine
@@ -210,7 +225,8 @@ def machine_check(left: Sequence[Job], num_jobs: int) -> Any:
 
 
 def check_all(checks: Mapping[int, Callable[[], Any]], num_jobs: int | None = None) -> list[Any]:
-    """What the checks return. Every different problem is raised once, with the numbers of the jobs that have it unless all do.
+    """What the checks return. Every different problem is raised once, with the numbers of the jobs that have
+    it unless all do.
 
     checks: by the number of the job. num_jobs: how many the command has, if some need no check.
     """

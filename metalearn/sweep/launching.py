@@ -39,9 +39,11 @@ STOPPED = (130, 143)  # SIGINT, SIGTERM: the whole sweep was meant
 
 @dataclass(frozen=True)
 class RunJob:
-    """What the launcher calls for each job, which Hydra numbers from 0. Never raises for a job that fails: the others go on.
+    """What the launcher calls for each job, which Hydra numbers from 0. Never raises for a job that fails:
+    the others go on.
 
-    threads: of a job that names no number, as if it ran alone; a launcher may give its processes fewer, which changes bits.
+    threads: of a job that names no number, as if it ran alone; a launcher may give its processes fewer, which
+    changes bits.
     slurm_job: of the sweep's process.
     """
 
@@ -58,7 +60,8 @@ class RunJob:
     def __call__(self, _: Any) -> int:
         """The exit code of the job; 0 also for one that is not to be run any more."""
         job = self.jobs[HydraConfig.get().job.num]
-        # A child runs one job after the other beside its siblings. A launcher may also run jobs farther off, each by itself.
+        # A child runs one job after the other beside its siblings. A launcher may also run jobs farther off,
+        # each by itself.
         at_home, child = os.getpid() == self.parent, os.getppid() == self.parent
         if stopped_by := marked(self.mark):
             if at_home:
@@ -80,7 +83,9 @@ class RunJob:
         return code
 
     def perform(self, job: Job, *, silent: bool) -> int:
-        """The job's exit code; what went wrong is printed and stands in its folder. silent: what it prints is only in its log."""
+        """The job's exit code; what went wrong is printed and stands in its folder. silent: what it prints is
+        only in its log.
+        """
         if not is_left(job, self.retry_failed):  # another process was here since this one looked
             log.info(f"{job.folder.name}: {job.why_skipped()}")
             return 0
@@ -107,7 +112,9 @@ class RunJob:
         return code
 
     def requeue(self) -> None:
-        """What a run does that SLURM has warned: the sweep's process requeues their SLURM job, once, when all have saved."""
+        """What a run does that SLURM has warned: the sweep's process requeues their SLURM job, once, when all
+        have saved.
+        """
         if slurm.job() == self.slurm_job:
             leave_mark(self.mark, signal.SIGUSR1)
         else:  # a launcher gave this job one of its own
@@ -154,7 +161,9 @@ def launch_once(run_job: RunJob, own: Sequence[str], config_dir: str | None) -> 
 
 
 def leave_none_idle(launcher: DictConfig, num_jobs: int) -> None:
-    """No more processes than jobs: one that never had a job knows nothing of us, and would die of a signal from the terminal."""
+    """No more processes than jobs: one that never had a job knows nothing of us, and would die of a signal
+    from the terminal.
+    """
     wanted = launcher.get("n_jobs")
     if (
         isinstance(wanted, int)
@@ -164,19 +173,24 @@ def leave_none_idle(launcher: DictConfig, num_jobs: int) -> None:
 
 
 def with_threads(run_job: RunJob) -> RunJob:
-    """The same with the number of threads that a job takes alone, and a word if jobs side by side will fight over the cores."""
+    """The same with the number of threads that a job takes alone, and a word if jobs side by side will fight
+    over the cores.
+    """
     from metalearn.build.device import default_threads
 
     threads = default_threads()
     if threads > 1 and any(job.cfg["device"]["threads"] is None for job in run_job.jobs):
         log.warning(
-            f"each job computes with {threads} threads, as it would alone; jobs side by side are faster with device.threads=1"
+            f"each job computes with {threads} threads, as it would alone; jobs side by side are faster with "
+            "device.threads=1"
         )
     return replace(run_job, threads=threads)
 
 
 def prepare(threads: int | None) -> None:
-    """What takes seconds, before the job listens for signals. threads: set before anything asks how many this process has."""
+    """What takes seconds, before the job listens for signals. threads: set before anything asks how many this
+    process has.
+    """
     import torch
 
     if threads is not None:
@@ -207,7 +221,9 @@ def silence() -> Iterator[None]:
 
 
 def make_room(job: Job) -> None:
-    """Remove what a start that came to nothing left in the job's folder. InUseError if somebody is starting right now."""
+    """Remove what a start that came to nothing left in the job's folder. InUseError if somebody is starting
+    right now.
+    """
     from metalearn.rundir.log import RunLog
 
     with RunLog(job.folder) as runlog:

@@ -1,8 +1,9 @@
-"""A sweep: every combination of the values on one command line, each in a folder that its configuration names.
+"""A sweep: every combination of the values on one command line, each in a folder that its configuration
+names.
 
-Everything is checked before the first job runs. The same command again does only what is left: finished jobs are
-skipped, interrupted ones go on, failed ones wait for --retry-failed, and new ones join. What is left is read from the
-folders alone, so that a sweep may be killed at any moment, or run by several processes at once.
+Everything is checked before the first job runs. The same command again does only what is left: finished jobs
+are skipped, interrupted ones go on, failed ones wait for --retry-failed, and new ones join. What is left is
+read from the folders alone, so that a sweep may be killed at any moment, or run by several processes at once.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ OURS = ("hydra.sweep.subdir", "hydra.sweeper", "hydra/sweeper")
 
 
 def multirun(overrides: list[str], config_dir: str | None, *, retry_failed: bool = False) -> int:
-    """Run what is left of a sweep; 0 if all of its jobs are finished, 1 if any failed. Ends with a table and sweep.csv."""
+    """Run what is left of a sweep; 0 if all of its jobs are finished, 1 if any failed. Ends with a table and
+    sweep.csv.
+    """
     words, folder = take_folder(overrides, config_dir)
     jobs, doubles = planned(words, config_dir, folder)
     refuse_other_folder(folder)
@@ -60,7 +63,9 @@ def is_open(job: Job) -> bool:
 
 
 def take_folder(overrides: list[str], config_dir: str | None) -> tuple[list[str], Path]:
-    """The overrides without the sweep's folder, and that folder: outputs/sweeps/<name>, run_dir, or a new one."""
+    """The overrides without the sweep's folder, and that folder: outputs/sweeps/<name>, run_dir, or a new
+    one.
+    """
     rest: list[str] = []
     named: dict[str, str] = {}
     for override in Library(config_dir).parse(overrides):
@@ -91,7 +96,10 @@ def take_folder(overrides: list[str], config_dir: str | None) -> tuple[list[str]
 
 def name_problems(name: str) -> Iterator[str]:
     if not re.fullmatch(r"[A-Za-z0-9][\w.+-]{0,99}", name, re.ASCII):
-        yield f"sweep={name} is not a name of letters, digits and . _ + -; for a folder elsewhere write run_dir=FOLDER"
+        yield (
+            f"sweep={name} is not a name of letters, digits and . _ + -; for a folder elsewhere write "
+            "run_dir=FOLDER"
+        )
 
 
 def refuse_other_folder(folder: Path) -> None:
@@ -101,7 +109,8 @@ def refuse_other_folder(folder: Path) -> None:
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if "config.yaml" in names:
         raise ConfigError(
-            f"{folder} holds a run; a sweep begins in a folder of its own, choose another sweep=NAME or run_dir=FOLDER"
+            f"{folder} holds a run; a sweep begins in a folder of its own, choose another sweep=NAME or "
+            "run_dir=FOLDER"
         )
     if names and "sweep.csv" not in names and not any(folder.glob(JOBS)):
         held = ", ".join([*names[:3], *(["…"] if len(names) > 3 else [])])

@@ -1,8 +1,10 @@
-"""How a sweep ends early: a signal to its process is a word to its jobs, wherever they run, and never the loss of one.
+"""How a sweep ends early: a signal to its process is a word to its jobs, wherever they run, and never the
+loss of one.
 
-A job in this process hears signals itself. Jobs in processes that a launcher started also look for the sweep's mark,
-since a terminal sends a signal to all of them, but `kill` and a scheduler may send it to one. The mark holds the number
-of the first signal. If SLURM's warning was the first, whoever got it, the sweep's process requeues the SLURM job of all of them.
+A job in this process hears signals itself. Jobs in processes that a launcher started also look for the
+sweep's mark, since a terminal sends a signal to all of them, but `kill` and a scheduler may send it to one.
+The mark holds the number of the first signal. If SLURM's warning was the first, whoever got it, the sweep's
+process requeues the SLURM job of all of them.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ WATCH_EVERY = 0.2  # seconds
 
 
 class SweepStopped(BaseException):
-    """The job in this process was interrupted by this signal and saved; those after it do not start. Hydra would record an Exception."""
+    """The job in this process was interrupted by this signal and saved; those after it do not start. Hydra
+    would record an Exception.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -34,8 +38,10 @@ class SweepStopped(BaseException):
 class Stops:
     """Context in which the first SIGINT, SIGTERM or warning of SLURM keeps further jobs from starting.
 
-    A second SIGINT or SIGTERM ends the process at once; a warning is neither the first nor the second of these.
-    folder: of the sweep, which exists. mark: a file in it once there is a signal, for jobs in other processes.
+    A second SIGINT or SIGTERM ends the process at once; a warning is neither the first nor the second of
+    these.
+    folder: of the sweep, which exists. mark: a file in it once there is a signal, for jobs in other
+    processes.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -91,7 +97,9 @@ def leave_mark(mark: Path, number: int) -> None:
 
 
 def marked(mark: Path) -> int:
-    """The signal that a mark names, in its file's name, as a disk may be full for a content; 0 if there is no mark."""
+    """The signal that a mark names, in its file's name, as a disk may be full for a content; 0 if there is no
+    mark.
+    """
     numbers = (path.name.rpartition("-")[2] for path in mark.parent.glob(f"{mark.name}-*"))
     return min((int(number) for number in numbers if number.isdecimal()), default=0)
 
@@ -103,9 +111,11 @@ def remove_mark(mark: Path) -> None:
 
 @contextlib.contextmanager
 def heeding(mark: Path, parent: int | None) -> Iterator[StopSignals]:
-    """A job runs in here: the sweep's mark stops it as a signal would, and no signal is lost before the job listens itself.
+    """A job runs in here: the sweep's mark stops it as a signal would, and no signal is lost before the job
+    listens itself.
 
-    parent: the sweep's process, of which this one is a child, and whose end stops the job too. None: this is no child of it.
+    parent: the sweep's process, of which this one is a child, and whose end stops the job too. None: this is
+    no child of it.
     """
     done = threading.Event()
 
@@ -114,7 +124,8 @@ def heeding(mark: Path, parent: int | None) -> Iterator[StopSignals]:
         while not done.wait(WATCH_EVERY):
             number = around.received or asked(mark, parent)
             listener = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-            # Once, only at the second look, and with the same number: a terminal tells every process itself, and twice means at once.
+            # Once, only at the second look, and with the same number: a terminal tells every process itself,
+            # and twice means at once.
             if (
                 noticed
                 and number
@@ -139,7 +150,8 @@ def heeding(mark: Path, parent: int | None) -> Iterator[StopSignals]:
 
 
 def outlive_signals(mark: Path) -> None:
-    """From now on this process does not die of a signal between two jobs, which would take those in other processes along.
+    """From now on this process does not die of a signal between two jobs, which would take those in other
+    processes along.
 
     Unless the sweep is at its end, when its process tells the others to go.
     """
@@ -157,7 +169,8 @@ def outlive_signals(mark: Path) -> None:
 
 
 def asked(mark: Path, parent: int | None) -> int:
-    """SIGINT or SIGTERM as the sweep's mark asks for it, or SIGTERM if the sweep's process is gone; 0 as long as all is well.
+    """SIGINT or SIGTERM as the sweep's mark asks for it, or SIGTERM if the sweep's process is gone; 0 as long
+    as all is well.
 
     A warning of SLURM's is SIGTERM here: it is the sweep's, whose job this one may not be.
     """

@@ -28,7 +28,8 @@ from metalearn.rundir.reader import (
 
 
 class JobResult(NamedTuple):
-    """One job of a sweep. state: as `metalearn.rundir.reader.state` says, or unreadable. primary, mean and ci95 are None without a result.
+    """One job of a sweep. state: as `metalearn.rundir.reader.state` says, or unreadable. primary, mean and
+    ci95 are None without a result.
 
     form: how people read the primary metric.
 
@@ -76,7 +77,8 @@ def _job(folder: Path) -> JobResult:
 
 
 def sweep(sweep_dir: Path) -> str:
-    """One line per job, why some failed, then mean and spread over seeds wherever two or more jobs differ in nothing else.
+    """One line per job, why some failed, then mean and spread over seeds wherever two or more jobs differ in
+    nothing else.
 
     Overrides that all jobs share are said once, above the table.
     """
@@ -121,7 +123,9 @@ def common_names(found: list[JobResult], shared: Sequence[str]) -> list[str]:
 
 
 def seed_spread(found: list[JobResult], shared: Sequence[str] = ()) -> str:
-    """Mean and standard deviation over seeds of the jobs' results; empty when no two jobs differ by their seed alone."""
+    """Mean and standard deviation over seeds of the jobs' results; empty when no two jobs differ by their
+    seed alone.
+    """
     groups: dict[tuple[str, ...], list[JobResult]] = {}
     for job in found:
         if job.mean is not None:
@@ -147,7 +151,9 @@ def seed_spread(found: list[JobResult], shared: Sequence[str] = ()) -> str:
 
 
 def sweep_csv(sweep_dir: Path) -> str:
-    """The content of sweep.csv: one line per job, accuracies as fractions, empty cells where there is no result."""
+    """The content of sweep.csv: one line per job, accuracies as fractions, empty cells where there is no
+    result.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(

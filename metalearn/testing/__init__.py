@@ -2,9 +2,9 @@
 
     from metalearn.testing import check_algorithm, check_model, check_source
 
-Each makes its checks in order and raises ContractError, an AssertionError, at the first that fails; under pytest, run the checks of
-ALGORITHM_CHECKS, SOURCE_CHECKS and MODEL_CHECKS one by one with `run`, so that each has a name. `metalearn doctor algo=mine` does
-that from the command line. No test framework is imported.
+Each makes its checks in order and raises ContractError, an AssertionError, at the first that fails; under
+pytest, run the checks of ALGORITHM_CHECKS, SOURCE_CHECKS and MODEL_CHECKS one by one with `run`, so that each
+has a name. `metalearn doctor algo=mine` does that from the command line. No test framework is imported.
 """
 
 from metalearn.testing.algorithms import ALGORITHM_CHECKS, Trial, check_algorithm

@@ -45,7 +45,8 @@ COMPILED_STEPS = 2  # the compiler unrolls the inner steps, and the second alrea
 class Trial:
     """An algorithm on a source.
 
-    plans: those that it is to be mapped by; by default the ones that it declares. compiles: whether it may be compiled.
+    plans: those that it is to be mapped by; by default the ones that it declares. compiles: whether it may be
+    compiled.
     """
 
     algorithm: Algorithm
@@ -103,7 +104,8 @@ def check_algorithm(
 ) -> None:
     """Raise ContractError at the first promise that the algorithm does not keep on tasks of this source.
 
-    plans: those to hold it to; by default the ones that it declares. compiles: False excuses one that the compiler cannot take.
+    plans: those to hold it to; by default the ones that it declares. compiles: False excuses one that the
+    compiler cannot take.
     """
     run_all(ALGORITHM_CHECKS, Trial(algorithm, source, plans, compiles))
 
@@ -114,7 +116,8 @@ def refused_as_declared(method: type[Algorithm], source: Source, refusal: str) -
         return refusal
     spec = source.spec("train")
     raise ContractError(
-        f"{method.__name__} refuses tasks of {spec.kind}{', ragged' if spec.ragged else ''} that it declares to take ({refusal}); "
+        f"{method.__name__} refuses tasks of {spec.kind}{', ragged' if spec.ragged else ''} that it declares "
+        f"to take ({refusal}); "
         "take the kind out of `kinds`, set `handles_ragged` or `trains_on`, or do not refuse them in `check`"
     )
 
@@ -135,7 +138,8 @@ def one_task_gives_a_prediction_per_query_and_tensors_as_metrics(trial: Trial) -
     rows = spec.query_size
     require(
         prediction.ndim == 2 and len(prediction) == rows,
-        f"predict returned shape {tuple(prediction.shape)} for {rows} queries; return (Q, num_outputs), one row per query",
+        f"predict returned shape {tuple(prediction.shape)} for {rows} queries; return (Q, num_outputs), one "
+        "row per query",
     )
     if algorithm.trains_on != "tasks":
         return f"predictions {tuple(prediction.shape)}"
@@ -144,7 +148,8 @@ def one_task_gives_a_prediction_per_query_and_tensors_as_metrics(trial: Trial) -
     loss, metrics = algorithm.task_loss(tree_map(lambda leaf: leaf[0], trial.tasks(1, "train")))
     require(
         loss.ndim == 0,
-        f"task_loss returned a loss of shape {tuple(loss.shape)}; return a scalar, the mean over the task's queries",
+        f"task_loss returned a loss of shape {tuple(loss.shape)}; return a scalar, the mean over the task's "
+        "queries",
     )
     plain = [
         name
@@ -153,7 +158,8 @@ def one_task_gives_a_prediction_per_query_and_tensors_as_metrics(trial: Trial) -
     ]
     require(
         not plain,
-        f"the metrics {', '.join(plain)} are no scalar tensors; return loss.detach(), a mean, or torch.tensor(value)",
+        f"the metrics {', '.join(plain)} are no scalar tensors; return loss.detach(), a mean, or "
+        "torch.tensor(value)",
     )
     primary = trial.source.spec("train").objective.primary
     require(
@@ -164,7 +170,9 @@ def one_task_gives_a_prediction_per_query_and_tensors_as_metrics(trial: Trial) -
 
 
 def it_draws_no_random_numbers_and_keeps_nothing_between_tasks(trial: Trial) -> str:
-    """Adaptation and loss are pure: what is random comes in `task.draws`, what is remembered leaves as statistics."""
+    """Adaptation and loss are pure: what is random comes in `task.draws`, what is remembered leaves as
+    statistics.
+    """
     algorithm = trial.algorithm
     tasks, batch = trial.tasks(1), None if algorithm.trains_on is None else trial.batch()
     with pure(algorithm):
@@ -207,9 +215,13 @@ def loss_gradient_and_metrics_are_finite(trial: Trial) -> str:
     moved = [name for name, grad in grads.items() if grad.norm() > 0]
     require(
         bool(moved),
-        "every gradient is 0, so that nothing would be learned; is the prediction detached from the parameters?",
+        "every gradient is 0, so that nothing would be learned; is the prediction detached from the "
+        "parameters?",
     )
-    return f"loss {float(losses.mean()):.4g}, {len(moved)} of {len(list(algorithm.parameters()))} parameters have a gradient"
+    return (
+        f"loss {float(losses.mean()):.4g}, {len(moved)} of {len(list(algorithm.parameters()))} parameters "
+        "have a gradient"
+    )
 
 
 def loop_equals_vmap(trial: Trial) -> str:
@@ -227,7 +239,8 @@ def loop_equals_vmap(trial: Trial) -> str:
         far = gap(trial.predictions(tasks, TaskPlan("vmap")), trial.predictions(tasks, LOOP))
         require(
             far < TOLERANCE,
-            f"predictions of loop and vmap are {far:.1e} apart; declare plans = ('loop',) or correct what one task does",
+            f"predictions of loop and vmap are {far:.1e} apart; declare plans = ('loop',) or correct what "
+            "one task does",
         )
         return f"predictions {far:.1e} apart"
     batch = trial.batch()
@@ -246,7 +259,8 @@ def loop_equals_vmap(trial: Trial) -> str:
         allowed = 1e-9 * float(grad.norm()) + 1e-12 * largest
         require(
             far <= allowed,
-            f"the gradient of {name} differs by {far:.1e} between loop and vmap in float64; use device.plan=loop",
+            f"the gradient of {name} differs by {far:.1e} between loop and vmap in float64; use "
+            "device.plan=loop",
         )
     return "losses and every gradient"
 
@@ -323,7 +337,8 @@ def running_averages_follow_the_training_batches(trial: Trial) -> str:
         held = close(norm.running_mean, 0.1 * mean, 1e-5) and close(norm.running_var, 0.9 + 0.1 * var, 1e-5)
         require(
             held,
-            "running averages do not follow the batch's statistics by a tenth; call self.model.update_running in `update_running`",
+            "running averages do not follow the batch's statistics by a tenth; call "
+            "self.model.update_running in `update_running`",
         )
     return f"{len(statistics)} norms"
 
@@ -334,7 +349,8 @@ def answers_of_the_query_never_reach_the_prediction(trial: Trial) -> str:
     far = gap(trial.predictions(tasks), trial.predictions(other))
     require(
         far == 0,
-        f"predictions change by {far:.1e} with the answers of the query; adapt and predict may not read query.y",
+        f"predictions change by {far:.1e} with the answers of the query; adapt and predict may not read "
+        "query.y",
     )
     return "bit-equal predictions"
 
@@ -355,7 +371,9 @@ def inductive_predictions_do_not_depend_on_other_queries(trial: Trial) -> str:
 
 
 def one_class_queries_are_answered_as_among_those_of_all_classes(trial: Trial) -> str:
-    """The same weights read 98% or 90% by whose statistics count, if a batch of queries of one class alone gives itself away."""
+    """The same weights read 98% or 90% by whose statistics count, if a batch of queries of one class alone
+    gives itself away.
+    """
     spec = trial.source.spec("val")
     if spec.kind != "classification":
         raise NotApplicable(f"kind={spec.kind}: there are no classes")
@@ -375,7 +393,8 @@ def one_class_queries_are_answered_as_among_those_of_all_classes(trial: Trial) -
 def require_inductive(found: Tensor, expected: Tensor, when: str) -> None:
     require(
         close(found, expected, TOLERANCE),
-        f"an inductive prediction changes by {gap(found, expected):.1e} {when}; let `inductive` return an adaptation "
+        f"an inductive prediction changes by {gap(found, expected):.1e} {when}; let `inductive` return an "
+        "adaptation "
         "whose statistics are those of the support",
     )
 
@@ -388,7 +407,8 @@ def permuting_the_support_changes_nothing(trial: Trial) -> str:
     expected, found = trial.predictions(tasks), trial.predictions(flipped)
     require(
         close(found, expected, 1e-3),
-        f"predictions change by {gap(found, expected):.1e} with the order of the support's rows; declare order_matters = True",
+        f"predictions change by {gap(found, expected):.1e} with the order of the support's rows; declare "
+        "order_matters = True",
     )
     return "support rows in another order"
 

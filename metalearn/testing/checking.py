@@ -1,4 +1,6 @@
-"""What a check of the contract is: a function of what is on trial, which returns what it found in a few words, or raises."""
+"""What a check of the contract is: a function of what is on trial, which returns what it found in a few
+words, or raises.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ class ContractError(AssertionError):
 
 
 class NotApplicable(Exception):  # noqa: N818 - no error
-    """A check that a declaration rules out; the message begins with the declaration, as in `order_matters=True`."""
+    """A check that a declaration rules out; the message begins with the declaration, as in
+    `order_matters=True`.
+    """
 
 
 class OnTrial(Protocol):
@@ -37,7 +41,9 @@ def name_of(check: Check) -> str:
 
 
 def run(check: Check, trial: OnTrial) -> str:
-    """What the check found. Raises ContractError, in which all that code on trial raises becomes a sentence, or NotApplicable."""
+    """What the check found. Raises ContractError, in which all that code on trial raises becomes a sentence,
+    or NotApplicable.
+    """
     try:
         return check(trial)
     except (ContractError, NotApplicable):

@@ -60,7 +60,8 @@ def features_and_a_head_have_the_width_that_it_names(trial: ModelTrial) -> str:
     pair = isinstance(returned, tuple) and len(returned) == 2
     require(
         pair,
-        f"the model returned {type(returned).__name__}; return (features, statistics), with () where there are no norms",
+        f"the model returned {type(returned).__name__}; return (features, statistics), with () where there "
+        "are no norms",
     )
     features, _ = returned
     width = getattr(model, "out_features", None)
@@ -125,7 +126,9 @@ def masked_rows_never_count(trial: ModelTrial) -> str:
 
 
 def first_and_second_order_are_the_same_under_vmap(trial: ModelTrial) -> str:
-    """In float64. Fused norms with an affine give second derivatives under vmap that are wrong without a word."""
+    """In float64. Fused norms with an affine give second derivatives under vmap that are wrong without a
+    word.
+    """
     model, x = trial.exact, trial.inputs(TASKS, ROWS, dtype=torch.float64)
     generator = torch.Generator().manual_seed(1)
     # Moved off their first values, where an affine of (1, 0) hides errors.
@@ -155,7 +158,8 @@ def first_and_second_order_are_the_same_under_vmap(trial: ModelTrial) -> str:
             far = float((found - torch.stack([single[name] for single in singles]).sum(0)).norm())
             require(
                 far <= 1e-9 * largest,
-                f"the gradient of {name} (order {order}) is {far / max(largest, 1e-300):.1e} off under vmap; write affines as multiply-add",
+                f"the gradient of {name} (order {order}) is {far / max(largest, 1e-300):.1e} off under vmap; "
+                "write affines as multiply-add",
             )
     return f"{len(params)} parameters"
 

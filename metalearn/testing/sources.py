@@ -30,7 +30,9 @@ FACTS = ("data", "split", "way", "shot", "query_shot", "partition", "augmentatio
 
 @dataclass(frozen=True)
 class SourceTrial:
-    """make(**dials): a new source, of the same data each time; dials: what is asked otherwise, as `way`, where it takes them."""
+    """make(**dials): a new source, of the same data each time; dials: what is asked otherwise, as `way`,
+    where it takes them.
+    """
 
     make: Callable[..., Source]
 
@@ -66,7 +68,8 @@ def tasks_have_the_shapes_of_their_spec(trial: SourceTrial) -> str:
         padded = not bool(task.support.mask.all() and task.query.mask.all())
         require(
             padded == spec.ragged,
-            f"spec says ragged={spec.ragged}, but masks {'hide rows' if padded else 'are all True'} ({split})",
+            f"spec says ragged={spec.ragged}, but masks {'hide rows' if padded else 'are all True'} "
+            f"({split})",
         )
     return f"{spec.kind}, {spec.support_size} support and {spec.query_size} query rows"
 
@@ -90,7 +93,8 @@ def require_rows(what: str, rows: Examples, size: tuple[int, ...], spec: TaskSpe
     fits = rows.y.shape == shape and rows.y.is_floating_point() != labels
     require(
         fits,
-        f"y of the {what} is {describe(rows.y)}; expected {'whole labels' if labels else 'numbers'} of {shape}",
+        f"y of the {what} is {describe(rows.y)}; expected {'whole labels' if labels else 'numbers'} of "
+        f"{shape}",
     )
     if labels and spec.max_way:
         low, high = int(rows.y.min()), int(rows.y.max())
@@ -113,7 +117,8 @@ def tasks_are_a_pure_function_of_their_numbers(trial: SourceTrial) -> str:
         found = again.tasks("val", seed=3, first=first, count=3)
         require(
             equal(found, expected),
-            f"tasks {first} to {first + 2} of seed 3 differ from those in a larger batch; draw from their keys",
+            f"tasks {first} to {first + 2} of seed 3 differ from those in a larger batch; draw from their "
+            "keys",
         )
     return "the same in other batches and another order"
 
@@ -143,7 +148,8 @@ def support_and_query_share_no_example(trial: SourceTrial) -> str:
         bad = twins.flatten(1).any(1).nonzero().flatten().tolist()
         require(
             not bad,
-            f"tasks {bad[:5]} of split {split} have an input in support and query; draw them without replacement",
+            f"tasks {bad[:5]} of split {split} have an input in support and query; draw them without "
+            "replacement",
         )
     return f"in {TASKS} tasks of each split"
 
@@ -158,7 +164,8 @@ def splits_share_no_example(trial: SourceTrial) -> str:
             where = seen[twice] if twice is not None else split
             require(
                 twice is None,
-                f"an input of split {split} stands in split {where} too; divide classes or users before drawing",
+                f"an input of split {split} stands in split {where} too; divide classes or users before "
+                "drawing",
             )
             seen |= dict.fromkeys(found, split)
     return f"{len(seen)} different inputs"
@@ -200,13 +207,16 @@ def nobody_is_in_two_splits(trial: SourceTrial) -> str:
             )
             require(
                 home == split,
-                f"{member.name} of split {split} has the content of {twin} of split {home}; leave one of them out",
+                f"{member.name} of split {split} has the content of {twin} of split {home}; leave one of "
+                "them out",
             )
     return f"{len(seen)} classes, users or groups"
 
 
 class Identities:
-    """Numbers by which equal examples are known. Only where an input holds measured values: different examples may share codes."""
+    """Numbers by which equal examples are known. Only where an input holds measured values: different
+    examples may share codes.
+    """
 
     def __init__(self, spec: TaskSpec) -> None:
         specs = spec.input_spec if isinstance(spec.input_spec, dict) else {"x": spec.input_spec}
@@ -229,7 +239,9 @@ class Identities:
 
 
 def hashed(x: Tensor, dims: int) -> Tensor:
-    """A number of 63 bits for each row, equal for equal rows: a dot product with odd numbers, modulo 2^64. dims: of the result."""
+    """A number of 63 bits for each row, equal for equal rows: a dot product with odd numbers, modulo 2^64.
+    dims: of the result.
+    """
     words = (
         x.double().flatten(dims).view(torch.int64)
         if x.ndim > dims
@@ -242,7 +254,9 @@ def hashed(x: Tensor, dims: int) -> Tensor:
 
 
 def labels_do_not_follow_an_order_of_the_classes(trial: SourceTrial) -> str:
-    """A class that comes again gets any label: where labels follow a fixed order, those of one class vary less than all do."""
+    """A class that comes again gets any label: where labels follow a fixed order, those of one class vary
+    less than all do.
+    """
     spec = trial.source.spec("test")
     if spec.kind != "classification":
         raise NotApplicable(f"kind={spec.kind}: there are no labels")
@@ -263,14 +277,16 @@ def labels_do_not_follow_an_order_of_the_classes(trial: SourceTrial) -> str:
     returned = [labels for labels in labels_of.values() if len(labels) > 1]
     if sum(len(labels) - 1 for labels in returned) < RETURNS:
         raise NotApplicable(
-            f"fewer than {RETURNS} inputs of {MOST_BATCHES * TASKS} tasks came again: their order cannot be told"
+            f"fewer than {RETURNS} inputs of {MOST_BATCHES * TASKS} tasks came again: their order cannot be "
+            "told"
         )
     within = sum(spread(labels) for labels in returned) / sum(len(labels) - 1 for labels in returned)
     every = [label for labels in returned for label in labels]
     share = within / (spread(every) / (len(every) - 1))
     require(
         share > FREE,
-        f"labels of one class vary {share:.0%} as much as all labels; give the classes of a task their labels at random",
+        f"labels of one class vary {share:.0%} as much as all labels; give the classes of a task their "
+        "labels at random",
     )
     return f"labels of one class vary {share:.0%} as much as all"
 
@@ -311,7 +327,8 @@ def examples_are_a_pure_stream_or_refused(trial: SourceTrial) -> str:
     fits = rows.y.shape == rows.mask.shape == (40,) and int(rows.y.min()) >= 0 and int(rows.y.max()) < classes
     require(
         fits,
-        f"examples() gives y {describe(rows.y)} from {int(rows.y.min())} to {int(rows.y.max())} for {classes} classes",
+        f"examples() gives y {describe(rows.y)} from {int(rows.y.min())} to {int(rows.y.max())} for "
+        f"{classes} classes",
     )
     part = trial.make().examples(seed=0, first=10, count=5)
     require(
@@ -337,7 +354,8 @@ def more_classes_than_there_are_is_refused(trial: SourceTrial) -> str:
         return "refused in a sentence"
     require(
         False,
-        f"way={TOO_MANY} is taken, though there cannot be so many classes; raise ValueError that names how many there are",
+        f"way={TOO_MANY} is taken, though there cannot be so many classes; raise ValueError that names how "
+        "many there are",
     )
     raise AssertionError
 
@@ -358,7 +376,8 @@ def fingerprint_and_protocol_are_stable_and_json(trial: SourceTrial) -> str:
         missing = [fact for fact in FACTS if fact not in protocol]
         require(
             not missing,
-            f"the protocol of {split} lacks {', '.join(missing)}; a result cannot be read without (None where there is none)",
+            f"the protocol of {split} lacks {', '.join(missing)}; a result cannot be read without (None "
+            "where there is none)",
         )
         require(
             json.loads(json.dumps(protocol)) == protocol,
@@ -375,7 +394,8 @@ def tasks_come_in_the_precision_of_the_run(trial: SourceTrial) -> str:
         wanted = torch.float64 if expected.is_floating_point() else expected.dtype
         require(
             found.dtype == wanted,
-            f"with device.precision=float64 a tensor is {found.dtype}; make numbers of torch.get_default_dtype()",
+            f"with device.precision=float64 a tensor is {found.dtype}; make numbers of "
+            "torch.get_default_dtype()",
         )
         require(
             close(found.to(expected.dtype), expected, 1e-5),

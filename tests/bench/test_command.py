@@ -57,7 +57,8 @@ def test_one_workload_from_the_command_line(capsys: pytest.CaptureFixture[str], 
         (["--json", "."], "error: --json . is a folder; name a file, as in --json bench.json\n"),
         (
             ["--json", "/dev/null/bench.json"],
-            "error: --json /dev/null/bench.json cannot be written: /dev/null is not a folder; choose another file\n",
+            "error: --json /dev/null/bench.json cannot be written: /dev/null is not a folder; choose another "
+            "file\n",
         ),
     ],
 )
@@ -68,7 +69,10 @@ def test_a_mistake_is_one_line_and_exit_2(
 
 
 def test_help_lists_the_workloads_without_torch() -> None:
-    code = "import sys; from metalearn import cli; cli.main(['bench', '--help']); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; from metalearn import cli; cli.main(['bench', '--help']); sys.exit('torch' in "
+        "sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert all(workload.name in done.stdout for workload in WORKLOADS)
@@ -93,7 +97,8 @@ def test_a_workload_that_none_of_our_plans_gets_right_fails_the_run(
     assert "loop takes no part: wrong" in shown
     assert (
         complaint
-        == "error: no plan of ours gave the right result on sinusoid, anil; the table says how far off each is\n"
+        == "error: no plan of ours gave the right result on sinusoid, anil; the table says how far off each "
+        "is\n"
     )
     assert set(json.loads((tmp_path / "bench.json").read_text())) == {"machine", "sinusoid", "anil"}
 

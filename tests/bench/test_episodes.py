@@ -1,4 +1,6 @@
-"""Samplers draw other episodes than ours, so that each episode is looked through instead: planted faults must be seen."""
+"""Samplers draw other episodes than ours, so that each episode is looked through instead: planted faults must
+be seen.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Nobody is timed whose result is not ours: every peer's loss and gradient against those of our loop, and planted faults."""
+"""Nobody is timed whose result is not ours: every peer's loss and gradient against those of our loop, and
+planted faults.
+"""
 
 from __future__ import annotations
 

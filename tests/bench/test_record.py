@@ -128,7 +128,8 @@ class TestReport:
         assert ["3.00x" in lines[2], "1.00x" in lines[3], "0.75x" in lines[4]] == [True, True, True]
         assert lines[5] == "  higher takes no part: not installed"
         assert lines[6] == (
-            "  best plan: vmap, 3.00x as fast as the best peer, plain; 500 tasks/s; 40.0 GFLOP/s, 50% of 80 (matrix product); "
+            "  best plan: vmap, 3.00x as fast as the best peer, plain; 500 tasks/s; 40.0 GFLOP/s, 50% of 80 "
+            "(matrix product); "
             "ms per task: data 0.250 + gradient 2.00 + update 0.125"
         )
 

@@ -14,7 +14,9 @@ FAST = Options(repeats=1, threads=1, compile=False, ranks=False)
 
 
 def tiny(name: str, cache: Path) -> Workload:
-    """The workload with two tasks, four channels and no more characters than it needs, which are drawn into the folder `cache`."""
+    """The workload with two tasks, four channels and no more characters than it needs, which are drawn into
+    the folder `cache`.
+    """
     [workload] = [workload for workload in WORKLOADS if workload.name == name]
     drawn = (
         ("data.num_classes=240", "data.num_drawings=6")

@@ -138,7 +138,8 @@ class TestFolders:
         [sentence] = folder_problems(tmp_path / "file" / "run")
         assert (
             sentence
-            == f"run_dir={tmp_path}/file/run cannot be written: {tmp_path}/file is not a folder; choose another run_dir"
+            == f"run_dir={tmp_path}/file/run cannot be written: {tmp_path}/file is not a folder; choose "
+            "another run_dir"
         )
 
     def test_a_dangling_link_is_refused(self, tmp_path: Path) -> None:
@@ -161,7 +162,8 @@ def test_a_folder_that_takes_no_file_is_named() -> None:
 def test_one_wrong_size_is_one_sentence_for_all_splits() -> None:
     shapes = episode_shapes(5, 10, 15, None)
     assert count_problems("toy", shapes, {"train": (9, 20), "val": (9, 20), "test": (9, 30)}) == [
-        "data.shot=10 + data.query_shot=15 needs 25 images per class, but split 'train' of toy has a class with 20 "
+        "data.shot=10 + data.query_shot=15 needs 25 images per class, but split 'train' of toy has a class "
+        "with 20 "
         "and split 'val' of toy has a class with 20; lower data.shot or data.query_shot"
     ]
 

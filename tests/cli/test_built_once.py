@@ -1,4 +1,6 @@
-"""What a check has built is what the run then uses: data are read once per command, and weights are those of a run without a check."""
+"""What a check has built is what the run then uses: data are read once per command, and weights are those of
+a run without a check.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The command line as a user meets it: exit codes, one clean line per mistake, no torch before it is needed."""
+"""The command line as a user meets it: exit codes, one clean line per mistake, no torch before it is
+needed.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ class TestVerbs:
             (["train", "--foo"], "error: unrecognized arguments: --foo; see: metalearn train --help\n"),
             (
                 ["ls", "alg"],
-                "error: metalearn ls alg: alg is none of algo, data, model, optimizer, device, logger, experiment, runs; "
+                "error: metalearn ls alg: alg is none of algo, data, model, optimizer, device, logger, "
+                "experiment, runs; "
                 "did you mean algo?\n",
             ),
             (["show", "mamll"], "error: there is no config mamll; did you mean algo/maml?\n"),

@@ -86,7 +86,10 @@ def test_the_bash_script_answers(line: str, replies: list[str], tmp_path: Path) 
     program = tmp_path / "metalearn"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m metalearn "$@"\n')
     program.chmod(0o755)
-    test = f'{completion.script("bash")}\nCOMP_LINE="{line}"; COMP_POINT={len(line)}; _metalearn; printf "%s\\n" "${{COMPREPLY[@]}}"'
+    test = (
+        f'{completion.script("bash")}\nCOMP_LINE="{line}"; COMP_POINT={len(line)}; _metalearn; printf '
+        f'"%s\\n" "${{COMPREPLY[@]}}"'
+    )
     done = subprocess.run(
         ["bash", "-c", test],
         capture_output=True,

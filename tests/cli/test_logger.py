@@ -14,7 +14,10 @@ from metalearn.config.compose import compose
 from metalearn.sweep import jobs
 from tests.reliability.harness import QUICK, TINY
 
-PACKAGE = "logger=tensorboard needs a package that is not installed; install it with: pip install 'metalearn-runner[tensorboard]'"
+PACKAGE = (
+    "logger=tensorboard needs a package that is not installed; install it with: pip install "
+    "'metalearn-runner[tensorboard]'"
+)
 
 
 @pytest.fixture

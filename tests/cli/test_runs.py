@@ -1,4 +1,6 @@
-"""train, resume and eval as a user meets them: every mistake has its line, and the folder of a run is what it should be."""
+"""train, resume and eval as a user meets them: every mistake has its line, and the folder of a run is what it
+should be.
+"""
 
 from __future__ import annotations
 
@@ -49,11 +51,13 @@ class TestTrain:
         assert code == 2
         assert (
             lines[0]
-            == "error: device=cuda, but PyTorch finds no CUDA device on this machine; use device=cpu or device=auto"
+            == "error: device=cuda, but PyTorch finds no CUDA device on this machine; use device=cpu or "
+            "device=auto"
         )
         assert (
             lines[1]
-            == f"error: run_dir={tmp_path}/file/run cannot be written: {tmp_path}/file is not a folder; choose another run_dir"
+            == f"error: run_dir={tmp_path}/file/run cannot be written: {tmp_path}/file is not a folder; "
+            "choose another run_dir"
         )
         assert "data.way=500" in lines[2]
         assert not list(tmp_path.glob("file/*"))
@@ -119,7 +123,10 @@ class TestTrain:
             "algo=protonet",
             "eval.monitor=accuracy_inductiv",
         )
-        sentence = "eval.monitor=accuracy_inductiv is no metric of validation; did you mean accuracy_inductive? metrics: loss, accuracy"
+        sentence = (
+            "eval.monitor=accuracy_inductiv is no metric of validation; did you mean "
+            "accuracy_inductive? metrics: loss, accuracy"
+        )
         assert code == 2
         assert complaint.startswith(f"error: {sentence}, accuracy_inductive, ece\n")
         assert not (tmp_path / "run").exists()
@@ -204,8 +211,10 @@ class TestRunFolders:
         self, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
         sentence = (
-            "error: eval.checkpoint=step-1: training keeps its best and its newest checkpoints only, and judges one of them; "
-            "choose best or last, and judge another one that was kept with: metalearn eval RUN_DIR eval.checkpoint=step-1\n"
+            "error: eval.checkpoint=step-1: training keeps its best and its newest checkpoints only, and "
+            "judges one of them; "
+            "choose best or last, and judge another one that was kept with: metalearn eval RUN_DIR "
+            "eval.checkpoint=step-1\n"
         )
         assert answer(capsys, "train", "eval.checkpoint=step-1") == (2, "", sentence)
         assert answer(capsys, "resume", str(saved_run(tmp_path / "run")), "eval.checkpoint=step-1") == (

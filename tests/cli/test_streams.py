@@ -40,6 +40,9 @@ def test_letters_that_the_terminal_lacks_are_replaced() -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_is_one_sentence() -> None:
     done = shell("ls device >/dev/full")
-    sentence = "error: standard output cannot be written: No space left on device; send it to another file or device\n"
+    sentence = (
+        "error: standard output cannot be written: No space left on device; send it to another file "
+        "or device\n"
+    )
     assert (done.returncode, done.stderr) == (1, sentence)
     assert shell("train algo=x 2>/dev/full").returncode == 2

@@ -1,4 +1,6 @@
-"""What the configuration refuses, and in which words. The words are the product: they are all that a user sees."""
+"""What the configuration refuses, and in which words. The words are the product: they are all that a user
+sees.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,8 @@ def test_the_defaults_compose_to_plain_values() -> None:
         ("hydra.swep.dir=x", "hydra.swep.dir=x: hydra.swep.dir is not a key; did you mean hydra.sweep.dir?"),
         (
             "algo=mamll",
-            "algo=mamll does not exist; did you mean algo=maml? choices: baseline, maml, pixel_nn, protonet, reptile",
+            "algo=mamll does not exist; did you mean algo=maml? choices: baseline, maml, pixel_nn, protonet, "
+            "reptile",
         ),
         ("optimizer=rmsprop", "optimizer=rmsprop does not exist; choices: adam, adamw, sgd"),
         ("optimizer=null", "optimizer=null does not exist; choices: adam, adamw, sgd"),
@@ -91,7 +94,8 @@ def test_the_defaults_compose_to_plain_values() -> None:
         ("device.ranks=null", "device.ranks=null is not a whole number or text (default: 1)"),
         (
             "device.ranks=9",
-            "device.ranks=9 but trainer.meta_batch_size=8: a rank without a task has nothing to do; use device.ranks=8",
+            "device.ranks=9 but trainer.meta_batch_size=8: a rank without a task has nothing to do; use "
+            "device.ranks=8",
         ),
         (
             "+algo.x=1",
@@ -109,11 +113,13 @@ def test_the_defaults_compose_to_plain_values() -> None:
         ("algo@model=maml", "algo@model=maml: a group cannot be moved to another place; write algo=…"),
         (
             "seed",
-            "'seed' is not of the form key=value (quote values with spaces or special characters: 'key=\"a b\"')",
+            "'seed' is not of the form key=value (quote values with spaces or special characters: 'key=\"a "
+            "b\"')",
         ),
         (
             "x=[",
-            "'x=[' is not of the form key=value (quote values with spaces or special characters: 'key=\"a b\"')",
+            "'x=[' is not of the form key=value (quote values with spaces or special characters: 'key=\"a "
+            "b\"')",
         ),
         (
             "hydra.searchpath=[pkg://os]",
@@ -261,7 +267,8 @@ class TestReopen:
         with pytest.raises(ConfigError) as caught:
             reopen(compose([]), ["data.ways=2", "data.shot=0", "algo=protonet"])
         assert caught.value.problems == [
-            "algo=protonet: algo was fixed when the run began; start a new run with metalearn train to change it",
+            "algo=protonet: algo was fixed when the run began; start a new run with metalearn train to "
+            "change it",
             "data.ways=2: data.ways is not a key; did you mean data.way?",
             "data.shot=0 must be at least 1",
         ]
@@ -295,7 +302,8 @@ def test_values_that_torch_could_not_take_are_named() -> None:
     [
         (
             "data.root=x",
-            "data.root=x: data.root is not a key of this choice; it is a key of data=image_folder, data=omniglot",
+            "data.root=x: data.root is not a key of this choice; it is a key of data=image_folder, "
+            "data=omniglot",
         ),
         ("trainer=foo", "trainer=foo: trainer holds several keys"),
         (

@@ -78,7 +78,8 @@ def test_a_folder_that_cannot_be_written_stops_before_the_work(tmp_path: Path) -
     (tmp_path / "file").write_text("")
     with pytest.raises(
         ConfigError,
-        match=r"data\.cache_dir=.*file.* cannot be written .* choose another folder with data\.cache_dir=PATH",
+        match=r"data\.cache_dir=.*file.* cannot be written .* choose another folder with "
+        r"data\.cache_dir=PATH",
     ):
         cached(tmp_path / "file", "name", refused)
 

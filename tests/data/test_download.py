@@ -154,7 +154,8 @@ def test_the_next_command_goes_on_where_the_last_one_stopped(
 ) -> None:
     with pytest.raises(
         DataError,
-        match=r"the connection broke after 128000 of 256000 bytes.* 224000 bytes are kept, and the same command",
+        match=r"the connection broke after 128000 of 256000 bytes.* 224000 bytes are kept, and the same "
+        r"command",
     ):
         fetch("/cut")
     assert files(tmp_path) == {"data.zip.part": CONTENT[:224000]}

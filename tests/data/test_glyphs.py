@@ -120,11 +120,15 @@ def test_impossible_sizes_are_told_all_at_once(tmp_path: Path) -> None:
             train={"way": 900, "shot": None, "query_shot": 1},
         ).check(SPLITS)
     assert caught.value.problems == [
-        "data.train.way=900 but split 'train' of glyphs has 800 classes; lower data.train.way or give the split more classes",
-        "data.shot=25 + data.train.query_shot=1 needs 26 images per class, but split 'train' of glyphs has a class with 20; "
+        "data.train.way=900 but split 'train' of glyphs has 800 classes; lower data.train.way or give the "
+        "split more classes",
+        "data.shot=25 + data.train.query_shot=1 needs 26 images per class, but split 'train' of glyphs has a "
+        "class with 20; "
         "lower data.shot or data.train.query_shot",
-        "data.way=150 but split 'val' of glyphs has 100 classes; lower data.way or give the split more classes",
-        "data.shot=25 + data.query_shot=15 needs 40 images per class, but split 'val' of glyphs has a class with 20 and "
+        "data.way=150 but split 'val' of glyphs has 100 classes; lower data.way or give the split more "
+        "classes",
+        "data.shot=25 + data.query_shot=15 needs 40 images per class, but split 'val' of glyphs has a class "
+        "with 20 and "
         "split 'test' of glyphs has a class with 20; lower data.shot or data.query_shot",
     ]
     with pytest.raises(ConfigError, match=r"data\.way=-3; expected at least 2"):

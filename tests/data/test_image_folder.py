@@ -188,8 +188,8 @@ def test_too_many_ways_and_too_small_classes_come_in_one_list(make_folder: Make)
     with pytest.raises(ConfigError) as caught:
         source(make_folder(SIZES), way=7, shot=3).check(SPLITS)
     assert (
-        "split 'val' of image_folder has 3 classes and split 'test' of image_folder has 3 classes; lower data.way"
-        in str(caught.value)
+        "split 'val' of image_folder has 3 classes and split 'test' of image_folder has 3 classes; lower "
+        "data.way" in str(caught.value)
     )
     assert "class0 (4)" in str(caught.value)
 
@@ -221,7 +221,8 @@ def test_corrupt_images_are_told_together_up_to_five_of_them(
     lines = str(caught.value).splitlines()
     assert (
         lines[0]
-        == "at least 5 images cannot be used (reading stopped there); repair or remove them. Nothing was trained"
+        == "at least 5 images cannot be used (reading stopped there); repair or remove them. Nothing was "
+        "trained"
     )
     assert len(lines) == 6
     assert lines[2].endswith("class0/001.png has 14x10 pixels; at most 100 are read; repair or remove it")
@@ -255,7 +256,10 @@ def test_the_folder_of_data_sets_is_not_taken_for_one_of_them(
 ) -> None:
     folder = make_folder(SIZES)
     monkeypatch.setenv("METALEARN_DATA", str(folder))
-    told = rf"data.root is not set .* set data.root=ROOT \(METALEARN_DATA={folder} is the folder of all data sets; name the one in it\)"
+    told = (
+        rf"data.root is not set .* set data.root=ROOT \(METALEARN_DATA={folder} is the folder of all data "
+        rf"sets; name the one in it\)"
+    )
     with pytest.raises(DataError, match=told):
         ImageFolder(device=torch.device("cpu"), way=2, query_shot=2)
 

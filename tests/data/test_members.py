@@ -1,4 +1,6 @@
-"""Every source says who is in its splits, the same whatever is done to the inputs, and checks only the splits it is asked for."""
+"""Every source says who is in its splits, the same whatever is done to the inputs, and checks only the splits
+it is asked for.
+"""
 
 from __future__ import annotations
 

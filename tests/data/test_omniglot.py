@@ -54,7 +54,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     return members
 
 
-# --- real data -------------------------------------------------------------------------------------------------------
+# --- real data
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,8 @@ def test_a_truncated_real_archive_is_named(omniglot_root: Path, tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["images_background.zip"]
 
 
-# --- archives that are not what they seem ----------------------------------------------------------------------------
+# --- archives that are not what they seem
+# ----------------------------------------------------------------------------
 
 
 def test_a_small_archive_reads(tiny: dict[str, bytes], tmp_path: Path) -> None:
@@ -153,7 +155,8 @@ def test_a_changed_pixel_is_not_omniglot(tiny: dict[str, bytes], tmp_path: Path)
     )
     with pytest.raises(
         DataError,
-        match="is not the Omniglot that was published: its content has sha256 .*, expected .*; it was not used",
+        match="is not the Omniglot that was published: its content has sha256 .*, expected .*; it was not "
+        "used",
     ):
         read_drawings([tmp_path, tmp_path / "cache"], tmp_path / "cache")
     assert path.exists()
@@ -276,7 +279,8 @@ def test_the_official_addresses_and_sums_are_used(monkeypatch: pytest.MonkeyPatc
     assert [target for _, target, _ in asked] == [tmp_path / "omniglot" / f"{part}.zip" for part in CONTENT]
 
 
-# --- dials -----------------------------------------------------------------------------------------------------------
+# --- dials
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_every_problem_of_the_dials_is_told_before_any_file_is_touched() -> None:

@@ -25,7 +25,9 @@ KNOWN_CLASSES = [[149, 62, 241, 292, 99], [213, 261, 49, 63, 212]]
 
 
 def p_value(counts: Tensor, *, variance: float = 1.0) -> float:
-    """Of a chi-squared test that all cells are equally likely. variance: of a count, relative to independent draws."""
+    """Of a chi-squared test that all cells are equally likely. variance: of a count, relative to independent
+    draws.
+    """
     expected = counts.sum().double() / counts.numel()
     statistic = (counts.double() - expected).square().sum() / expected / variance
     return float(torch.special.gammaincc(torch.tensor((counts.numel() - 1) / 2).double(), statistic / 2))

@@ -1,4 +1,6 @@
-"""What every source promises: the checks of `metalearn.testing` over ours, and that each notices what it is for."""
+"""What every source promises: the checks of `metalearn.testing` over ours, and that each notices what it is
+for.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Several ranks compute what one process computes. Each rank is a fork of this process that has the weights, and gloo is real."""
+"""Several ranks compute what one process computes. Each rank is a fork of this process that has the weights,
+and gloo is real.
+"""
 
 from __future__ import annotations
 
@@ -191,7 +193,9 @@ def test_losses_of_twenty_steps_stay_with_those_of_one_process(
 
 
 def test_losses_are_the_same_bits_where_chunks_are_the_same(place: Path, tmp_path: Path) -> None:
-    """Even where a large inner_lr magnifies every rounding: ranks take the chunks of one process, and the order of sums is no matter."""
+    """Even where a large inner_lr magnifies every rounding: ranks take the chunks of one process, and the
+    order of sums is no matter.
+    """
     cfg, algorithm, source, settings = built(
         place, "algo=maml", "algo.inner_lr=0.4", "algo.adaptation_steps=3", "trainer.meta_batch_size=8"
     )

@@ -79,7 +79,8 @@ def test_one_check_that_fails_or_breaks_hides_no_other(capsys: pytest.CaptureFix
     assert lines[1].startswith("FAILED  b: ZeroDivisionError: division by zero; ")
     assert lines[2:] == [
         "skipped c: not here",
-        "FAILED  d: [Errno 2] No such file or directory: '/no/such'; make room or give permission there, then run it again",
+        "FAILED  d: [Errno 2] No such file or directory: '/no/such'; make room or give permission there, "
+        "then run it again",
         "ok      e: well",
     ]
 

@@ -1,4 +1,6 @@
-"""metalearn doctor algo=mine: an author's own method, and every riddle of PyTorch as a sentence with line and way out."""
+"""metalearn doctor algo=mine: an author's own method, and every riddle of PyTorch as a sentence with line and
+way out.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ from tests.cli.conftest import answer
 
 pytestmark = pytest.mark.usefixtures("as_it_was")
 
-# A method whose `predict` holds one line more. The parameters of `unused` have no gradient, which is no mistake.
+# A method whose `predict` holds one line more. The parameters of `unused` have no gradient, which is no
+# mistake.
 METHOD = """
 import torch
 from torch import nn
@@ -235,8 +238,8 @@ def test_the_command_says_one_line_per_check_and_each_reason_once(
     lines = shown.splitlines()
     assert code == 1
     assert (
-        "ok      data, tasks are a pure function of their numbers: the same in other batches and another order"
-        in lines
+        "ok      data, tasks are a pure function of their numbers: the same in other batches and another "
+        "order" in lines
     )
     assert "ok      model, it writes nothing and repeats itself: pure" in lines
     assert shown.count(f": {place} reads the value of a tensor") == 1
@@ -255,8 +258,8 @@ def test_what_a_run_would_be_refused_for_is_exit_2(write: Write, capsys: pytest.
     code, shown, complaint = answer(capsys, "doctor", *words(), "--config-dir", "conf")
     assert (code, shown) == (2, "")
     assert (
-        "error: Mine takes tasks of classification (its `kinds`), but these are tasks of regression; choose other data, or one of"
-        in complaint
+        "error: Mine takes tasks of classification (its `kinds`), but these are tasks of regression; choose "
+        "other data, or one of" in complaint
     )
     assert "algo=maml, algo=reptile" in complaint
     assert answer(capsys, "doctor", "algo=mime", "--config-dir", "conf")[0] == 2

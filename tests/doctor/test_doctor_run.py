@@ -108,8 +108,8 @@ class TestRunFolder:
             ("best", "step-000002 recorded step-000002 as the best"),
         ):
             assert (
-                f"FAILED  checkpoints/{name}: it names step-000004, which is not valid, but {wanted}; set it with: echo "
-                in said
+                f"FAILED  checkpoints/{name}: it names step-000004, which is not valid, but {wanted}; set it "
+                "with: echo " in said
             )
         assert said.count("FAILED") == 3
 
@@ -165,7 +165,8 @@ class TestRunFolder:
             (
                 "results.json",
                 None,
-                "FAILED  results.json: absent, though the run is finished; judge it again with: metalearn eval",
+                "FAILED  results.json: absent, though the run is finished; judge it again with: metalearn "
+                "eval",
             ),
             (
                 "checkpoints/best",
@@ -233,12 +234,12 @@ class TestRunFolder:
         code, said = answer(capsys, run_dir)
         assert code == 1
         assert (
-            "FAILED  checkpoints/best: it names step-000002, which is gone, but step-000004 recorded step-000002 as the best; "
-            in said
+            "FAILED  checkpoints/best: it names step-000002, which is gone, but step-000004 recorded "
+            "step-000002 as the best; " in said
         )
         assert (
-            f"restore step-000002 from a backup, or choose another with: metalearn eval {run_dir} eval.checkpoint=last"
-            in said
+            f"restore step-000002 from a backup, or choose another with: metalearn eval {run_dir} "
+            "eval.checkpoint=last" in said
         )
         store.point("best", 4)  # as a resume does
         code, said = answer(capsys, run_dir)
@@ -272,7 +273,8 @@ class TestRunFolder:
         assert said.startswith(f"error: {tmp_path} is not a run: it holds no config.yaml")
         assert answer(capsys, "trusted=[mine]") == (
             2,
-            "error: trusted=[mine] chooses nothing to examine; name a choice, as algo=mine, or a RUN_DIR before it\n",
+            "error: trusted=[mine] chooses nothing to examine; name a choice, as algo=mine, or a RUN_DIR "
+            "before it\n",
         )
 
     def test_runs_are_completed(self, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,6 @@
-"""Tasks of an evaluation: how many at once, the same bits whatever their number, and what happens when memory is short."""
+"""Tasks of an evaluation: how many at once, the same bits whatever their number, and what happens when memory
+is short.
+"""
 
 from __future__ import annotations
 
@@ -181,7 +183,8 @@ def test_tasks_are_halved_when_memory_runs_out_and_what_did_not_fit_is_not_tried
     assert {name: pytest.approx(values) for name, values in found.items()} == expected
     assert algorithm.asked == [10, 5, *[2] * 13], "batches of ten, ten and five"
     assert [record.args or record.message for record in caplog.records] == [
-        f"out of memory with {many} tasks at once; going on with {many // 2}, which may change the last digits of the numbers"
+        f"out of memory with {many} tasks at once; going on with {many // 2}, which may change the last "
+        "digits of the numbers"
         for many in (10, 5)
     ]
     algorithm.asked.clear()

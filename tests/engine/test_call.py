@@ -1,4 +1,6 @@
-"""`Algorithm.call` and `present`: parameters replaced for the time of a call, as `torch.func.functional_call` does it."""
+"""`Algorithm.call` and `present`: parameters replaced for the time of a call, as `torch.func.functional_call`
+does it.
+"""
 
 from __future__ import annotations
 

@@ -79,7 +79,9 @@ def test_adaptation_never_sees_the_answers() -> None:
 
 
 class Reporting(ToyAlgorithm):
-    """Tells how far the worst answer is, and how fast the error grows with the guess: a gradient, as of an attack."""
+    """Tells how far the worst answer is, and how fast the error grows with the guess: a gradient, as of an
+    attack.
+    """
 
     def report(self, adapted: dict[str, torch.Tensor], task: Task) -> dict[str, torch.Tensor]:
         error = torch.func.grad(lambda guess: (guess - task.query.y).square().mean())(adapted["guess"])

@@ -108,7 +108,8 @@ def test_a_metric_that_is_not_measured_is_named_with_the_closest_match() -> None
     require_measured("ece", ["accuracy", "ece"])
     with pytest.raises(
         ConfigError,
-        match=r"^eval.monitor=acuracy is no metric of validation; did you mean accuracy\? metrics: accuracy, ece$",
+        match=r"^eval.monitor=acuracy is no metric of validation; did you mean accuracy\? metrics: accuracy, "
+        r"ece$",
     ):
         require_measured("acuracy", ["accuracy", "ece"])
 

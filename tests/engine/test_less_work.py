@@ -1,4 +1,6 @@
-"""Work that is left out because it cannot change a number, and work that is done in one kernel instead of many."""
+"""Work that is left out because it cannot change a number, and work that is done in one kernel instead of
+many.
+"""
 
 from __future__ import annotations
 

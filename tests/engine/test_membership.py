@@ -50,7 +50,8 @@ def test_train_may_be_judged_where_all_of_it_was_trained_on_and_val_may_hold_who
     assert refuse_seen(RUN, "val", [C, NEW], "letters") == {"seen_in": "val"}
     with pytest.raises(
         ConfigError,
-        match="split 'train' of data=letters holds 1 that this run was trained on, by content or by name: b; ",
+        match="split 'train' of data=letters holds 1 that this run was trained on, "
+        "by content or by name: b; ",
     ):
         refuse_seen(RUN, "train", [B, NEW], "letters")
     for split in ("train", "test"):
@@ -160,7 +161,8 @@ def test_tasks_of_another_kind_or_input_are_refused_and_another_way_is_not() -> 
     for found, reason in (
         (
             curve,
-            "data=it gives tasks of regression of inputs (1,) with 1 outputs, but this run was trained on classification of inputs",
+            "data=it gives tasks of regression of inputs (1,) with 1 outputs, but this run was trained on "
+            "classification of inputs",
         ),
         (
             users,

@@ -1,4 +1,6 @@
-"""Memory: what is counted, what is forecast, what does not grow, and what happens when there is too little of it."""
+"""Memory: what is counted, what is forecast, what does not grow, and what happens when there is too little of
+it.
+"""
 
 from __future__ import annotations
 
@@ -198,8 +200,10 @@ Max address space         14000                9000                 bytes
         (
             {  # `ulimit -v` counts addresses, `ulimit -d` what is written to; hard limits do not count yet
                 "proc/meminfo": "MemAvailable: 20 kB",
-                "proc/self/limits": f"{LIMITS}Max data size             11000                unlimited            bytes     \n",
-                "proc/self/status": "Name:\tpython3 -m x\nVmSize:\t       5 kB\nVmRSS:\t 4 kB\nVmData:\t       3 kB\n",
+                "proc/self/limits": f"{LIMITS}Max data size             11000                unlimited       "
+                "     bytes     \n",
+                "proc/self/status": "Name:\tpython3 -m x\nVmSize:\t       5 kB\nVmRSS:\t 4 kB\nVmData:\t     "
+                "  3 kB\n",
             },
             11000 - 3 * KIB,
         ),
@@ -218,7 +222,8 @@ def test_what_does_not_fit_is_said_with_the_largest_number_that_does() -> None:
     demand = Demand("training", 16, "task", fixed=100 * 2**20, each=200 * 2**20, dial="device.chunk")
     assert demand.complaint(free=7 * 2**30, overhead=2.0) is None
     assert demand.complaint(free=3 * 2**30, overhead=2.0) == (
-        "training needs about 3.2 GiB for 16 tasks at once, which is 6.4 GiB of the machine, but 3.0 GiB are free; set device.chunk=7"
+        "training needs about 3.2 GiB for 16 tasks at once, which is 6.4 GiB of the machine, but 3.0 GiB are "
+        "free; set device.chunk=7"
     )
     assert demand.complaint(free=2**20, overhead=2.0).endswith(
         "choose a smaller model, fewer rows or fewer adaptation steps"
@@ -253,7 +258,8 @@ def test_preflight_names_memory_and_warns_before_it_takes_any(
     )  # of which the strategy warns
     text = found.describe(settings(), 6, 10)
     assert re.search(
-        r"6 outer steps of \d+\.\d ms, 3 validations, 10 test tasks; about \d+ s; memory: training about 0.0 MiB for 3 tasks",
+        r"6 outer steps of \d+\.\d ms, 3 validations, 10 test tasks; about \d+ s; memory: training about 0.0 "
+        r"MiB for 3 tasks",
         text,
     )
 
@@ -275,7 +281,9 @@ def test_ranks_share_an_evaluation_by_whole_batches(
 
 
 def test_time_of_an_evaluation_is_that_of_whole_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One task alone takes as long as fifty at once, so that judging one would forecast fifty times too much."""
+    """One task alone takes as long as fifty at once, so that judging one would forecast fifty times too
+    much.
+    """
     clock = [0.0]
 
     def judge(actor: Algorithm, batch: Task, objective: Any, plan: Plan, **dials: Any) -> dict[str, Tensor]:
@@ -306,7 +314,8 @@ class Hungry(ToyAlgorithm):
 
 MESSAGES = {
     "cuda": "CUDA out of memory. Tried to allocate 2.00 GiB.",
-    "cpu": "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes.",
+    "cpu": "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you "
+    "tried to allocate 4 bytes.",
     "other": "shapes do not fit",
 }
 

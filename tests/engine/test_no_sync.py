@@ -1,7 +1,8 @@
-"""An outer step never asks the device for a value: each answer would make the host wait until everything queued is done.
+"""An outer step never asks the device for a value: each answer would make the host wait until everything
+queued is done.
 
-Without a GPU nothing waits, but the questions can be seen: every operation whose result the host must know, or whose
-shape depends on values, is refused. tests/test_cuda.py lets the driver itself refuse them.
+Without a GPU nothing waits, but the questions can be seen: every operation whose result the host must know,
+or whose shape depends on values, is refused. tests/test_cuda.py lets the driver itself refuse them.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ class OperationWatch(TorchDispatchMode):
 
 
 class CopyWatch(TorchFunctionMode):
-    """Above everything: on the CPU a copy to or from the host is no operation. From the host it waits too, unless memory is pinned."""
+    """Above everything: on the CPU a copy to or from the host is no operation. From the host it waits too,
+    unless memory is pinned.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

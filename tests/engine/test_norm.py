@@ -1,4 +1,6 @@
-"""A norm by PyTorch's own kernel: the same outputs, statistics and derivatives as by the formula, and never where the kernel is wrong."""
+"""A norm by PyTorch's own kernel: the same outputs, statistics and derivatives as by the formula, and never
+where the kernel is wrong.
+"""
 
 from __future__ import annotations
 

@@ -20,7 +20,9 @@ from tests.engine.toy import ToyAlgorithm, ToySource
 
 
 class Pooling(Regression):
-    """The mean squared error of all rows of all tasks together, and the largest bin of a histogram of the errors."""
+    """The mean squared error of all rows of all tasks together, and the largest bin of a histogram of the
+    errors.
+    """
 
     def totals(self, prediction: Tensor, y: Tensor, mask: Tensor) -> dict[str, Tensor]:
         error = (prediction - y).square().mean(-1)

@@ -1,4 +1,6 @@
-"""device.precision=bfloat16, device.deterministic and device.channels_last: what changes, and what stays as it is."""
+"""device.precision=bfloat16, device.deterministic and device.channels_last: what changes, and what stays as
+it is.
+"""
 
 from __future__ import annotations
 

@@ -210,7 +210,9 @@ def test_rollback_goes_on_with_the_meta_batches_after_the_bad_one(tmp_path: Path
 def test_skip_on_a_device_that_is_read_seldom_names_the_first_and_counts_all(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As on a GPU. By then the weights are no longer those that step 1 met, so that its tasks are not run again."""
+    """As on a GPU. By then the weights are no longer those that step 1 met, so that its tasks are not run
+    again.
+    """
     with RunLog(tmp_path) as log:
         log.listen()
         actor = trainer(

@@ -69,7 +69,9 @@ class WrongUnderVmap(ToyAlgorithm):
 
 
 class Magnifies(ToyAlgorithm):
-    """A loss whose gradient turns by a ten-thousandth when the prior moves by sixteen units in its last place."""
+    """A loss whose gradient turns by a ten-thousandth when the prior moves by sixteen units in its last
+    place.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +119,9 @@ def test_more_is_allowed_where_the_inner_loop_magnifies_rounding_and_never_much(
 
 
 def test_plans_are_not_judged_on_a_task_at_a_kink() -> None:
-    """Where a value lies within rounding of a ReLU's kink, two right gradients differ, and weights moved by a rounding show it."""
+    """Where a value lies within rounding of a ReLU's kink, two right gradients differ, and weights moved by a
+    rounding show it.
+    """
 
     class Kink(ToyAlgorithm):
         place: torch.Tensor | None = None
@@ -218,7 +222,9 @@ def test_compilation_is_tried_only_where_it_can_pay_for_itself(
 
 
 def test_what_others_do_on_the_machine_makes_no_plan_slow(caplog: pytest.LogCaptureFixture) -> None:
-    """Here a gradient waits as it would for a processor: 10,000 steps take 200 s by the clock, and two of computing."""
+    """Here a gradient waits as it would for a processor: 10,000 steps take 200 s by the clock, and two of
+    computing.
+    """
 
     class Waits(ToyAlgorithm):
         def gradient(self, params, tasks, how):
@@ -368,7 +374,9 @@ def test_timings_that_cannot_be_read_are_measured_again(tmp_path: Path, damage: 
 
 
 class Shifted(MAML):
-    """MAML with a number that all logits share, whose true gradient is zero: what is computed is made of rounding alone."""
+    """MAML with a number that all logits share, whose true gradient is zero: what is computed is made of
+    rounding alone.
+    """
 
     def __init__(self, *args: Any, **dials: Any) -> None:
         super().__init__(*args, **dials)

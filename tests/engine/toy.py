@@ -18,7 +18,9 @@ SPLITS = ("train", "val", "test")
 
 
 class ToySource(Source):
-    """bad_tasks: numbers of the train tasks whose targets are not finite. limit: tasks per split, None for no end."""
+    """bad_tasks: numbers of the train tasks whose targets are not finite. limit: tasks per split, None for no
+    end.
+    """
 
     name = "toy"
 

@@ -1,7 +1,8 @@
-"""What the property tests share: how many cases, how bytes are damaged, what may come of a case, and a watch over the whole process.
+"""What the property tests share: how many cases, how bytes are damaged, what may come of a case, and a watch
+over the whole process.
 
-METALEARN_FUZZ=10 multiplies the cases by ten and draws new ones each time; by default the same ones are drawn, so that a red
-test stays red.
+METALEARN_FUZZ=10 multiplies the cases by ten and draws new ones each time; by default the same ones are
+drawn, so that a red test stays red.
 """
 
 from __future__ import annotations
@@ -86,7 +87,9 @@ def changed(content: bytes, changes: list[tuple[str, int, Any]]) -> bytes:
 
 
 def answered(function: Callable[[], Any]) -> Any:
-    """What a function returns, or the error that a person would read. Any other exception is a mistake of ours."""
+    """What a function returns, or the error that a person would read. Any other exception is a mistake of
+    ours.
+    """
     with in_time():
         try:
             return function()
@@ -97,7 +100,9 @@ def answered(function: Callable[[], Any]) -> Any:
 
 @contextmanager
 def in_time() -> Iterator[None]:
-    """TimeoutError for what would never end. It takes the place of pytest's own alarm, which counts all cases together."""
+    """TimeoutError for what would never end. It takes the place of pytest's own alarm, which counts all cases
+    together.
+    """
 
     def late(*_: Any) -> None:
         raise TimeoutError(f"not finished after {SECONDS} s")
@@ -112,7 +117,9 @@ def in_time() -> Iterator[None]:
 
 
 class Watch:
-    """Notes whatever this process writes outside some folders, and every program or connection that it starts."""
+    """Notes whatever this process writes outside some folders, and every program or connection that it
+    starts.
+    """
 
     def __init__(self) -> None:
         self.inside: tuple[str, ...] | None = None
@@ -139,7 +146,9 @@ class Watch:
                 self.note(event, path, within=arguments[-1])
 
     def note(self, event: str, path: Any, within: Any = None) -> None:
-        """within: the open folder that a relative path starts from; the folder itself was noted when it was changed."""
+        """within: the open folder that a relative path starts from; the folder itself was noted when it was
+        changed.
+        """
         if self.inside is None or not isinstance(path, (str, bytes, os.PathLike)):
             return
         if not os.path.isabs(path) and isinstance(within, int) and within >= 0:
@@ -153,7 +162,9 @@ class Watch:
 
 
 def is_ours(event: str, arguments: tuple[Any, ...]) -> bool:
-    """What a run itself starts to note its surroundings (git, uname), and the C library, to set its allocator."""
+    """What a run itself starts to note its surroundings (git, uname), and the C library, to set its
+    allocator.
+    """
     return (event == "subprocess.Popen" and arguments[0] in ("git", "uname")) or (
         event == "ctypes.dlopen" and arguments[0] is None
     )

@@ -1,4 +1,6 @@
-"""Bytes, manifests, facts and tensors of checkpoints that somebody else wrote: loaded exactly, or refused as CheckpointError."""
+"""Bytes, manifests, facts and tensors of checkpoints that somebody else wrote: loaded exactly, or refused as
+CheckpointError.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Whole command lines of anything, in one process: documented exit codes, sentences instead of tracebacks, nothing written outside."""
+"""Whole command lines of anything, in one process: documented exit codes, sentences instead of tracebacks,
+nothing written outside.
+"""
 
 from __future__ import annotations
 
@@ -175,7 +177,9 @@ def raise_again(error: Exception) -> int:
 
 
 def answer(words: list[str], place: Path, watch: Watch) -> int:
-    """The exit code of a command line, after a look at what it said and wrote. The folders `run`, `cache` and `outputs` are its own."""
+    """The exit code of a command line, after a look at what it said and wrote. The folders `run`, `cache` and
+    `outputs` are its own.
+    """
     shown, complaint = io.StringIO(), io.StringIO()
     with (
         watch.over(place / "run", place / "cache", place / "outputs", place / "link") as seen,

@@ -1,4 +1,6 @@
-"""metalearn doctor over run folders that somebody damaged: a line for each check, and no check that breaks."""
+"""metalearn doctor over run folders that somebody damaged: a line for each check, and no check that
+breaks.
+"""
 
 from __future__ import annotations
 

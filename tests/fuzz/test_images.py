@@ -1,4 +1,6 @@
-"""Pictures, folders of pictures and archives that are not what they seem: read, or refused as DataError or ConfigError."""
+"""Pictures, folders of pictures and archives that are not what they seem: read, or refused as DataError or
+ConfigError.
+"""
 
 from __future__ import annotations
 

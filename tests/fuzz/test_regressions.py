@@ -1,4 +1,6 @@
-"""One plain test for each crash that random cases and close reading have found, so that none of them comes back."""
+"""One plain test for each crash that random cases and close reading have found, so that none of them comes
+back.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Short runs whose losses are known to the last digits: which they are, how they run, and where their losses are kept.
+"""Short runs whose losses are known to the last digits: which they are, how they run, and where their losses
+are kept.
 
-`losses.json` holds, by minor version of torch, the machine that wrote them and the losses of every run. It is written by
-`scripts/update_golden` and read by `test_golden.py`.
+`losses.json` holds, by minor version of torch, the machine that wrote them and the losses of every run. It is
+written by `scripts/update_golden` and read by `test_golden.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from metalearn.rundir.environment import hardware
 CONF = Path(__file__).parents[2] / "conf"
 STORE = Path(__file__).parent / "losses.json"
 STEPS = 20
-# Between the kernels of one processor (AVX512, AVX2, none, with MKL's and oneDNN's) the losses differ by at most 4e-12.
+# Between the kernels of one processor (AVX512, AVX2, none, with MKL's and oneDNN's) the losses differ by at
+# most 4e-12.
 TOLERANCE = 1e-9
 WAY_OUT = "if numbers were meant to change, run scripts/update_golden and say so in CHANGELOG.md"
 SAME = ("torch", "cpu", "capability")  # where all of these are equal, so is every bit
@@ -78,7 +80,9 @@ def cases() -> dict[str, list[str]]:
 
 
 def losses(words: list[str], folder: Path) -> list[float]:
-    """The loss of every outer step, or of every test task for a method that does not train. folder: an empty one."""
+    """The loss of every outer step, or of every test task for a method that does not train. folder: an empty
+    one.
+    """
     cfg = compose([*words, *([f"data.cache_dir={folder / 'cache'}"] if "data=glyphs" in words else [])])
     with as_it_was(), contextlib.redirect_stdout(io.StringIO()):
         train(cfg, words, folder / "run")
@@ -112,7 +116,9 @@ def machine() -> dict[str, Any]:
 
 
 def make() -> str:
-    """Which processor it is: many that differ, by their caches say, give themselves the same name in a virtual machine."""
+    """Which processor it is: many that differ, by their caches say, give themselves the same name in a
+    virtual machine.
+    """
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").partition("\n\n")[0].splitlines() if path.exists() else []
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
@@ -150,7 +156,9 @@ def gap(value: float, expected: float) -> float:
 
 
 def complaint(name: str, found: list[float], expected: list[float], *, exact: bool) -> str | None:
-    """What is wrong with the losses of a run, None if they are those that are stored. exact: to the last bit."""
+    """What is wrong with the losses of a run, None if they are those that are stored. exact: to the last
+    bit.
+    """
     if len(found) != len(expected):
         return f"{name}: {len(found)} losses, {len(expected)} are stored; {WAY_OUT}"
     allowed = 0.0 if exact else TOLERANCE

@@ -1,4 +1,6 @@
-"""Twenty steps of every algorithm give the losses that are stored: the net under silent changes of numbers."""
+"""Twenty steps of every algorithm give the losses that are stored: the net under silent changes of
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ def entry() -> dict[str, Any]:
     store = runs.stored()
     if runs.minor() not in store:
         pytest.skip(
-            f"no golden losses for torch {runs.minor()}, only for {', '.join(store)}; store them with: scripts/update_golden"
+            f"no golden losses for torch {runs.minor()}, only for {', '.join(store)}; store them with: "
+            "scripts/update_golden"
         )
     return dict(store[runs.minor()])
 

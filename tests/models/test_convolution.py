@@ -1,4 +1,6 @@
-"""A convolution with its norm by the moments of patches, and pooling by comparisons: the same numbers as written plainly."""
+"""A convolution with its norm by the moments of patches, and pooling by comparisons: the same numbers as
+written plainly.
+"""
 
 from __future__ import annotations
 

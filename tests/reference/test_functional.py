@@ -72,7 +72,8 @@ def test_the_loss_before_each_step_is_collected() -> None:
 @pytest.mark.parametrize("mapped", [False, True], ids=["alone", "under vmap"])
 @pytest.mark.parametrize(("first_order", "expected"), [(False, 2 * 2.0 * 0.7**2), (True, 2 * 2.0 * 0.7)])
 def test_gradient_through_one_step_by_hand(first_order: bool, expected: float, mapped: bool) -> None:
-    # loss(w) = a w²/2, one step: w' = w (1 - lr a); d(w'²)/dw = 2 w (1 - lr a)²; first order drops one factor.
+    # loss(w) = a w²/2, one step: w' = w (1 - lr a); d(w'²)/dw = 2 w (1 - lr a)²; first order drops one
+    # factor.
     a, lr, w = 3.0, 0.1, torch.tensor(2.0, requires_grad=True)
 
     def after(w: Tensor) -> Tensor:

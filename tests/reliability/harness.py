@@ -1,7 +1,7 @@
 """Runs in processes of their own that can be killed for real, and a comparison of what they leave behind.
 
-The processes are forked, so that thirty of them do not import torch thirty times; one thread each, since a fork
-does not take a thread pool along.
+The processes are forked, so that thirty of them do not import torch thirty times; one thread each, since a
+fork does not take a thread pool along.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def configuration(cache: Path, *overrides: str) -> dict[str, Any]:
 
 
 def start(work: Callable[[], int], fault: str | None = None, *, plots: bool = False) -> int:
-    """Process id of a child that does the work and exits with its code; MetalearnErrors become their exit codes."""
+    """Process id of a child that does the work and exits with its code; MetalearnErrors become their exit
+    codes.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads that we do not use
         child = os.fork()
@@ -169,7 +171,9 @@ def told(work: Callable[[], int]) -> tuple[int, str]:
 
 
 class ForkedRank:
-    """What a run needs of a subprocess.Popen, for a rank that is forked from it instead of importing torch anew."""
+    """What a run needs of a subprocess.Popen, for a rank that is forked from it instead of importing torch
+    anew.
+    """
 
     def __init__(self, command: list[str], *, stdout: Any, env: Mapping[str, str], **streams: Any) -> None:
         self.returncode: int | None = None

@@ -1,8 +1,10 @@
-"""SIGKILL at random moments of a run: from outside, at no place that the code knows of, yet in every phase of its life.
+"""SIGKILL at random moments of a run: from outside, at no place that the code knows of, yet in every phase of
+its life.
 
-A run tells the killer through a pipe when it enters the phase that was chosen for it, and waits at the end of that phase. So the
-kill comes somewhere within: after a random share of the time that this visit took when nobody was killed, or, if this
-process was faster, at its very end.
+A run tells the killer through a pipe when it enters the phase that was chosen for it, and waits at the end of
+that phase. So the
+kill comes somewhere within: after a random share of the time that this visit took when nobody was killed, or,
+if this process was faster, at its very end.
 """
 
 from __future__ import annotations
@@ -40,21 +42,24 @@ def num_kills(few: int) -> int:
 
 
 def moment(kind: str, number: int, visits: Visits) -> Moment:
-    """The phases take turns, so that each is hit; the visit and the time within are random, but for the seed, which is printed."""
+    """The phases take turns, so that each is hit; the visit and the time within are random, but for the seed,
+    which is printed.
+    """
     phase = PHASES[number % len(PHASES)]
     draw = random.Random(f"{SEED} {kind} {number}")
     visit = draw.randrange(len(visits[phase]))
     chosen = Moment(phase, visit, draw.uniform(0, visits[phase][visit]))
-    print(
-        f"METALEARN_KILL_SEED={SEED}: {kind} {number} is killed {1000 * chosen.seconds:.2f} ms into visit {visit} of {phase}"
-    )  # noqa: T201
+    killed = f"{kind} {number} is killed {1000 * chosen.seconds:.2f} ms into visit {visit} of {phase}"
+    print(f"METALEARN_KILL_SEED={SEED}: {killed}")  # noqa: T201
     return chosen
 
 
 def kill_at(
     chosen: Moment, work: Callable[[], int], *, victims: Callable[[int], list[int]] = lambda child: [child]
 ) -> int:
-    """How the child ended that was killed at this moment. victims: the processes to kill, by the child's number."""
+    """How the child ended that was killed at this moment. victims: the processes to kill, by the child's
+    number.
+    """
     ours, theirs = os.pipe()
     child = start(lambda: Trace(theirs, chosen).follow(work))
     os.close(theirs)
@@ -82,7 +87,9 @@ def measured(work: Callable[[], int]) -> Visits:
 
 
 class Trace:
-    """Follows this process through its phases. Without a chosen moment it writes down how long each visit took."""
+    """Follows this process through its phases. Without a chosen moment it writes down how long each visit
+    took.
+    """
 
     def __init__(self, pipe: int, chosen: Moment | None) -> None:
         self.pipe, self.chosen = pipe, chosen

@@ -44,7 +44,8 @@ FAULTS: dict[int, tuple[str, str]] = {
     ),
     7: (
         "The disk is full at a save",
-        "one clear line, the checkpoints before are valid; training goes on to the next save, exit 1 after three in a row",
+        "one clear line, the checkpoints before are valid; training goes on to the next save, exit 1 after "
+        "three in a row",
     ),
     8: (
         "The run folder is a file, below a file, read-only",
@@ -102,7 +103,9 @@ FAULTS: dict[int, tuple[str, str]] = {
 
 
 def faults_of(name: str, marks: Iterable[int] = ()) -> set[int]:
-    """The faults that a test injects: that of its name, test_fault_NN_…, and those of pytest.mark.fault(NUMBER, …)."""
+    """The faults that a test injects: that of its name, test_fault_NN_…, and those of
+    pytest.mark.fault(NUMBER, …).
+    """
     match = re.match(r"test_fault_(\d\d)_", name)
     return {*([int(match[1])] if match else []), *marks}
 
@@ -127,7 +130,9 @@ def _marks(node: ast.AST) -> Iterator[int]:
 
 
 class Tally:
-    """A pytest plugin that runs the tests which inject a fault and counts how often that happened and how often it was survived."""
+    """A pytest plugin that runs the tests which inject a fault and counts how often that happened and how
+    often it was survived.
+    """
 
     def __init__(self) -> None:
         self.faults: dict[str, set[int]] = {}  # by test
@@ -218,6 +223,7 @@ def machine_of(facts: Mapping[str, Any], *, day: str, minutes: float, kills: str
     versions, hardware = facts["versions"], facts["hardware"]
     command = f"scripts/fault_report --kills {kills} --seed {seed}"
     return (
-        f"{day}, {hardware['cpu']}, {hardware['num_cpus']} cores, {hardware['system']}, Python {versions['python']}, "
+        f"{day}, {hardware['cpu']}, {hardware['num_cpus']} cores, {hardware['system']}, Python "
+        f"{versions['python']}, "
         f"torch {versions['torch']}; {minutes:.0f} minutes. The same moments again: `{command}`"
     )

@@ -1,4 +1,6 @@
-"""Compiling ahead, in a process that is ended when it does not pay, hangs, or is in the way of a stop, with all that it started."""
+"""Compiling ahead, in a process that is ended when it does not pay, hangs, or is in the way of a stop, with
+all that it started.
+"""
 
 from __future__ import annotations
 
@@ -217,7 +219,8 @@ class TestCache:
     ) -> None:
         compiler_is(
             monkeypatch,
-            "os.mkdir(cache + '/ab'); open(cache + '/ab/c.so', 'w').write('code'); open(cache + '/ab/c.lock', 'w')",
+            "os.mkdir(cache + '/ab'); open(cache + '/ab/c.so', 'w').write('code'); open(cache + "
+            "'/ab/c.lock', 'w')",
         )
         assert self.ahead().problem is None
         assert self.files(cache) == {"ab/c.so", "metalearn/key"}

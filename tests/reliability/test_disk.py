@@ -1,7 +1,8 @@
-"""Faults 3 and 7: a disk that is full, read-only or over its quota, and what cannot be serialized, at every place where a run writes.
+"""Faults 3 and 7: a disk that is full, read-only or over its quota, and what cannot be serialized, at every
+place where a run writes.
 
-Places that stop root too: a limit on the size of files (RLIMIT_FSIZE, which pipes do not have), /dev/full, and a path below
-a regular file.
+Places that stop root too: a limit on the size of files (RLIMIT_FSIZE, which pipes do not have), /dev/full,
+and a path below a regular file.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ def reference(cfg: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
 def test_fault_07_a_disk_that_is_full_for_a_while_costs_two_checkpoints_and_nothing_else(
     cfg: dict[str, Any], reference: Path, tmp_path: Path
 ) -> None:
-    """Steps 3 to 6 write nothing at all: no checkpoint, no line of the log or the metrics. All lines are there in the end."""
+    """Steps 3 to 6 write nothing at all: no checkpoint, no line of the log or the metrics. All lines are
+    there in the end.
+    """
     run_dir = tmp_path / "run"
     code, text = told(at_steps(train(cfg, run_dir), {3: lambda: full(0), 7: lambda: full(None)}))
     assert code == 0
@@ -92,7 +95,10 @@ def test_fault_07_checkpoints_that_do_not_fit_end_the_run_after_three_in_a_row(
     run_dir = tmp_path / "run"
     code, text = told(at_steps(train(cfg, run_dir), {3: lambda: full(4000)}))
     assert code == 1
-    sentence = f"cannot save {run_dir}/checkpoints/step-%06d: File too large. Checkpoints kept: step-000000, step-000002"
+    sentence = (
+        f"cannot save {run_dir}/checkpoints/step-%06d: File too large. Checkpoints kept: step-000000, "
+        "step-000002"
+    )
     warnings = [line for line in text.splitlines() if line.startswith("warning: cannot save")]
     assert [sentence % step in line for step, line in zip((4, 6), warnings, strict=True)] == [True, True]
     assert (

@@ -1,4 +1,6 @@
-"""Who is in the splits counts where the fingerprint says nothing of it: a source of one's own that hashes its content alone."""
+"""Who is in the splits counts where the fingerprint says nothing of it: a source of one's own that hashes its
+content alone.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class Letters(Source):
-    """Six letters, two to a split, which `first` turns among them; the fingerprint knows their content alone."""
+    """Six letters, two to a split, which `first` turns among them; the fingerprint knows their content
+    alone.
+    """
 
     name = "letters"
     spec = tasks = protocol = None  # type: ignore[assignment]
@@ -58,7 +62,8 @@ def test_an_equal_fingerprint_does_not_make_training_classes_new(tmp_path: Path)
     checkpoint = trained_on(tmp_path, Letters())  # type: ignore[abstract]
     with pytest.raises(
         ConfigError,
-        match="split 'test' of data=letters holds 2 that this run was trained on, by content or by name: a, b",
+        match="split 'test' of data=letters holds 2 that this run was trained on, "
+        "by content or by name: a, b",
     ):
         novelty(parts_of(Letters(first=2), tmp_path), checkpoint, "test", named=True)  # type: ignore[abstract]
 
@@ -93,7 +98,8 @@ def test_a_run_does_not_go_on_with_another_division(tmp_path: Path) -> None:
     cfg = {"data": {}, "trusted": [], "trainer": {"outer_steps": 1}}
     with pytest.raises(
         DataError,
-        match=r"who is train, val and test is not what it was for this run .*; divide the data as then, or start",
+        match=r"who is train, val and test is not what it was for this run .*; divide the data as then, or "
+        r"start",
     ):
         require_same(cfg, parts_of(Letters(first=2), tmp_path), checkpoint, None)  # type: ignore[arg-type, abstract]
     assert digest(Splits.of(Letters()).to_json()) == checkpoint.metadata["splits_sha256"]  # type: ignore[abstract]

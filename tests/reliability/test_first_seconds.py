@@ -31,7 +31,8 @@ def answer(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-# --- 8: a run folder that cannot be one ------------------------------------------------------------------------------
+# --- 8: a run folder that cannot be one
+# ------------------------------------------------------------------------------
 
 
 def is_a_file(folder: Path) -> Path:
@@ -68,7 +69,8 @@ def test_fault_08_a_place_that_cannot_hold_a_run_stops_it_before_training(
     assert not (tmp_path / "file").exists() or (tmp_path / "file").read_text() == "mine"
 
 
-# --- 22: two processes, one run folder -------------------------------------------------------------------------------
+# --- 22: two processes, one run folder
+# -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("second", ["train", "resume"])
@@ -108,7 +110,8 @@ def test_fault_22_a_lock_is_held_by_the_process_not_by_its_file(reference: Path,
         assert finish(resume(run_dir, "trainer.outer_steps=10")) == 2
 
 
-# --- 23: bad numbers -------------------------------------------------------------------------------------------------
+# --- 23: bad numbers
+# -------------------------------------------------------------------------------------------------
 
 MISTAKES = {
     "data.way=-3": "data.way=-3 must be at least 2",
@@ -146,7 +149,8 @@ def test_fault_23_more_ways_than_classes_is_found_before_training(
     assert not (tmp_path / "run").exists()
 
 
-# --- 24: a reader that leaves ----------------------------------------------------------------------------------------
+# --- 24: a reader that leaves
+# ----------------------------------------------------------------------------------------
 
 
 def test_fault_24_a_reader_that_leaves_does_not_stop_a_run(cache: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
-"""Faults 1, 2 and 26: SIGKILL at random moments of a run, of a run of two ranks and of a sweep, each followed by one anywhere in what
-goes on. What is left at the end is that of a run which nobody ever stopped, bit for bit.
+"""Faults 1, 2 and 26: SIGKILL at random moments of a run, of a run of two ranks and of a sweep, each followed
+by one anywhere in what goes on. What is left at the end is that of a run which nobody ever stopped, bit for
+bit.
 
 METALEARN_KILLS=20 tries that many moments of each kind, METALEARN_KILL_SEED=N those of an earlier report.
 """
@@ -32,14 +33,17 @@ Record = Callable[[str, object], None]
 
 
 def begin_or_resume(cfg: dict[str, Any], run_dir: Path) -> int:
-    """What a person does about a run that was killed: begin it again, if that was so early that the folder is no run, or resume it."""
+    """What a person does about a run that was killed: begin it again, if that was so early that the folder is
+    no run, or resume it.
+    """
     return (resume(run_dir) if (run_dir / "config.yaml").exists() else train(cfg, run_dir))()
 
 
 def kill_twice(
     work: Callable[[], int], kind: str, number: int, visits: Visits, record: Record, **options: Any
 ) -> None:
-    """Kill the work at the moment of this number, then what goes on, as far on as a run that is whole might be, or see that end before.
+    """Kill the work at the moment of this number, then what goes on, as far on as a run that is whole might
+    be, or see that end before.
 
     work: begins, or goes on with what is there. options: of kill_at.
     """
@@ -50,7 +54,8 @@ def kill_twice(
     finish_killed_after(work, random.Random(f"{SEED} second of {kind} {number}").uniform(0, whole))
 
 
-# --- a run -----------------------------------------------------------------------------------------------------------
+# --- a run
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +88,8 @@ def test_every_phase_is_hit(visits: Visits) -> None:
     assert found["save"] >= 3  # of steps 0, 3 and 6, and where a validation was the best
 
 
-# --- two ranks -------------------------------------------------------------------------------------------------------
+# --- two ranks
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +127,9 @@ def test_two_ranks_that_were_killed_end_as_if_they_had_not_been(
     tmp_path: Path,
     record_property: Record,
 ) -> None:
-    """The run's own process, after which its rank has to go by itself, or both at once, as when the machine stops."""
+    """The run's own process, after which its rank has to go by itself, or both at once, as when the machine
+    stops.
+    """
     run_dir = tmp_path / "run"
     work = forking_ranks(lambda: begin_or_resume(ranks_cfg, run_dir))
     victims = (lambda child: [child]) if number % 2 else (lambda child: [child, *children(child)])
@@ -130,7 +138,8 @@ def test_two_ranks_that_were_killed_end_as_if_they_had_not_been(
     assert_same_end(run_dir, ranks_reference)
 
 
-# --- a sweep ---------------------------------------------------------------------------------------------------------
+# --- a sweep
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

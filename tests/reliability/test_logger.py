@@ -1,4 +1,6 @@
-"""Fault 25: a logger that raises, at any moment; fault 10: one that never returns. And what a logger is told."""
+"""Fault 25: a logger that raises, at any moment; fault 10: one that never returns. And what a logger is
+told.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,8 @@ class Stub(Logger):
                 os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(600)
         elif moment == self.fails:
-            errors = [RuntimeError("it is\\ndown"), SystemExit("it is down"), asyncio.CancelledError("it is down")]
+            down = "it is down"
+            errors = [RuntimeError("it is\\ndown"), SystemExit(down), asyncio.CancelledError(down)]
             raise next(error for error in errors if type(error).__name__ == self.how)
 
     def note(self, call, given):
@@ -204,7 +207,8 @@ def test_fault_25_a_command_with_a_logger_that_is_down_ends_as_without(
     assert (done.returncode, done.stderr) == (0, "")
     assert (
         done.stdout.count(
-            "warning: the logger stub.Stub failed at step 7 (RuntimeError: it is down); the run goes on without it\n"
+            "warning: the logger stub.Stub failed at step 7 (RuntimeError: it is down); the run goes on "
+            "without it\n"
         )
         == 1
     )
@@ -215,7 +219,9 @@ def test_fault_25_a_command_with_a_logger_that_is_down_ends_as_without(
 def test_fault_10_a_logger_that_hangs_when_the_run_is_told_to_stop_does_not_keep_it(
     fails: str, saved: int | None, folder: Path, cache: Path, quiet: Path
 ) -> None:
-    """At a line or before, nothing is saved any more; at the end all is done, and the process ends with the code of the signal."""
+    """At a line or before, nothing is saved any more; at the end all is done, and the process ends with the
+    code of the signal.
+    """
     run_dir = folder / "run"
     cfg = heard(
         folder, cache, f"logger.fails={fails}", "logger.how=signal and hang", "trainer.shutdown_timeout_s=1"
@@ -318,7 +324,8 @@ def test_a_class_of_ones_own_is_trusted_anew_to_log_but_not_to_judge(
     assert_same_end(run_dir, quiet)
 
 
-# --- tensorboard -----------------------------------------------------------------------------------------------------
+# --- tensorboard
+# -----------------------------------------------------------------------------------------------------
 
 
 def points(run_dir: Path) -> list[tuple[str, int, float]]:

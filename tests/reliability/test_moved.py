@@ -1,4 +1,6 @@
-"""Runs that are judged, resumed or loaded from elsewhere: another working folder, data that moved, a run folder that moved."""
+"""Runs that are judged, resumed or loaded from elsewhere: another working folder, data that moved, a run
+folder that moved.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,9 @@ def assert_answer(capsys: pytest.CaptureFixture[str], code: int, sentence: str, 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A place with images/, cache/ and a finished run in run/, all of which the run knows by relative paths."""
+    """A place with images/, cache/ and a finished run in run/, all of which the run knows by relative
+    paths.
+    """
     place, home = tmp_path_factory.mktemp("moved") / "here", Path.cwd()
     draw_images(place / "images")
     splits = {
@@ -233,7 +237,10 @@ def test_data_that_is_gone_is_named_with_both_places_and_the_way_out(
 ) -> None:
     (place / name).rename(place / "gone")
     key = {"images": "data.root", "splits.json": "data.partition"}[name]
-    sentence = f"{key}={name} is neither at {Path.cwd() / name} nor at {place / name}, where this run found it; say where it is with {key}="
+    sentence = (
+        f"{key}={name} is neither at {Path.cwd() / name} nor at {place / name}, where this run found "
+        f"it; say where it is with {key}="
+    )
     before = contents(place / "run")
     assert_answer(capsys, 3, sentence, "eval", str(place / "run"))
     assert_answer(capsys, 3, sentence, "resume", str(place / "run"), LONGER)
@@ -344,9 +351,11 @@ class Shifted(Source):
         key = task_keys(seed, split, first=first, count=count, device=self.device)
         x = uniform(key, (7,))[..., None]
         rows = Examples(x, x + float(self.content), torch.ones(count, 7, dtype=torch.bool))
-        return Task(*(Examples(*(part[:, side] for part in rows)) for side in (slice(3), slice(3, None))), key)
+        sides = slice(3), slice(3, None)
+        return Task(*(Examples(*(part[:, side] for part in rows)) for side in sides), key)
     def protocol(self, split):
-        return {"data": "shifted", "split": split, "way": None, "shot": 3, "query_shot": 4, "partition": "none", "augmentation": "none"}
+        facts = {"data": "shifted", "split": split, "way": None, "shot": 3, "query_shot": 4}
+        return {**facts, "partition": "none", "augmentation": "none"}
     def fingerprint(self):
         return hashlib.sha256(self.content.encode()).hexdigest()
 """
@@ -358,7 +367,8 @@ def test_a_source_of_one_s_own_says_what_may_move(
     here = tmp_path / "here"
     (here / "conf" / "data").mkdir(parents=True)
     (here / "conf" / "data" / "shifted.yaml").write_text(
-        "defaults:\n  - override /model@_global_.model: mlp\n  - _self_\n_target_: mover.Shifted\nfile: shift.txt\nweight: 2.0\n"
+        "defaults:\n  - override /model@_global_.model: mlp\n  - _self_\n_target_: mover.Shifted\nfile: "
+        "shift.txt\nweight: 2.0\n"
     )
     (here / "mover.py").write_text(OWN)
     (here / "shift.txt").write_text("0.5")

@@ -1,4 +1,6 @@
-"""Faults 12 and 13: a loss or gradient that is not finite, in one task or all, on one rank or two, and what trainer.on_nan makes of it."""
+"""Faults 12 and 13: a loss or gradient that is not finite, in one task or all, on one rank or two, and what
+trainer.on_nan makes of it.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ class Infinite(Glyphs):
 class Steep(MAML):
     def gradient(self, params, tasks, how):
         grads, losses, metrics = super().gradient(params, tasks, how)
-        keys = torch.cat([task_keys(0, "train", first=number, count=1, device=tasks.key.device) for number in BAD])
+        device = tasks.key.device
+        keys = torch.cat([task_keys(0, "train", first=n, count=1, device=device) for n in BAD])
         bad = torch.isin(tasks.key, keys).any()
         return {{name: torch.where(bad, torch.nan, grad) for name, grad in grads.items()}}, losses, metrics
 """
@@ -72,7 +75,8 @@ def warnings(run_dir: Path) -> list[str]:
     ]
 
 
-# --- skip ------------------------------------------------------------------------------------------------------------
+# --- skip
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.fault(12)
@@ -92,8 +96,8 @@ def test_fault_12_skip_leaves_the_update_out_and_says_so(
         f"at step 5 (counted from 0), {what} algo.inner_lr=0.4. The weights were not changed by it" in warning
     )
     assert (
-        "last good checkpoint: RUN_DIR/checkpoints/step-000003; left out 1 of 6 updates so far (trainer.on_nan=skip)"
-        in warning
+        "last good checkpoint: RUN_DIR/checkpoints/step-000003; left out 1 of 6 updates so far "
+        "(trainer.on_nan=skip)" in warning
     )
     assert (
         "warning: 1 of 9 updates were left out, as their loss or gradient was not finite"
@@ -170,7 +174,8 @@ def test_skip_ends_the_run_after_so_many_in_a_row_even_across_a_stop(
     assert harness.status(run_dir) == {**harness.status(run_dir), "status": "failed", "exit_code": 1}
 
 
-# --- rollback --------------------------------------------------------------------------------------------------------
+# --- rollback
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.fault(12)
@@ -241,7 +246,9 @@ def test_rollback_passes_over_a_damaged_checkpoint(cache: Path, tmp_path: Path) 
 def test_a_signal_that_finds_a_bad_step_at_its_save_leaves_the_rollback_to_the_resumed_run(
     cache: Path, tmp_path: Path
 ) -> None:
-    """As on a GPU, where the flag is read seldom: step 4 is bad, the signal comes at step 5, and only the save looks."""
+    """As on a GPU, where the flag is read seldom: step 4 is bad, the signal comes at step 5, and only the
+    save looks.
+    """
     cfg, run_dir, whole = (
         spoiled(cache, "trainer.on_nan=rollback", INFINITE),
         tmp_path / "run",
@@ -291,7 +298,9 @@ def stopped(work: Callable[[], int], step: int = 4) -> Callable[[], int]:
 def test_rollback_passes_over_what_a_signal_saved_and_removes_it(
     keep_last: int, place: str | None, cache: Path, tmp_path: Path
 ) -> None:
-    """Step 5 is bad, checkpoints are every 3 steps, and a signal comes during step 4: a run that never stopped has none at step 5."""
+    """Step 5 is bad, checkpoints are every 3 steps, and a signal comes during step 4: a run that never
+    stopped has none at step 5.
+    """
     words = ["trainer.on_nan=rollback", f"trainer.keep_last={keep_last}", INFINITE]
     cfg, run_dir, whole = spoiled(cache, *words), tmp_path / "run", tmp_path / "whole"
     assert finish(bad([11], tmp_path, train(cfg, whole))) == 0
@@ -317,7 +326,9 @@ def test_rollback_passes_over_what_a_signal_saved_and_removes_it(
 def test_rollback_without_a_checkpoint_to_go_to_says_what_it_tried_and_the_way_out(
     saved: bool, cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit 4. What a signal saved is whole, though no place for a rollback: a run that skips the bad update goes on from there."""
+    """Exit 4. What a signal saved is whole, though no place for a rollback: a run that skips the bad update
+    goes on from there.
+    """
     cfg, run_dir, folder = (
         spoiled(cache, "trainer.on_nan=rollback", INFINITE),
         tmp_path / "run",
@@ -355,7 +366,9 @@ def test_rollback_without_a_checkpoint_to_go_to_says_what_it_tried_and_the_way_o
 
 @pytest.mark.parametrize("on_nan", ["stop", "rollback"])
 def test_skip_may_become_another_answer_within_a_row(on_nan: str, cache: Path, tmp_path: Path) -> None:
-    """Step 5 is bad, so that the checkpoint of step 6 is within a row of one, which is the limit of the other answers."""
+    """Step 5 is bad, so that the checkpoint of step 6 is within a row of one, which is the limit of the other
+    answers.
+    """
     cfg, run_dir, whole = (
         spoiled(cache, "trainer.on_nan=skip", INFINITE),
         tmp_path / "run",
@@ -370,7 +383,8 @@ def test_skip_may_become_another_answer_within_a_row(on_nan: str, cache: Path, t
         assert (run_dir / name).read_bytes() == (whole / name).read_bytes()
 
 
-# --- stop ------------------------------------------------------------------------------------------------------------
+# --- stop
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_run_that_stopped_goes_on_with_skip_as_if_it_had_been_asked_to_from_the_start(

@@ -1,4 +1,6 @@
-"""Run folders that an older metalearn wrote, before some key existed: what is filled in, what is refused, and who is told."""
+"""Run folders that an older metalearn wrote, before some key existed: what is filled in, what is refused, and
+who is told.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,10 @@ from tests.reliability import harness
 from tests.reliability.harness import KILLED, QUICK, TINY, finish, resume, train
 from tests.security.test_run_folders import sign
 
-NOTE = "is older than trainer.keep_best, device.deterministic; going on with today's defaults: trainer.keep_best=1, device.deterministic=false"
+NOTE = (
+    "is older than trainer.keep_best, device.deterministic; going on with today's defaults: "
+    "trainer.keep_best=1, device.deterministic=false"
+)
 
 
 def forget(run_dir: Path, *names: str) -> Path:
@@ -90,7 +95,8 @@ def test_a_value_that_an_older_run_cannot_have_had_is_refused(killed: Path) -> N
     [
         (
             "optimizer.clip",
-            "optimizer.clip.norm is missing, and results follow from it, so that no default can stand in for it",
+            "optimizer.clip.norm is missing, and results follow from it, so that no default can stand in for "
+            "it",
         ),
         ("optimizer.schedule", "optimizer.schedule.name is missing, and results"),
         ("device.plan", "device.plan is missing"),  # its default is what the algorithm's own YAML says

@@ -1,4 +1,6 @@
-"""An evaluation on data that a run was not trained on: what it may be, and that nobody in it was trained on, whatever the words."""
+"""An evaluation on data that a run was not trained on: what it may be, and that nobody in it was trained on,
+whatever the words.
+"""
 
 from __future__ import annotations
 
@@ -117,8 +119,8 @@ def test_data_of_another_group_is_judged_with_the_sizes_of_the_run(
     code, said = evaluated(place / "run_glyphs", words, capsys)
     assert code == 0, said
     assert (
-        "this protocol: protonet on image_folder · test tasks, trained on glyphs · 2-way 1-shot, 2 queries per class"
-        in said
+        "this protocol: protonet on image_folder · test tasks, trained on glyphs · 2-way 1-shot, 2 queries "
+        "per class" in said
     )
     [folder] = (place / "run_glyphs" / "evals").iterdir()
     results = json.loads((folder / "results.json").read_text())
@@ -151,8 +153,8 @@ def test_too_few_classes_of_other_data_name_the_way_to_take_all_of_them(
     code, said = evaluated(place / "run_glyphs", ["data=image_folder", f"data.root={root}"], capsys)
     assert code == 2
     assert (
-        "data.way=2 but split 'test' of image_folder has 1 classes; lower data.way or give the split more classes; "
-        in said
+        "data.way=2 but split 'test' of image_folder has 1 classes; lower data.way or give the split more "
+        "classes; " in said
     )
     assert (
         "a run that was trained on other data can be judged on all 4 classes with data.fractions=[0,0,1]"
@@ -179,7 +181,8 @@ def test_an_evaluation_asks_only_for_the_split_that_is_judged(
     [
         (
             ["data=sinusoid"],
-            "data=sinusoid gives tasks of regression of inputs (1,) with 1 outputs, but this run was trained on ",
+            "data=sinusoid gives tasks of regression of inputs (1,) with 1 outputs, but this run was trained "
+            "on ",
         ),
         (
             ["data=synthetic_ratings"],

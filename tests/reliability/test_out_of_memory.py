@@ -19,7 +19,8 @@ from metalearn.rundir.checkpoints import CheckpointStore
 from tests.reliability import harness
 from tests.reliability.harness import KILLED, assert_same_end, finish, forking_ranks, resume, train
 
-# The allocator refuses when the first and the last task of step 1, or the last of step 0 alone, come with others.
+# The allocator refuses when the first and the last task of step 1, or the last of step 0 alone, come with
+# others.
 HUNGRY = """
 from pathlib import Path
 
@@ -30,7 +31,8 @@ from metalearn.data.sampling import task_keys
 MOST, BAD = {most}, {bad}
 
 def among(tasks, numbers):
-    keys = torch.cat([task_keys(0, "train", first=number, count=1, device=tasks.key.device) for number in numbers])
+    device = tasks.key.device
+    keys = torch.cat([task_keys(0, "train", first=n, count=1, device=device) for n in numbers])
     return torch.isin(tasks.key, keys).any()
 
 class Hungry(ProtoNet):
@@ -88,7 +90,10 @@ def test_fault_15_the_chunk_is_halved_stays_so_after_a_kill_and_the_meta_batch_i
         tmp_path / "ample",
     )
     assert finish(hungry(tmp_path, train(cfg, whole), most=most, bad=bad)) == 0
-    warning = f"out of memory with {4 // ranks} tasks at once; going on with device.chunk={min(chunks)}, the meta-batch is the same"
+    warning = (
+        f"out of memory with {4 // ranks} tasks at once; going on with device.chunk={min(chunks)}, the "
+        "meta-batch is the same"
+    )
     assert (whole / "train.log").read_text().count(warning) == 1
     assert finish(hungry(tmp_path, train(cfg, run_dir), most=most, bad=bad), fault="step:end@5") == KILLED
     assert CheckpointStore(run_dir).newest().metadata["chunks"] == chunks
@@ -105,7 +110,9 @@ def test_fault_15_the_chunk_is_halved_stays_so_after_a_kill_and_the_meta_batch_i
 def test_fault_15_a_rollback_gives_every_rank_the_chunk_of_its_checkpoint(
     bad: int, cache: Path, tmp_path: Path
 ) -> None:
-    """Memory runs out in step 4 and step 5 is bad, so that both go back to step 3. Killed in step 5, the run meets ample memory."""
+    """Memory runs out in step 4 and step 5 is bad, so that both go back to step 3. Killed in step 5, the run
+    meets ample memory.
+    """
     words = [
         "device.ranks=2",
         "algo._target_=hungry.HungryOnce",
@@ -134,8 +141,8 @@ def test_fault_15_a_task_that_does_not_fit_alone_ends_the_run_in_a_sentence(
     assert finish(hungry(tmp_path, train(configuration(cache), run_dir), most=0, bad=[9])) == 1
     errors = capfd.readouterr().err
     assert (
-        "out of memory with a single task: CUDA out of memory. Tried to allocate 2.00 GiB.; choose a smaller model"
-        in errors
+        "out of memory with a single task: CUDA out of memory. Tried to allocate 2.00 GiB.; choose a smaller "
+        "model" in errors
     )
     assert "Traceback" not in errors
     assert harness.status(run_dir) == {**harness.status(run_dir), "status": "failed", "exit_code": 1}

@@ -1,4 +1,6 @@
-"""A run of two ranks, each a real process: what the command line starts, and what is left when one of them goes."""
+"""A run of two ranks, each a real process: what the command line starts, and what is left when one of them
+goes.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,8 @@ def cfg(cache: Path) -> dict[str, Any]:
 def reference(cfg: dict[str, Any], alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two ranks that was never stopped, and the evaluation by two ranks of its last weights.
 
-    Its rank 1 comes to life as it does for a person; where tests fork theirs, it is to save the seconds of importing torch.
+    Its rank 1 comes to life as it does for a person; where tests fork theirs, it is to save the seconds of
+    importing torch.
     """
     run_dir = tmp_path_factory.mktemp("ranks") / "run"
     assert finish(train(cfg, run_dir)) == 0
@@ -84,7 +87,9 @@ def children(parent: int) -> list[int]:
 
 
 def from_folder(folder: Path, work: Callable[[], int]) -> Callable[[], int]:
-    """The work of a process that finds the spoiled classes, and in its working folder a file that must not be imported."""
+    """The work of a process that finds the spoiled classes, and in its working folder a file that must not be
+    imported.
+    """
     (folder / "spoiled.py").write_text(SPOILED)
 
     def changed() -> int:
@@ -141,7 +146,10 @@ def test_rank_that_is_killed_ends_the_run_which_resumes_to_the_same_bits(
     run_dir, began = tmp_path / "run", time.monotonic()
     assert finish(forking_ranks(train(cfg, run_dir)), fault="rank:step@3") == 1
     assert time.monotonic() - began < 60
-    sentence = "rank 1 of 2 was ended by SIGKILL, as by the system when memory runs out; the other ranks hold nothing"
+    sentence = (
+        "rank 1 of 2 was ended by SIGKILL, as by the system when memory runs out; the other ranks "
+        "hold nothing"
+    )
     errors = capfd.readouterr().err
     assert sentence in errors
     assert "Traceback" not in errors
@@ -212,7 +220,10 @@ def test_ranks_end_with_a_run_that_is_killed_and_do_not_hold_its_lock(
 
 @pytest.mark.parametrize("platform", ["linux", "elsewhere"])
 def test_process_ends_with_its_parent_on_every_platform(platform: str, tmp_path: Path) -> None:
-    child = f"import os, sys, time; sys.platform = {platform!r}; from metalearn.distributed.entry import end_with; end_with(os.getppid()); "
+    child = (
+        f"import os, sys, time; sys.platform = {platform!r}; from metalearn.distributed.entry import "
+        "end_with; end_with(os.getppid()); "
+    )
     child += f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
     parent = (
         f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(600)"

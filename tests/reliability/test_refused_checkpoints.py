@@ -17,7 +17,9 @@ from tests.reliability.harness import assert_same_end, before_writing, finish, t
 
 @pytest.fixture(scope="module")
 def judged(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path, int]:
-    """A run that is validated at every step, what it leaves, and its best step, which is neither the first nor the last."""
+    """A run that is validated at every step, what it leaves, and its best step, which is neither the first
+    nor the last.
+    """
     words = [
         "trainer.outer_steps=6",
         "trainer.checkpoint_every=6",

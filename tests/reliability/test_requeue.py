@@ -1,4 +1,6 @@
-"""Fault 11: SLURM takes the machine away and runs the job again. `scontrol` is a script that writes down what it was asked."""
+"""Fault 11: SLURM takes the machine away and runs the job again. `scontrol` is a script that writes down what
+it was asked.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ ALONE, ARRAY = (
 def within_job(
     folder: Path, job: dict[str, str], work: Callable[[], int], *, answer: str = "exit 0"
 ) -> Callable[[], int]:
-    """The work of a process of this job, with a `scontrol` that writes its words to folder/asked and gives this answer."""
+    """The work of a process of this job, with a `scontrol` that writes its words to folder/asked and gives
+    this answer.
+    """
     (folder / "bin").mkdir(exist_ok=True)
     scontrol = folder / "bin" / "scontrol"
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {folder}/asked\n{answer}\n')
@@ -57,7 +61,9 @@ def log(run_dir: Path) -> str:
 def test_fault_11_a_job_that_is_run_again_finds_its_run_and_goes_on(
     job: dict[str, str], number: str, cache: Path, reference: Path, tmp_path: Path
 ) -> None:
-    """No folder is named: the command alone finds it. SIGTERM comes a moment later, as from SLURM, and is no second signal."""
+    """No folder is named: the command alone finds it. SIGTERM comes a moment later, as from SLURM, and is no
+    second signal.
+    """
     words = ["train", *harness.TINY, *harness.QUICK, f"data.cache_dir={cache}"]
 
     def command() -> int:
@@ -155,8 +161,8 @@ def test_a_job_that_is_run_again_goes_on_with_no_other_run(
     assert finish(within_job(tmp_path, {**ALONE, "SLURM_RESTART_COUNT": "1"}, lambda: cli.main(words))) == 2
     said = capfd.readouterr().err
     assert (
-        f"{run_dir} holds another run, which restart 1 of SLURM job 77 may not go on with; choose another run_dir"
-        in said
+        f"{run_dir} holds another run, which restart 1 of SLURM job 77 may not go on with; choose another "
+        "run_dir" in said
     )
     assert "seed: 0 -> 7" in said
 
@@ -201,7 +207,8 @@ def scripted(launcher: Callable[..., list[int]], work: Callable[[], int]) -> Cal
 
 
 def two_processes(folder: Path) -> Callable[..., list[int]]:
-    """A launcher that forks: one process takes job 1, idles until the sweep is stopped, and takes job 3; the other one job 2.
+    """A launcher that forks: one process takes job 1, idles until the sweep is stopped, and takes job 3; the
+    other one job 2.
 
     Step 3 of job 2 lasts until its run has been told.
     """
@@ -249,7 +256,9 @@ def wait_for(*events: Callable[[], bool], seconds: float = 100) -> None:
 def test_fault_11_a_sweep_side_by_side_saves_all_jobs_and_is_requeued_once(
     whom: str, cache: Path, alone: dict[int, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """One job in training, one process between two jobs. SIGTERM comes a moment later, as from SLURM, and is no second signal."""
+    """One job in training, one process between two jobs. SIGTERM comes a moment later, as from SLURM, and is
+    no second signal.
+    """
     sweep = command(tmp_path, *words(cache))
     child = start(within_job(tmp_path, ALONE, scripted(two_processes(tmp_path), sweep)))
     wait_for((tmp_path / "long step").exists, (tmp_path / "between two jobs").exists)
@@ -364,7 +373,10 @@ def test_what_scontrol_says_against_it_is_passed_on(cfg: dict[str, Any], tmp_pat
     work = struck(train(cfg, run_dir), strike(signal.SIGUSR1))
     refusal = "echo 'Requested operation is presently disabled' >&2; exit 1"
     assert finish(within_job(tmp_path, ALONE, work, answer=refusal)) == 143
-    sentence = "scontrol requeue 77 failed: Requested operation is presently disabled; the run has to be continued by hand"
+    sentence = (
+        "scontrol requeue 77 failed: Requested operation is presently disabled; the run has to be "
+        "continued by hand"
+    )
     assert f"warning: {sentence}" in log(run_dir)
 
 
@@ -377,7 +389,8 @@ def test_a_machine_without_scontrol_is_said(
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         (
             "WARNING",
-            "scontrol requeue 77 failed: [Errno 2] No such file or directory: 'scontrol'; the run has to be continued by hand",
+            "scontrol requeue 77 failed: [Errno 2] No such file or directory: 'scontrol'; the run has to be "
+            "continued by hand",
         )
     ]
 

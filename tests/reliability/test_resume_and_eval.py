@@ -170,7 +170,8 @@ def test_evaluation_never_meets_what_the_run_was_trained_on(copied: Path) -> Non
     before = contents(copied)
     with pytest.raises(
         ConfigError,
-        match=r"split 'test' of data=glyphs holds \d that this run was trained on, by content or by name: seed=0/",
+        match=r"split 'test' of data=glyphs holds \d that this run was trained on, by content or by name: "
+        r"seed=0/",
     ):
         evaluate_run(copied, ["data.partition_seed=1"])
     assert contents(copied) == before
@@ -187,6 +188,7 @@ def test_evaluation_of_data_that_changed_since_training_goes_by_who_is_in_it(
     (copied / "splits.json").unlink()
     with pytest.raises(
         ConfigError,
-        match=r"there is no splits.json, and the data that the run was trained on is not here .*; restore one",
+        match=r"there is no splits.json, and the data that the run was trained on is not here .*; "
+        "restore one",
     ):
         evaluate_run(copied, ["data.shot=2"])

@@ -30,7 +30,8 @@ PLACES = [
     "end:before_results",
     "end:after_results",
 ]
-# Other shapes of state: flat minibatches with running averages, momentum and a schedule; Reptile; nothing to train.
+# Other shapes of state: flat minibatches with running averages, momentum and a schedule; Reptile; nothing to
+# train.
 VARIANTS = {
     "baseline": [
         "algo=baseline",

@@ -1,4 +1,6 @@
-"""Fault 10: a second signal, and a run that hangs after the first one, in Python, in C, at a disk, or waiting for another rank."""
+"""Fault 10: a second signal, and a run that hangs after the first one, in Python, in C, at a disk, or waiting
+for another rank.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def hang_in_c() -> None:
 
 
 def busy_in_c(seconds: float) -> None:
-    """As a large product does: other threads run meanwhile, but no Python handler is called, and signals do not interrupt it."""
+    """As a large product does: other threads run meanwhile, but no Python handler is called, and signals do
+    not interrupt it.
+    """
     libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(128)
     libc.pthread_mutex_lock(mutex)
     until = time.time() + seconds
@@ -82,7 +86,10 @@ def test_fault_10_a_step_that_hangs_after_a_signal_ends_in_time_and_says_so(
     status = harness.status(run_dir)
     assert (status["status"], status["exit_code"], status["pid"]) == ("preempted", 128 + number, child)
     newest = CheckpointStore(run_dir).newest().step
-    sentence = f"ended at once, as it had not stopped 1 s after {number.name}; what came after step-{newest:06d} will be done again by: "
+    sentence = (
+        f"ended at once, as it had not stopped 1 s after {number.name}; what came after "
+        f"step-{newest:06d} will be done again by: "
+    )
     assert status["reason"] == f"{sentence}metalearn resume {run_dir}"
     assert status["reason"] in (run_dir / "train.log").read_text()
     assert f"error: {status['reason']}\n" in capfd.readouterr().err

@@ -78,6 +78,9 @@ def test_whatever_its_constructor_raises_ends_in_a_sentence(tmp_path: Path) -> N
     content = describe(source_of(Fragile(0.5)))
     content["task"]["objective"]["weight"] = 2.0
     (tmp_path / "spec.json").write_text(json.dumps(signed(content)))
-    sentence = r"spec.json is not valid: task.objective: .*Fragile cannot be made of weight=2.0: RuntimeError: weight is more than 1; restore"
+    sentence = (
+        r"spec.json is not valid: task.objective: .*Fragile cannot be made of weight=2.0: "
+        r"RuntimeError: weight is more than 1; restore"
+    )
     with pytest.raises(CheckpointError, match=sentence):
         read(tmp_path, [__name__])

@@ -1,4 +1,6 @@
-"""A sweep that is killed, stopped, shared or unlucky, and given again, ends as if nothing had happened. Real processes."""
+"""A sweep that is killed, stopped, shared or unlucky, and given again, ends as if nothing had happened. Real
+processes.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +99,9 @@ def test_half_begun_folders_are_begun_again(cache: Path, alone: dict[int, Path],
 
 
 def struck(work: Callable[[], int], action: Callable[[], object]) -> Callable[[], int]:
-    """The work, with something happening to its process at the beginning of an outer step of the first job."""
+    """The work, with something happening to its process at the beginning of an outer step of the first
+    job.
+    """
     once = iter([action])
     return harness.struck(work, lambda: next(once, lambda: None)())
 
@@ -182,8 +186,8 @@ def test_a_job_that_fails_takes_no_other_with_it_and_waits_to_be_retried(
     assert finish(command(tmp_path, *words(cache))) == 1
     said = capfd.readouterr()
     assert (
-        f"{jobs(tmp_path)[1].name}: failed earlier, left alone (OSError: the disk is on fire); --retry-failed runs it again"
-        in said.out
+        f"{jobs(tmp_path)[1].name}: failed earlier, left alone (OSError: the disk is on fire); "
+        "--retry-failed runs it again" in said.out
     )
     assert "3 jobs in outputs/sweeps/kept, 0 to run" in said.out
     assert finish(command(tmp_path, *words(cache), "--retry-failed")) == 0

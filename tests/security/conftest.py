@@ -1,4 +1,6 @@
-"""The run folder that a stranger could have sent, and a certificate authority of the tests' own, of which the machine's never hear."""
+"""The run folder that a stranger could have sent, and a certificate authority of the tests' own, of which the
+machine's never hear.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from tests.security.run_folders import TINY
 
 
 class Certificates(NamedTuple):
-    """authority: what a client trusts. server: certificate and key of 127.0.0.1, signed by it. stranger: the same, signed by itself."""
+    """authority: what a client trusts. server: certificate and key of 127.0.0.1, signed by it. stranger: the
+    same, signed by itself.
+    """
 
     authority: Path
     server: Path
@@ -22,7 +26,11 @@ class Certificates(NamedTuple):
 
 
 AUTHORITY = ["-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign"]
-LEAF = "subjectAltName=IP:127.0.0.1\nbasicConstraints=critical,CA:FALSE\nkeyUsage=critical,digitalSignature\nextendedKeyUsage=serverAuth\n"
+LEAF = """subjectAltName=IP:127.0.0.1
+basicConstraints=critical,CA:FALSE
+keyUsage=critical,digitalSignature
+extendedKeyUsage=serverAuth
+"""
 
 
 @pytest.fixture(scope="session")

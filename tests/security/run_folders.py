@@ -1,4 +1,6 @@
-"""What the tests of foreign run folders share: a tiny run, a manifest that vouches for anything, and the answer of every verb."""
+"""What the tests of foreign run folders share: a tiny run, a manifest that vouches for anything, and the
+answer of every verb.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""No configuration, whoever wrote it, may name code that the command line did not trust. The canary must not appear."""
+"""No configuration, whoever wrote it, may name code that the command line did not trust. The canary must not
+appear.
+"""
 
 from __future__ import annotations
 
@@ -51,12 +53,14 @@ def canary(tmp_path: Path) -> Path:
         "_target_: 'metalearn..x'\n",
         "_target_: [os.system]\n",
         "_target_: {{a: os.system}}\n",
-        "_target_: metalearn.algorithms.protonet.ProtoNet\nextra: {{_target_: os.system, command: touch {canary}}}\n",
+        "_target_: metalearn.algorithms.protonet.ProtoNet\nextra: {{_target_: os.system, command: touch "
+        "{canary}}}\n",
         "_target_: metalearn.algorithms.protonet.ProtoNet\nextra: [[{{_target_: os.system}}]]\n",
         "_target_: metalearn.algorithms.protonet.ProtoNet\nabout.x: {{_target_: os.system}}\n",
         "_target_: metalearn.algorithms.protonet.ProtoNet\ninner: {{about: {{_target_: os.system}}}}\n",
         "_target_: ${{oc.env:EVIL_TARGET}}\n",
-        "_target_: metalearn.algorithms.protonet.ProtoNet\nname: os.system\nextra: {{_target_: '${{algo.name}}'}}\n",
+        "_target_: metalearn.algorithms.protonet.ProtoNet\nname: os.system\nextra: {{_target_: "
+        "'${{algo.name}}'}}\n",
         "_target_: metalearn.algorithms.protonet.ProtoNet\n_partial_: true\n",
         "_target_: metalearn.algorithms.protonet.ProtoNet\n_args_: [1]\n",
         "_target_: metalearn.algorithms.protonet.ProtoNet\n_convert_: object\n",
@@ -84,7 +88,8 @@ def test_a_name_outside_the_list_is_refused_before_anything_is_imported(
 def test_a_stranger_s_package_is_named_with_the_word_that_would_trust_it(tmp_path: Path) -> None:
     folder = write(tmp_path, "algo/mine", "_target_: mine.Mine\n" + SHAPE)
     assert refusals("algo=mine", config_dir=folder) == [
-        "algo._target_=mine.Mine is outside the trusted packages; if you trust its code, add 'trusted=[mine]' to the command line"
+        "algo._target_=mine.Mine is outside the trusted packages; if you trust its code, add "
+        "'trusted=[mine]' to the command line"
     ]
     assert compose(["algo=mine", "trusted=[mine]"], folder)["trusted"] == ["mine"]
 
@@ -124,12 +129,14 @@ def test_a_run_folder_cannot_trust_itself() -> None:
         "callbacks: {x: {_target_: hydra._internal.core_plugins.bash_completion.os.system, command: id}}",
         "launcher: {_target_: hydra._internal.core_plugins.bash_completion.os.system, command: id}",
         "sweeper: {_target_: hydra_plugins.x.y.EvilLauncher}",
-        "sweeper: {_target_: hydra._internal.core_plugins.basic_sweeper.BasicSweeper, x: {_target_: hydra_plugins.a.b.CSweeper}}",
+        "sweeper: {_target_: hydra._internal.core_plugins.basic_sweeper.BasicSweeper, x: {_target_: "
+        "hydra_plugins.a.b.CSweeper}}",
         "launcher: {_target_: '${oc.env:EVIL_TARGET}'}",
         "job_logging: {handlers: {x: {class: logging.handlers.QueueHandler, queue: os.getcwd}}}",
         "job_logging: {handlers: {x: {class: logging.handlers.SocketHandler, host: evil, port: 1}}}",
         "job_logging: {handlers: {x: {class: logging.FileHandler, filename: /home/me/.bashrc}}}",
-        "job_logging: {handlers: {x: {class: logging.FileHandler, filename: '${hydra.runtime.output_dir}/../x.log'}}}",
+        "job_logging: {handlers: {x: {class: logging.FileHandler, filename: "
+        "'${hydra.runtime.output_dir}/../x.log'}}}",
         "job_logging: {handlers: {x: {class: logging.StreamHandler, stream: '${oc.env:EVIL_TEXT}'}}}",
         "job_logging: {handlers: {x: {class: logging.StreamHandler, '.': {stream: 1}}}}",
         "job_logging: {filters: {x: {'()': os.system}}}",

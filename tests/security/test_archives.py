@@ -1,4 +1,6 @@
-"""Fault 18: handmade archives and pictures that would like to be more than data. Each is refused, and nothing lies outside."""
+"""Fault 18: handmade archives and pictures that would like to be more than data. Each is refused, and nothing
+lies outside.
+"""
 
 from __future__ import annotations
 
@@ -216,8 +218,8 @@ class TestThroughTheCommandLine:
         )
         complaint = capsys.readouterr().err
         assert (
-            f"error: {path} holds a member with the path '../../evil.png', which leaves the archive; it was not used"
-            in complaint
+            f"error: {path} holds a member with the path '../../evil.png', which leaves the archive; it was "
+            "not used" in complaint
         )
         assert "Traceback" not in complaint
         assert {found.name for found in tmp_path.rglob("*")} == {"root", path.name, "cache"}

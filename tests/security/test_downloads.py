@@ -1,4 +1,6 @@
-"""Fault 19: wrong checksums, cut connections, and addresses that are not what they should be, over real https on the loopback."""
+"""Fault 19: wrong checksums, cut connections, and addresses that are not what they should be, over real https
+on the loopback.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ Serve = Callable[[Path | None], AbstractContextManager[tuple[str, list[str]]]]
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """The file; with `cut` in the path a quarter of what was asked for; with `to=ADDRESS` a redirect there."""
+    """The file; with `cut` in the path a quarter of what was asked for; with `to=ADDRESS` a redirect
+    there.
+    """
 
     requests: list[str]
 

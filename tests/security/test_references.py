@@ -1,4 +1,6 @@
-"""References and documents: `${…}`, aliases and Hydra's own settings, through which a YAML could reach further than its text."""
+"""References and documents: `${…}`, aliases and Hydra's own settings, through which a YAML could reach
+further than its text.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def canary(tmp_path: Path) -> Path:
 
 
 class TestReferences:
-    """`${…}` is resolved before the configuration is judged, so that it must not be able to do anything by itself."""
+    """`${…}` is resolved before the configuration is judged, so that it must not be able to do anything by
+    itself.
+    """
 
     @pytest.fixture
     def planted(self, canary: Path) -> Iterator[None]:
@@ -194,7 +198,10 @@ class TestHydraCountsOnlyFromTheCommandLine:
     def test_a_recipe_cannot_choose_a_launcher(self, tmp_path: Path) -> None:
         """What some launchers are told, they run: submitit's `setup` is lines of a shell."""
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-        text = "# @package _global_\ndefaults:\n  - override /hydra/launcher: joblib\nhydra: {launcher: {temp_folder: /elsewhere}}\n"
+        text = (
+            "# @package _global_\ndefaults:\n  - override /hydra/launcher: joblib\nhydra: {launcher: "
+            "{temp_folder: /elsewhere}}\n"
+        )
         found = refusals("experiment=evil", config_dir=write(tmp_path, "experiment/evil", text))
         assert any(
             problem.startswith("hydra.launcher.temp_folder=/elsewhere stands in a YAML; ")

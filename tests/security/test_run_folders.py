@@ -1,6 +1,7 @@
 """A run folder of a stranger: a configuration, tensors, facts and files that somebody else may have written.
 
-Fault 16: a pickle in place of anything is refused with exit 4 (2 where no checkpoint is read), and its canary never appears.
+Fault 16: a pickle in place of anything is refused with exit 4 (2 where no checkpoint is read), and its canary
+never appears.
 """
 
 from __future__ import annotations
@@ -175,7 +176,10 @@ def test_compiled_code_is_never_taken_from_where_a_configuration_says(tmp_path: 
         f"data.cache_dir={tmp_path}/theirs",
         "data.way=1000",
     ]
-    code = f"import os, sys; from metalearn.cli.main import main; main({words!r}); print(os.environ['TORCHINDUCTOR_CACHE_DIR'])"
+    code = (
+        f"import os, sys; from metalearn.cli.main import main; main({words!r}); "
+        "print(os.environ['TORCHINDUCTOR_CACHE_DIR'])"
+    )
     environment = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
     environment["XDG_CACHE_HOME"] = str(tmp_path / "mine")
     done = subprocess.run(

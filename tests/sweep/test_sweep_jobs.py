@@ -1,4 +1,6 @@
-"""What the jobs of a sweep are: all combinations, each checked before the first begins, and known by its configuration."""
+"""What the jobs of a sweep are: all combinations, each checked before the first begins, and known by its
+configuration.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The jobs of a sweep while they run: failures, signals, launchers, threads; and each equals the same run alone."""
+"""The jobs of a sweep while they run: failures, signals, launchers, threads; and each equals the same run
+alone.
+"""
 
 from __future__ import annotations
 
@@ -179,7 +181,8 @@ def test_a_job_elsewhere_computes_with_as_many_threads_as_alone(
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         (
             "WARNING",
-            "each job computes with 7 threads, as it would alone; jobs side by side are faster with device.threads=1",
+            "each job computes with 7 threads, as it would alone; jobs side by side are faster with "
+            "device.threads=1",
         )
     ]
 

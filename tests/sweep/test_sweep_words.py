@@ -39,11 +39,13 @@ def test_a_sweep_has_a_name_a_folder_or_a_new_folder(tmp_path: Path) -> None:
         ),
         (
             ["sweep=../up"],
-            "sweep=../up is not a name of letters, digits and . _ + -; for a folder elsewhere write run_dir=FOLDER",
+            "sweep=../up is not a name of letters, digits and . _ + -; for a folder elsewhere write "
+            "run_dir=FOLDER",
         ),
         (
             ["sweep=.."],
-            "sweep=.. is not a name of letters, digits and . _ + -; for a folder elsewhere write run_dir=FOLDER",
+            "sweep=.. is not a name of letters, digits and . _ + -; for a folder elsewhere write "
+            "run_dir=FOLDER",
         ),
         (
             ["+sweep=a"],
@@ -51,15 +53,18 @@ def test_a_sweep_has_a_name_a_folder_or_a_new_folder(tmp_path: Path) -> None:
         ),
         (
             ["hydra.sweep.subdir=x"],
-            "hydra.sweep.subdir=x: metalearn itself expands a sweep and names the folders of its jobs; leave it out",
+            "hydra.sweep.subdir=x: metalearn itself expands a sweep and names the folders of its jobs; leave "
+            "it out",
         ),
         (
             ["hydra.sweeper.params={}"],
-            "hydra.sweeper.params={}: metalearn itself expands a sweep and names the folders of its jobs; leave it out",
+            "hydra.sweeper.params={}: metalearn itself expands a sweep and names the folders of its jobs; "
+            "leave it out",
         ),
         (
             ["hydra/sweeper=basic"],
-            "hydra/sweeper=basic: metalearn itself expands a sweep and names the folders of its jobs; leave it out",
+            "hydra/sweeper=basic: metalearn itself expands a sweep and names the folders of its jobs; leave "
+            "it out",
         ),
         (
             ["--cfg", "job"],
@@ -135,6 +140,7 @@ def test_joblib_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Library, "options", lambda self, group: ["basic"])
     [override] = Library().parse(["hydra/launcher=joblib"])
     assert judge_choice(override, Library()) == (
-        "hydra/launcher=joblib needs a plugin that is not installed; install it with: pip install 'metalearn-runner[joblib]'",
+        "hydra/launcher=joblib needs a plugin that is not installed; install it with: pip install "
+        "'metalearn-runner[joblib]'",
         None,
     )

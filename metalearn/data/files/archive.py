@@ -1,7 +1,8 @@
 """What a zip or tar file holds, read in memory and never unpacked to disk.
 
-Every entry is judged by a check of our own, whatever the Python version does: plain files and folders only, with names
-that stay inside the archive, and sizes that stay below the limits, so that no link, device, absolute path, `..` or bomb is followed.
+Every entry is judged by a check of our own, whatever the Python version does: plain files and folders only,
+with names that stay inside the archive, and sizes that stay below the limits, so that no link, device,
+absolute path, `..` or bomb is followed.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ class Entry(NamedTuple):
 
 
 def read_entries(path: Path, limits: Limits) -> Iterator[Entry]:
-    """The files of an archive. Raises DataError that names the archive and what is wrong with it; then nothing may be used."""
+    """The files of an archive. Raises DataError that names the archive and what is wrong with it; then
+    nothing may be used.
+    """
     if path.stat().st_size > MAX_FILE:
         raise DataError(
             f"{path} has {path.stat().st_size} bytes; at most {MAX_FILE} are read. It was not used"
@@ -69,14 +72,16 @@ def read_entries(path: Path, limits: Limits) -> Iterator[Entry]:
     reader = _from_zip if path.suffix == ".zip" else _from_tar
     try:
         yield from reader(path, _Judge(path, limits))
-    # RuntimeError and what derives from it are zipfile's words for a compression or an encryption that a damaged header claims.
+    # RuntimeError and what derives from it are zipfile's words for a compression or an encryption that a
+    # damaged header claims.
     except (
         *(zipfile.BadZipFile, tarfile.TarError, zlib.error),
         *(OSError, EOFError, RuntimeError, ValueError, OverflowError),
     ) as error:
         reason = str(error) or type(error).__name__
         raise DataError(
-            f"{path} is damaged or incomplete ({reason}); it was not used. Delete it, or replace it by the official archive"
+            f"{path} is damaged or incomplete ({reason}); it was not used. Delete it, or replace it by the "
+            "official archive"
         ) from error
 
 
@@ -121,7 +126,8 @@ def _from_zip(path: Path, judge: _Judge) -> Iterator[Entry]:
         for info in members:
             if not info.is_dir():
                 with archive.open(info) as file:
-                    # Without a number, zipfile unpacks whatever lies there before it looks at the size that was promised.
+                    # Without a number, zipfile unpacks whatever lies there before it looks at the size that
+                    # was promised.
                     yield Entry(info.filename, file.read(info.file_size + 1))
 
 

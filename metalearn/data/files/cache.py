@@ -36,13 +36,15 @@ class Prepared(NamedTuple):
     sha256: str
 
 
-# A fact about what a build was made from, which its sha256 leaves out: fingerprints stay those of builds that did not note it.
+# A fact about what a build was made from, which its sha256 leaves out: fingerprints stay those of builds that
+# did not note it.
 ORIGIN = "origin"
 Build = Callable[[], tuple[dict[str, Tensor], dict[str, Any]]]
 
 
 def cached(folder: Path, name: str, build: Build) -> Prepared:
-    """What `build` makes, read from `folder/name.safetensors` if a valid one lies there, else built and written.
+    """What `build` makes, read from `folder/name.safetensors` if a valid one lies there, else built and
+    written.
 
     name: must change with everything that `build` depends on.
     Raises ConfigError if the folder cannot be written.

@@ -1,9 +1,10 @@
 """Downloads that end soon and leave either the right file or nothing under its name.
 
-https only, redirects included. Bytes go to `NAME.part`, which is renamed only when its checksum is right. A download that was
-cut goes on where it stopped, at the next attempt or in the next command: the rest is asked for with Range. A server that ignores
-Range, and a file that changed meanwhile, mean from the start. Without a network, `download` gives up within 20 seconds, name
-resolution included.
+https only, redirects included. Bytes go to `NAME.part`, which is renamed only when its checksum is right. A
+download that was
+cut goes on where it stopped, at the next attempt or in the next command: the rest is asked for with Range. A
+server that ignores Range, and a file that changed meanwhile, mean from the start. Without a network,
+`download` gives up within 20 seconds, name resolution included.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ class _HttpsOnly(urllib.request.HTTPRedirectHandler):
 
 
 def open_https(url: str, start: int = 0) -> AbstractContextManager[Any]:
-    """The response to a GET from byte `start` on. Raises DataError for any address, redirects included, that is not https."""
+    """The response to a GET from byte `start` on. Raises DataError for any address, redirects included, that
+    is not https.
+    """
     _require_https(url)
     headers = {"User-Agent": "metalearn", **({"Range": f"bytes={start}-"} if start else {})}
     opener = urllib.request.build_opener(_HttpsOnly)
@@ -143,7 +146,8 @@ def _attempts(url: str, part: Path, checksum: str, open_url: Opener) -> list[str
 class _Fetch:
     """One attempt in a thread of its own, since a name look-up cannot be interrupted but can be left behind.
 
-    part: continued if the server does so too, otherwise written from the start. received: bytes of this attempt.
+    part: continued if the server does so too, otherwise written from the start. received: bytes of this
+    attempt.
     """
 
     def __init__(self, url: str, part: Path, open_url: Opener) -> None:

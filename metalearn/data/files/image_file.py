@@ -1,4 +1,6 @@
-"""Opening a file that may be a picture, a bomb, or no picture at all, and what tells one picture from another."""
+"""Opening a file that may be a picture, a bomb, or no picture at all, and what tells one picture from
+another.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,19 @@ from PIL import Image
 
 from metalearn.errors import DataError
 
-# Past this an image is refused, since a few kilobytes can unpack to gigabytes. 50 megapixels exceed most cameras.
+# Past this an image is refused, since a few kilobytes can unpack to gigabytes. 50 megapixels exceed most
+# cameras.
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 256 << 20
-MAX_SCANS = 100  # of a JPEG: a scan of a few bytes costs a pass over all pixels, and a progressive picture has about ten
+# of a JPEG: a scan of a few bytes costs a pass over all pixels, and a progressive picture has about ten
+MAX_SCANS = 100
 JPEG, SCAN = b"\xff\xd8", b"\xff\xda"
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of an image file. Raises DataError without the name of the file, which the caller knows better."""
+    """The bytes of an image file. Raises DataError without the name of the file, which the caller knows
+    better.
+    """
     try:
         if not path.is_file():
             raise DataError(
@@ -37,7 +43,9 @@ def read_file(path: Path) -> bytes:
 
 
 def decode(content: bytes, formats: tuple[str, ...]) -> Image.Image:
-    """The picture, its pixels unpacked. Raises DataError, as `read_file` does, for what is none or has too many pixels."""
+    """The picture, its pixels unpacked. Raises DataError, as `read_file` does, for what is none or has too
+    many pixels.
+    """
     if content.startswith(JPEG) and content.count(SCAN) > MAX_SCANS:
         raise DataError(f"is a JPEG of {content.count(SCAN)} scans; at most {MAX_SCANS} are read")
     try:
@@ -59,7 +67,9 @@ def decode(content: bytes, formats: tuple[str, ...]) -> Image.Image:
 
 
 def pixels_sha256(pixels: np.ndarray) -> str:
-    """Of uint8 (h, w) or (h, w, 3) as a file holds them, however it packs them: three equal channels count as one."""
+    """Of uint8 (h, w) or (h, w, 3) as a file holds them, however it packs them: three equal channels count as
+    one.
+    """
     if pixels.ndim == 3 and (pixels[..., :1] == pixels).all():
         pixels = pixels[..., 0]
     return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()

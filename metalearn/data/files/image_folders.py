@@ -27,7 +27,9 @@ LAYOUT = "expected ROOT/<class>/*.png|jpg|jpeg, or ROOT/train, ROOT/val and ROOT
 
 
 class ClassFolder(NamedTuple):
-    """name: of the folder. split: of the folder above it, None where there is no such layout. files: sorted."""
+    """name: of the folder. split: of the folder above it, None where there is no such layout. files:
+    sorted.
+    """
 
     name: str
     split: Split | None
@@ -50,7 +52,9 @@ def find_root(root: str | None) -> Path:
 
 
 def class_folders(root: Path) -> list[ClassFolder]:
-    """All classes under root, sorted. Raises DataError if there are none, or if a class stands in two splits."""
+    """All classes under root, sorted. Raises DataError if there are none, or if a class stands in two
+    splits.
+    """
     try:
         top = {folder.name: folder for folder in _folders(root)}
         if all(split in top for split in SPLITS):
@@ -69,7 +73,8 @@ def class_folders(root: Path) -> list[ClassFolder]:
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twice:
         raise DataError(
-            f"data.root={root} has class {twice[0]!r} in two splits; splits never share a class, so rename or remove one"
+            f"data.root={root} has class {twice[0]!r} in two splits; splits never share a class, so rename "
+            "or remove one"
         )
     return found
 

@@ -56,13 +56,16 @@ def locate(root: str | None, cache: Path) -> list[Path]:
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
         raise DataError(
-            f"{origin}={chosen} {what}; expected a folder that holds omniglot/images_background.zip, or leave it out to download"
+            f"{origin}={chosen} {what}; expected a folder that holds omniglot/images_background.zip, or "
+            "leave it out to download"
         )
     return [path, cache]
 
 
 def read_drawings(places: Sequence[Path], cache: Path) -> tuple[np.ndarray, list[Character]]:
-    """Verified ink, booleans (1623·20, 105, 105), and the characters in order. Downloads into `cache` what lies nowhere."""
+    """Verified ink, booleans (1623·20, 105, 105), and the characters in order. Downloads into `cache` what
+    lies nowhere.
+    """
     ink, characters = [], []
     for part in CONTENT:
         path = _find(places, part) or fetch(part, cache)
@@ -74,7 +77,9 @@ def read_drawings(places: Sequence[Path], cache: Path) -> tuple[np.ndarray, list
 
 
 def verify(places: Sequence[Path]) -> dict[str, Path | None]:
-    """Where each part of Omniglot lies, None if nowhere. DataError for one whose content is not what was published."""
+    """Where each part of Omniglot lies, None if nowhere. DataError for one whose content is not what was
+    published.
+    """
     found = {part: _find(places, part) for part in CONTENT}
     for part, path in found.items():
         if path is not None:
@@ -101,8 +106,10 @@ def fetch(part: str, cache: Path) -> Path:
     target = cache / "omniglot" / f"{part}.zip"
     archives = " and ".join(f"{Official.download_url_prefix}/{name}.zip" for name in CONTENT)
     help_text = (
-        f"Omniglot is not there and could not be downloaded. Fetch {archives} on another machine and put both, "
-        f"as they are, into a folder; then run again with data.root=FOLDER (or put them into {target.parent}). "
+        f"Omniglot is not there and could not be downloaded. Fetch {archives} on another machine and put "
+        "both, "
+        "as they are, into a folder; then run again with data.root=FOLDER (or put them into "
+        f"{target.parent}). "
         "data=glyphs needs no download at all."
     )
     download(
@@ -165,14 +172,16 @@ def _verified(drawings: Sequence[Drawing], part: str, path: Path) -> np.ndarray:
     """Ink (N, 105, 105) of sorted drawings. Raises DataError unless it is exactly this part of Omniglot."""
     if len(drawings) != NUM_IMAGES[part]:
         raise DataError(
-            f"{path} holds {len(drawings)} drawings, but {part} has {NUM_IMAGES[part]}; it is incomplete and was not used"
+            f"{path} holds {len(drawings)} drawings, but {part} has {NUM_IMAGES[part]}; it is incomplete and "
+            "was not used"
         )
     ink = np.stack([_decode(drawing) for drawing in drawings])
     packed = np.packbits(ink.reshape(len(ink), -1), axis=1)
     sha256 = hashlib.sha256(packed.tobytes()).hexdigest()
     if sha256 != CONTENT[part]:
         raise DataError(
-            f"{path} is not the Omniglot that was published: its content has sha256 {sha256}, expected {CONTENT[part]}; it was not used"
+            f"{path} is not the Omniglot that was published: its content has sha256 {sha256}, expected "
+            f"{CONTENT[part]}; it was not used"
         )
     return ink
 
@@ -184,6 +193,7 @@ def _decode(drawing: Drawing) -> np.ndarray:
         raise DataError(f"{drawing.label} {error}; nothing was used") from error
     if image.size != (SIDE, SIDE):
         raise DataError(
-            f"{drawing.label} has {image.size[0]}x{image.size[1]} pixels; an Omniglot drawing has {SIDE}x{SIDE}"
+            f"{drawing.label} has {image.size[0]}x{image.size[1]} pixels; an Omniglot drawing has "
+            f"{SIDE}x{SIDE}"
         )
     return np.asarray(image.convert("L")) < 128
