@@ -31,7 +31,8 @@ def prepare_host(cfg: Config) -> None:
     )
     torch.set_default_dtype(torch.float64 if cfg["device"]["precision"] == "float64" else torch.float32)
     deterministic = cfg["device"].get("deterministic", False)
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(deterministic)  # which loads the compiler, a second and a half
     torch.backends.cudnn.benchmark = False  # it would choose by timing, and bits would differ from run to run
     if deterministic:  # cuBLAS reads it at its first use, and matrix products are refused without it
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
