@@ -29,7 +29,8 @@ from metalearn.engine.results import REQUIRED
 from metalearn.engine.settings import share_of
 from metalearn.engine.strategy import SingleProcess
 from metalearn.run import evaluate as judging
-from metalearn.rundir.checkpoints import TENSORS, CheckpointStore
+from metalearn.rundir.checkpoint_files import WEIGHTS_FILE
+from metalearn.rundir.checkpoints import CheckpointStore
 from tests.distributed.test_ranks import together
 from tests.reference.tasks import image_tasks
 from tests.reference.test_gradients import gradients, maml, mismatch
@@ -245,12 +246,12 @@ def test_invariant_09_a_corrupt_checkpoint_is_named_and_the_one_before_it_used(
     assert finish(train(cfg, run_dir), fault="end:before_results") == KILLED
     store = CheckpointStore(run_dir)
     damaged = store.path(store.steps()[-1])
-    content = bytearray((damaged / TENSORS).read_bytes())
+    content = bytearray((damaged / WEIGHTS_FILE).read_bytes())
     content[len(content) // 2] ^= 1
-    (damaged / TENSORS).write_bytes(content)
+    (damaged / WEIGHTS_FILE).write_bytes(content)
     assert finish(resume(run_dir)) == 0
     assert (
-        f"{damaged.name} is not valid: {TENSORS} does not have the sha256"
+        f"{damaged.name} is not valid: {WEIGHTS_FILE} does not have the sha256"
         in (run_dir / "train.log").read_text()
     )
     assert_same_end(run_dir, finished)

@@ -1,4 +1,4 @@
-"""show: the YAML behind a name."""
+"""show: the YAML behind a name, or what a run or one of its checkpoints is."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import difflib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,28 +15,45 @@ from metalearn.choices import GROUPS
 from metalearn.cli.arguments import add_config_dir
 from metalearn.config.compose import compose
 from metalearn.config.loader import Library
+from metalearn.config.saved import read_saved
 from metalearn.config.schema import lookup
 from metalearn.errors import ConfigError
+from metalearn.report.run import shown_checkpoint, shown_run
+from metalearn.rundir.checkpoint_files import located
+from metalearn.rundir.reader import existing_run
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the YAML of a choice, with its comments and with every reference replaced by its value.
+    """Print the YAML of a choice, with its comments and with every reference replaced by its value; of a run
+    its state, result and configuration; of a checkpoint its files and tensors.
 
     metalearn show maml
     metalearn show data/omniglot
     metalearn show omniglot_maml        a recipe, and the whole configuration that it makes
+    metalearn show RUN_DIR
+    metalearn show RUN_DIR/checkpoints/best
     """
     print(show(args.name, args.config_dir), end="")
     return 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="CONFIG", help="a name that `metalearn ls` lists, or group/name")
+    parser.add_argument(
+        "name",
+        metavar="CONFIG|RUN_DIR",
+        help="a name that `metalearn ls` lists, or group/name; or the folder of a run or a checkpoint",
+    )
     add_config_dir(parser)
 
 
 def show(name: str, config_dir: str | None = None) -> str:
-    """The YAML of a choice with its comments; references are replaced by the values they have by default."""
+    """What `run` prints. The references of a choice are replaced by the values they have by default."""
+    run_dir, checkpoint = located(Path(name))
+    if checkpoint is not None or (run_dir / "config.yaml").exists():
+        existing_run(run_dir)
+        if checkpoint is not None:
+            return shown_checkpoint(run_dir, checkpoint)
+        return shown_run(run_dir, read_saved(run_dir))
     library = Library(config_dir)
     if name in ("train", "config"):
         return (library.folders[0] / "train.yaml").read_text(encoding="utf-8")

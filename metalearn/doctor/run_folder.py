@@ -22,7 +22,8 @@ from metalearn.doctor.checks import Check, FailedError, SkippedError
 from metalearn.engine.membership import FILE, Splits, digest
 from metalearn.errors import CheckpointError, ConfigError
 from metalearn.rundir import reader
-from metalearn.rundir.checkpoints import DAMAGES, Checkpoint, CheckpointStore
+from metalearn.rundir.checkpoint_files import DAMAGES
+from metalearn.rundir.checkpoints import Checkpoint, CheckpointStore
 from metalearn.rundir.environment import differences, environment
 from metalearn.rundir.log import RunLog
 
@@ -89,7 +90,7 @@ class RunFolder:
         return "whole; metalearn.load needs no data"
 
     def checkpoint(self, step: int) -> str:
-        """Sizes and sha256 of all its files, and the facts in them."""
+        """Sizes and sha256 of all its files, and what its metadata says."""
         try:
             loaded = self.store.load(step)
         except CheckpointError as error:
@@ -104,7 +105,7 @@ class RunFolder:
             raise FailedError(f"{error}; {falls}") from error
         self.newest = self.newest or loaded
         self.valid.add(step)
-        return "every file has the sha256 of its manifest"
+        return "every file has the sha256 that was written"
 
     def no_checkpoint(self) -> str:
         raise FailedError(f"there is none yet; metalearn resume {self.run_dir} begins at step 0")

@@ -15,7 +15,8 @@ from metalearn.doctor.checks import Check, FailedError, SkippedError
 from metalearn.errors import CheckpointError
 from metalearn.files import cache_folder
 from metalearn.messages import listening
-from metalearn.rundir.checkpoints import TENSORS, CheckpointStore
+from metalearn.rundir.checkpoint_files import WEIGHTS_FILE
+from metalearn.rundir.checkpoints import CheckpointStore
 
 
 def bit_flip() -> str:
@@ -25,13 +26,13 @@ def bit_flip() -> str:
         store = CheckpointStore(Path(folder))
         weights = torch.arange(1000.0)
         for step in (1, 2):
-            store.save(step, {"weights": weights + step}, {"step": step})
-        if not torch.equal(store.load(2).tensors["weights"], weights + 2):
+            store.save(step, {"weights.table": weights + step}, {"step": step})
+        if not torch.equal(store.load(2).tensors["weights.table"], weights + 2):
             raise FailedError(
                 f"a checkpoint in {folder} does not come back as it was saved; runs could not be resumed "
                 "exactly"
             )
-        path = store.path(2) / TENSORS
+        path = store.path(2) / WEIGHTS_FILE
         content = bytearray(path.read_bytes())
         content[-1] ^= 1
         path.write_bytes(content)

@@ -103,13 +103,13 @@ def choose(store: CheckpointStore, rule: str, history: ValidationHistory | None 
 
 
 def load_chosen(store: CheckpointStore, step: int) -> Checkpoint:
-    """The checkpoint that `choose` chose; CheckpointError naming the valid others if it is not as it was
-    saved.
+    """The weights and metadata of the checkpoint that `choose` chose; CheckpointError naming the valid
+    others if they are not as they were saved.
     """
     try:
-        return store.load(step)
+        return store.load(step, weights_only=True)
     except CheckpointError as error:
-        others = [other for other in store.steps() if other != step and _is_valid(store, other)]
+        others = [other for other in store.steps() if other != step and store.is_valid(other)]
         if not others:
             raise CheckpointError(
                 f"{error}; no other checkpoint is valid; restore it from a backup"
@@ -121,14 +121,6 @@ def load_chosen(store: CheckpointStore, step: int) -> Checkpoint:
         raise CheckpointError(
             f"{error}; choose another with eval.checkpoint=NAME of: {', '.join(names)}"
         ) from error
-
-
-def _is_valid(store: CheckpointStore, step: int) -> bool:
-    try:
-        store.load(step)
-    except CheckpointError:
-        return False
-    return True
 
 
 def protocol_name(split: str, overrides: list[str]) -> str:

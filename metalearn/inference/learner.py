@@ -33,21 +33,30 @@ from metalearn.engine.evaluate import frozen
 from metalearn.engine.results import choose
 from metalearn.errors import CheckpointError, ConfigError, DataError
 from metalearn.hashing import draw, fold
+from metalearn.rundir.checkpoint_files import located
 from metalearn.rundir.checkpoints import CheckpointStore
 from metalearn.rundir.state import load_weights
 
 
-def load(run_dir: str | Path, *, checkpoint: str = "best", trusted: Sequence[str] = ()) -> Loaded:
-    """The algorithm of a run with the weights that validation chose (checkpoint: best, last or step-NUMBER).
+def load(run_dir: str | Path, *, checkpoint: str | None = None, trusted: Sequence[str] = ()) -> Loaded:
+    """The algorithm of a run with the weights that validation chose.
 
-    trusted: packages of one's own whose classes the run's method and model name. Nothing but the folder is
-    needed, except by a run that is older than spec.json: it needs its data, too.
+    run_dir: a run folder, or a checkpoint in one as RUN_DIR/checkpoints/best. checkpoint: best (the default),
+    last or step-NUMBER. trusted: packages of one's own whose classes the run's method and model name.
+    Of the folder config.yaml, spec.json and the checkpoint's weights.safetensors and metadata.json are read;
+    a run that is older than spec.json needs its data, too.
     Raises ConfigError for a folder that is no run, CheckpointError for files that are not as they were saved,
     and DataError for the data of an older run that is not here, or not what it was trained on.
     """
-    if not re.fullmatch(r"best|last|step-\d+", str(checkpoint)):
+    run_dir, named = located(Path(run_dir))
+    checkpoint = named or "best" if checkpoint is None else str(checkpoint)
+    if not re.fullmatch(r"best|last|step-\d+", checkpoint):
         raise ConfigError(f"checkpoint={checkpoint}; expected best, last or step-NUMBER")
-    run_dir = Path(run_dir)
+    if named not in (None, checkpoint):
+        raise ConfigError(
+            f"{run_dir / 'checkpoints' / named} is one checkpoint and checkpoint={checkpoint} another; give "
+            "only one of them"
+        )
     words = [f"trusted=[{','.join(trusted)}]"] if trusted else []
     saved = read_saved(run_dir)
     kept = specification.read(run_dir, trusted)
@@ -60,7 +69,7 @@ def load(run_dir: str | Path, *, checkpoint: str = "best", trusted: Sequence[str
     if not store.steps():
         raise CheckpointError(f"{store.folder} holds no checkpoint; run metalearn resume {run_dir}")
     _, step = choose(store, checkpoint)
-    chosen = store.load(step)
+    chosen = store.load(step, weights_only=True)
     spec, prepare = kept or from_data(cfg, run_dir, device, chosen.metadata["data_sha256"])
     algorithm = placed(cfg, initial_algorithm(cfg, {"train": spec}, spec), device)
     load_weights(algorithm, chosen.tensors)

@@ -1,47 +1,32 @@
-"""Checkpoints: tensors (safetensors) and metadata (JSON) under a sha256 manifest, all of it or nothing.
+"""The checkpoints of a run: each is all there or not at all.
 
 A save writes `step-N.tmp/`, syncs every file and the folder, renames it to `step-N/`, syncs the parent, moves
-the pointer `last`, and only then prunes. A reader trusts the manifest, not the name: torch and safetensors
-both load a flipped bit without a word.
+the pointer `last`, and only then prunes. A reader trusts the sha256 sums, not the name: torch and safetensors
+both load a flipped bit without a word. What stands in one: `metalearn.rundir.checkpoint_files`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import re
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 from metalearn.errors import CheckpointError, MetalearnError
 from metalearn.fault_injection import fault
-from metalearn.files import read_bytes, read_text, replace_file, sync_folder, write_synced
-from metalearn.rundir.metadata import checked, is_scheduled
+from metalearn.files import replace_file, sync_folder, write_synced
+from metalearn.rundir import checkpoint_files
+from metalearn.rundir.checkpoint_files import DAMAGES, METADATA, TRAINING_FILE, WEIGHTS_FILE
+from metalearn.rundir.metadata import is_scheduled
+from metalearn.rundir.state import WEIGHTS
 
 log = logging.getLogger(__name__)
-
-TENSORS, METADATA = "tensors.safetensors", "facts.json"
-NAME = re.compile(r"step-(\d{6,18})", re.ASCII)
-# What makes a checkpoint unreadable: whoever wrote the files may also have written the manifest.
-DAMAGES = (
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    RecursionError,
-    MemoryError,
-    OverflowError,
-    SafetensorError,
-)
 
 
 class SaveError(MetalearnError):
@@ -56,7 +41,7 @@ class SaveError(MetalearnError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """tensors: everything that is numbers. metadata: JSON values."""
+    """tensors: everything that is numbers, the weights as `weights.NAME`. metadata: JSON values."""
 
     step: int
     tensors: dict[str, Tensor]
@@ -78,12 +63,11 @@ class CheckpointStore:
         self.keep_best = keep_best
 
     def path(self, step: int) -> Path:
-        return self.folder / f"step-{step:06d}"
+        return self.folder / checkpoint_files.name_of(step)
 
     def steps(self) -> list[int]:
         """Steps with a checkpoint, valid or not, in order."""
-        found = (NAME.fullmatch(path.name) for path in self.folder.glob("step-*"))
-        return sorted(step for match in found if match and self.path(step := int(match[1])).name == match[0])
+        return checkpoint_files.steps(self.folder)
 
     def save(
         self, step: int, tensors: dict[str, Tensor], metadata: dict[str, Any], *, ranked: Iterable[int] = ()
@@ -108,25 +92,21 @@ class CheckpointStore:
                 f"cannot save {self.path(step)}: {error.strerror or error}. Checkpoints kept: {kept}"
             ) from error
 
-    def load(self, step: int) -> Checkpoint:
+    def load(self, step: int, *, weights_only: bool = False) -> Checkpoint:
         """The checkpoint of one step; CheckpointError with its name and the reason if it is not exactly as
         saved.
+
+        weights_only: leave out what only a resumed run needs. Its file is then not read and may be gone.
         """
         path = self.path(step)
-        try:
-            contents = verified(path, (TENSORS, METADATA))
-            return Checkpoint(
-                step,
-                load_tensors(contents[TENSORS]),
-                checked(json.loads(contents[METADATA]), step, path / METADATA),
-            )
-        except OSError as error:
-            raise CheckpointError(
-                f"{path} is not valid: {error.strerror or error} ({error.filename})"
-            ) from error
-        except DAMAGES as error:
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise CheckpointError(f"{path} is not valid: {reason}") from error
+        with checkpoint_files.damage_named(path):
+            names = [WEIGHTS_FILE] if weights_only else [WEIGHTS_FILE, TRAINING_FILE]
+            found = checkpoint_files.read(path, step, names)
+            tensors: dict[str, Tensor] = {}
+            for name, content in found.contents.items():
+                prefix = WEIGHTS if name == WEIGHTS_FILE else ""
+                tensors |= {f"{prefix}{key}": value for key, value in load_tensors(content).items()}
+        return Checkpoint(step, tensors, found.metadata)
 
     def is_valid(self, step: int) -> bool:
         """Whether there is a whole checkpoint of this step."""
@@ -170,11 +150,7 @@ class CheckpointStore:
 
     def pointed(self, name: str) -> int | None:
         """The step that `last` or `best` names; None if there is no such pointer."""
-        try:
-            match = NAME.fullmatch(read_text(self.folder / name, 100).strip())
-        except (OSError, ValueError):
-            return None
-        return int(match[1]) if match else None
+        return checkpoint_files.pointed(self.folder, name)
 
     def set_aside(self, *, after: int) -> None:
         """Checkpoints newer than the one in use must not be counted as kept: those that are not valid become
@@ -228,11 +204,13 @@ class CheckpointStore:
         folder.mkdir()
         # Copies, since tied or strided tensors cannot be written as they are.
         owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        files = {TENSORS: dump_tensors(owned), METADATA: json.dumps(metadata, indent=1).encode()}
+        rest = {name: value for name, value in owned.items() if not name.startswith(WEIGHTS)}
+        weights = {name.removeprefix(WEIGHTS): owned[name] for name in owned if name not in rest}
+        files = {WEIGHTS_FILE: dump_tensors(weights), TRAINING_FILE: dump_tensors(rest)}
         for number, (name, content) in enumerate(files.items(), 1):
             write_synced(folder / name, content)
             fault(f"save:after_file_{number}")
-        write_synced(folder / MANIFEST, manifest_of(files))
+        write_synced(folder / METADATA, checkpoint_files.encoded(files, metadata))
         sync_folder(folder)
 
     def _prune(self, ranked: list[int]) -> None:
@@ -261,46 +239,7 @@ class CheckpointStore:
                 shutil.rmtree(self.path(step))
 
     def _metadata(self, step: int) -> dict[str, Any]:
-        path = self.path(step) / METADATA
         try:
-            return checked(json.loads(read_bytes(path, None)), step, path)
+            return checkpoint_files.read_metadata(self.path(step), step)
         except (OSError, *DAMAGES):
             return {}  # a corrupt checkpoint protects nothing
-
-
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
-
-
-def manifest_of(files: Mapping[str, bytes]) -> bytes:
-    """What to write beside these files, by name."""
-    listed = {
-        name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        for name, content in files.items()
-    }
-    return json.dumps({"format_version": FORMAT_VERSION, "files": listed}, indent=1).encode()
-
-
-def verified(path: Path, names: Collection[str]) -> dict[str, bytes]:
-    """The files of a checkpoint, which have these names. ValueError, KeyError or TypeError for one that is
-    not as the manifest says.
-    """
-    if not path.is_dir():
-        raise ValueError("it is missing")
-    manifest = json.loads(read_bytes(path / MANIFEST, None))
-    if manifest["format_version"] != FORMAT_VERSION:
-        raise ValueError(
-            f"its format_version is {manifest['format_version']}, this metalearn reads {FORMAT_VERSION}"
-        )
-    if sorted(manifest["files"]) != sorted(names):
-        raise ValueError(f"its manifest lists {sorted(manifest['files'])}")
-    contents = {}
-    for name, listed in manifest["files"].items():
-        size = (path / name).stat().st_size
-        if size != listed["size"]:
-            raise ValueError(f"{name} has {size} bytes, {listed['size']} were written")
-        content = read_bytes(path / name, None)
-        if hashlib.sha256(content).hexdigest() != listed["sha256"]:
-            raise ValueError(f"{name} does not have the sha256 that was written")
-        contents[name] = content
-    return contents

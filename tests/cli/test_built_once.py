@@ -64,7 +64,7 @@ def test_a_run_is_built_once_and_has_the_weights_of_one_without_a_check(
     assert cli.main(["train", *SMALL, f"run_dir={tmp_path}/checked"]) == 0
     assert made == {"Sinusoid": 1, "MAML": 1, "Logger": 1}
     assert train(compose(SMALL), [], tmp_path / "unchecked") == 0
-    first = "checkpoints/step-000000/tensors.safetensors"  # the random state is among them
+    first = "checkpoints/step-000000/training.safetensors"  # the random state is among them
     assert (tmp_path / "checked" / first).read_bytes() == (tmp_path / "unchecked" / first).read_bytes()
     assert (tmp_path / "checked" / "results.json").read_bytes() == (
         tmp_path / "unchecked" / "results.json"
@@ -86,7 +86,7 @@ def test_a_sweep_whose_data_alternate_builds_everything_once(
     assert made == {"Sinusoid": 2, "MAML": 4, "Logger": 4}
     assert cli.main(["train", *SMALL, "seed=0", "data.shot=4", f"run_dir={tmp_path}/alone"]) == 0
     [job] = (tmp_path / "sweep").glob("seed-0_shot-4_*")
-    for name in ("results.json", "checkpoints/step-000000/tensors.safetensors"):
+    for name in ("results.json", "checkpoints/step-000000/weights.safetensors"):
         assert (job / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
 
 

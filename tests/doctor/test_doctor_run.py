@@ -14,7 +14,8 @@ import yaml
 
 from metalearn.cli import completion, verbs
 from metalearn.cli import main as cli
-from metalearn.rundir.checkpoints import TENSORS, CheckpointStore
+from metalearn.rundir.checkpoint_files import WEIGHTS_FILE
+from metalearn.rundir.checkpoints import CheckpointStore
 
 TINY = [
     *(
@@ -94,7 +95,7 @@ class TestRunFolder:
     def test_one_bad_checkpoint_is_exit_1_and_named(
         self, run_dir: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        flip(run_dir / "checkpoints" / "step-000004" / TENSORS)
+        flip(run_dir / "checkpoints" / "step-000004" / WEIGHTS_FILE)
         code, said = answer(capsys, run_dir)
         assert code == 1
         assert "FAILED  step-000004: " in said
@@ -119,7 +120,7 @@ class TestRunFolder:
     ) -> None:
         store = CheckpointStore(run_dir)
         for step in store.steps():
-            flip(store.path(step) / TENSORS) if fault == "all bad" else shutil.rmtree(store.path(step))
+            flip(store.path(step) / WEIGHTS_FILE) if fault == "all bad" else shutil.rmtree(store.path(step))
         code, said = answer(capsys, run_dir)
         assert code == 4
         named = (

@@ -1,10 +1,9 @@
-"""Bytes, manifests, facts and tensors of checkpoints that somebody else wrote: loaded exactly, or refused as
+"""Bytes, sums, metadata and tensors of checkpoints that somebody else wrote: loaded exactly, or refused as
 CheckpointError.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -19,13 +18,15 @@ from torch import nn
 
 from metalearn.data.files.cache import cached
 from metalearn.errors import CheckpointError
-from metalearn.rundir.checkpoints import MANIFEST, METADATA, TENSORS, CheckpointStore
-from metalearn.rundir.state import pack, restore
+from metalearn.rundir import checkpoint_files
+from metalearn.rundir.checkpoint_files import METADATA, TRAINING_FILE, WEIGHTS_FILE
+from metalearn.rundir.checkpoints import CheckpointStore
+from metalearn.rundir.state import WEIGHTS, pack, restore
 from tests.fuzz.cases import answered, cases, mutations
 from tests.fuzz.test_documents import TREES
 
 PLAN = {"name": "vmap", "chunk": 4, "compile": False}
-FACTS_OF_A_RUN = {
+METADATA_OF_A_RUN = {
     "config": {"seed": 0},
     "data_sha256": "00",
     "step": 4,
@@ -33,7 +34,7 @@ FACTS_OF_A_RUN = {
     "window_count": 0,
     "metrics_offset": 10,
 }
-FACTS_OF_A_RUN |= {"record": [[2, 0.5], [4, None]], "optimizer": [], "plan": PLAN, "best": 2}
+METADATA_OF_A_RUN |= {"record": [[2, 0.5], [4, None]], "optimizer": [], "plan": PLAN, "best": 2}
 DTYPES = st.sampled_from([torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool, torch.bfloat16])
 SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 
@@ -50,7 +51,7 @@ def learner() -> tuple[nn.Module, torch.optim.Optimizer]:
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("checkpoints")
-    CheckpointStore(run_dir).save(4, pack(*learner())[0], FACTS_OF_A_RUN)
+    CheckpointStore(run_dir).save(4, pack(*learner())[0], METADATA_OF_A_RUN)
     return run_dir / "checkpoints" / "step-000004"
 
 
@@ -63,15 +64,13 @@ def folder(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write(folder: Path, template: Path, *, sign: bool = False, **contents: bytes) -> None:
-    for name in (TENSORS, METADATA, MANIFEST):
+    """sign: make the sums those of the files; metadata are then a JSON mapping without sums."""
+    for name in (WEIGHTS_FILE, TRAINING_FILE, METADATA):
         (folder / name).write_bytes(contents.get(name.partition(".")[0], (template / name).read_bytes()))
     if sign:
-        files = {name: (folder / name).read_bytes() for name in (TENSORS, METADATA)}
-        listed = {
-            name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            for name, content in files.items()
-        }
-        (folder / MANIFEST).write_text(json.dumps({"format_version": 1, "files": listed}))
+        files = {name: (folder / name).read_bytes() for name in (WEIGHTS_FILE, TRAINING_FILE)}
+        metadata = json.loads(contents.get("metadata", json.dumps(METADATA_OF_A_RUN)))
+        (folder / METADATA).write_bytes(checkpoint_files.encoded(files, metadata))
 
 
 def load(folder: Path) -> Any:
@@ -82,8 +81,8 @@ def load(folder: Path) -> Any:
 
 
 @cases(150)
-@given(data=st.data(), name=st.sampled_from(["tensors", "facts"]))
-def test_damage_without_a_new_manifest_is_always_found(
+@given(data=st.data(), name=st.sampled_from(["weights", "training", "metadata"]))
+def test_damage_without_new_sums_is_always_found(
     data: st.DataObject, name: str, template: Path, folder: Path
 ) -> None:
     good = next(template.glob(f"{name}.*")).read_bytes()
@@ -94,24 +93,31 @@ def test_damage_without_a_new_manifest_is_always_found(
 
 @cases(150)
 @given(data=st.data())
-def test_a_damaged_manifest_is_read_or_refused(data: st.DataObject, template: Path, folder: Path) -> None:
-    write(folder, template, manifest=data.draw(mutations((template / MANIFEST).read_bytes())))
+def test_damaged_metadata_with_a_new_sum_are_read_or_refused(
+    data: st.DataObject, template: Path, folder: Path
+) -> None:
+    _, _, rest = (template / METADATA).read_bytes().partition(b"\n")
+    damaged = data.draw(mutations(rest))
+    write(folder, template, metadata=checkpoint_files.first_line(damaged) + damaged)
     load(folder)
 
 
 @cases(100)
 @given(tree=TREES)
-def test_a_manifest_of_anything_is_refused(tree: Any, template: Path, folder: Path) -> None:
-    write(folder, template, manifest=json.dumps({"format_version": 1, "files": tree}).encode())
+def test_a_list_of_anything_is_refused(tree: Any, template: Path, folder: Path) -> None:
+    rest = json.dumps({"format_version": 2, "files": tree}).encode()[1:]
+    write(folder, template, metadata=checkpoint_files.first_line(rest) + rest)
     assert isinstance(load(folder), CheckpointError)
 
 
 @cases(150)
 @given(data=st.data())
-def test_damaged_tensors_with_a_new_manifest_are_loaded_or_refused(
+def test_damaged_tensors_with_new_sums_are_loaded_or_refused(
     data: st.DataObject, template: Path, folder: Path
 ) -> None:
-    write(folder, template, sign=True, tensors=data.draw(mutations((template / TENSORS).read_bytes())))
+    name = data.draw(st.sampled_from([WEIGHTS_FILE, TRAINING_FILE]))
+    damaged = data.draw(mutations((template / name).read_bytes()))
+    write(folder, template, sign=True, **{name.partition(".")[0]: damaged})
     found = load(folder)
     if not isinstance(found, CheckpointError):
         answered(lambda: restore(*learner(), found.tensors, found.metadata["optimizer"]))
@@ -119,7 +125,7 @@ def test_damaged_tensors_with_a_new_manifest_are_loaded_or_refused(
 
 @cases(150)
 @given(data=st.data())
-def test_other_tensors_with_a_new_manifest_are_used_or_refused(
+def test_other_tensors_with_new_sums_are_used_or_refused(
     data: st.DataObject, template: Path, folder: Path
 ) -> None:
     tensors = pack(*learner())[0]
@@ -132,7 +138,9 @@ def test_other_tensors_with_a_new_manifest_are_used_or_refused(
             tensors.pop(name, None)
         else:
             tensors[name] = torch.zeros(data.draw(SHAPES), dtype=data.draw(DTYPES))
-    write(folder, template, sign=True, tensors=save(tensors))
+    weights = {name.removeprefix(WEIGHTS): tensors[name] for name in tensors if name.startswith(WEIGHTS)}
+    rest = {name: value for name, value in tensors.items() if not name.startswith(WEIGHTS)}
+    write(folder, template, sign=True, weights=save(weights), training=save(rest))
     found = load(folder)
     if not isinstance(found, CheckpointError):
         model, optimizer = learner()
@@ -142,11 +150,11 @@ def test_other_tensors_with_a_new_manifest_are_used_or_refused(
 
 @cases(150)
 @given(data=st.data(), value=TREES)
-def test_other_facts_with_a_new_manifest_are_used_or_refused(
+def test_other_metadata_with_new_sums_are_used_or_refused(
     data: st.DataObject, value: Any, template: Path, folder: Path
 ) -> None:
-    facts = {**FACTS_OF_A_RUN, data.draw(st.sampled_from([*FACTS_OF_A_RUN, "new"])): value}
-    write(folder, template, sign=True, facts=json.dumps(facts).encode())
+    metadata = {**METADATA_OF_A_RUN, data.draw(st.sampled_from([*METADATA_OF_A_RUN, "new"])): value}
+    write(folder, template, sign=True, metadata=json.dumps(metadata).encode())
     found = load(folder)
     if not isinstance(found, CheckpointError):
         answered(lambda: restore(*learner(), found.tensors, found.metadata["optimizer"]))

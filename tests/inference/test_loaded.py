@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import metalearn
 from metalearn.build.objects import build_algorithm, build_source
+from metalearn.cli import main as cli
 from metalearn.config.compose import compose
 from metalearn.data.preprocessing import Preprocessing
 from metalearn.errors import ConfigError, DataError
 from metalearn.inference.learner import Loaded
 from metalearn.run.evaluate import evaluate_run
 from metalearn.run.train import train
+from metalearn.rundir.checkpoints import CheckpointStore
 from tests.reliability.harness import QUICK, TINY
 
 
@@ -222,8 +226,6 @@ def test_no_query_influences_another(learner: Loaded) -> None:
 
 
 def test_weights_are_those_of_the_best_checkpoint(run_dir: Path, learner: Loaded) -> None:
-    from metalearn.rundir.checkpoints import CheckpointStore
-
     store = CheckpointStore(run_dir)
     best = store.pointed("best")
     assert best is not None
@@ -232,6 +234,59 @@ def test_weights_are_those_of_the_best_checkpoint(run_dir: Path, learner: Loaded
         torch.equal(weights[f"weights.{name}"], value)
         for name, value in learner.algorithm.state_dict().items()
     )
+
+
+def test_a_checkpoint_s_own_path_is_loaded(run_dir: Path, learner: Loaded) -> None:
+    store = CheckpointStore(run_dir)
+    weights = learner.algorithm.state_dict()
+    best, last = (store.pointed(name) for name in ("best", "last"))
+    assert best is not None and last is not None and best != last
+    for name in ("best", store.path(best).name):
+        loaded = metalearn.load(run_dir / "checkpoints" / name).algorithm.state_dict()
+        assert all(torch.equal(weights[key], loaded[key]) for key in weights)
+    by_path = metalearn.load(f"{run_dir}/checkpoints/last/").algorithm.state_dict()
+    by_word = metalearn.load(run_dir, checkpoint="last").algorithm.state_dict()
+    assert all(torch.equal(by_word[key], by_path[key]) for key in weights)
+    assert not all(torch.equal(weights[key], by_path[key]) for key in weights)
+    with pytest.raises(ConfigError, match="is one checkpoint and checkpoint=last another; give only one"):
+        metalearn.load(run_dir / "checkpoints" / "best", checkpoint="last")
+    with pytest.raises(ConfigError, match="step-000099 is not there; this run kept step-"):
+        metalearn.load(run_dir / "checkpoints" / "step-000099")
+
+
+def test_loading_needs_the_weights_and_what_describes_them_only(run_dir: Path, tmp_path: Path) -> None:
+    store = CheckpointStore(run_dir)
+    best = store.pointed("best")
+    assert best is not None
+    for name in (
+        *("config.yaml", "spec.json", "checkpoints/best"),
+        *(f"checkpoints/{store.path(best).name}/{file}" for file in ("weights.safetensors", "metadata.json")),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(run_dir / name, tmp_path / name)
+    images = drawings(2)
+    assert metalearn.load(tmp_path).adapt(images, ["a", "b"]).predict(images) == ["a", "b"]
+    weights = load_file(tmp_path / "checkpoints" / store.path(best).name / "weights.safetensors")
+    assert weights.keys() == metalearn.load(run_dir).algorithm.state_dict().keys()
+
+
+def test_a_run_and_its_checkpoints_are_shown(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = CheckpointStore(run_dir)
+    best = store.pointed("best")
+    assert best is not None
+    assert cli.main(["show", str(run_dir)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"# run {run_dir}: finished\n# result: accuracy ")
+    assert f"{store.path(best).name} (best)" in shown.splitlines()[2]
+    assert "_target_: metalearn.algorithms.protonet.ProtoNet" in shown
+    assert cli.main(["show", str(run_dir / "checkpoints" / "best")]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"# {store.path(best)} (best): step {best}, validated at ")
+    [line] = [line for line in shown.splitlines() if line.startswith("outer_step")]
+    assert line.split() == ["outer_step", "I64", "[]", "weights.safetensors"]
+    assert "random.cpu" in shown
+    assert cli.main(["show", str(run_dir / "checkpoints" / "step-000099")]) == 4
+    assert "step-000099 names no checkpoint; this run has step-" in capsys.readouterr().err
 
 
 def test_mistakes_get_a_sentence(learner: Loaded, tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from metalearn.config.compose import compose
 from metalearn.distributed import processes
@@ -255,11 +254,11 @@ def assert_same_end(run_dir: Path, reference: Path) -> None:
         step = wanted.pointed(pointer)
         assert store.pointed(pointer) == step
         if step is not None:
-            tensors, expected = (load_file(s.path(step) / "tensors.safetensors") for s in (store, wanted))
-            assert {name: value.numpy().tobytes() for name, value in tensors.items()} == {
-                name: value.numpy().tobytes() for name, value in expected.items()
+            found, expected = store.load(step), wanted.load(step)
+            assert {name: value.numpy().tobytes() for name, value in found.tensors.items()} == {
+                name: value.numpy().tobytes() for name, value in expected.tensors.items()
             }
-            facts, expected_facts = store.load(step).metadata, wanted.load(step).metadata
+            facts, expected_facts = found.metadata, expected.metadata
             assert {**facts, "metrics_offset": 0} == {**expected_facts, "metrics_offset": 0}
     assert metrics(run_dir) == metrics(reference)
     for name in ("results.json", "eval_test.csv"):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -16,44 +14,47 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metalearn.errors import CheckpointError, MetalearnError
-from metalearn.rundir.checkpoints import MANIFEST, METADATA, TENSORS, CheckpointStore
+from metalearn.rundir.checkpoint_files import METADATA, TRAINING_FILE, WEIGHTS_FILE, first_line
+from metalearn.rundir.checkpoints import CheckpointStore
 from tests.reliability.harness import KILLED, assert_same_end, finish, resume, train
+from tests.security.run_folders import sign
 
 
 def truncate(path: Path) -> None:
-    content = (path / TENSORS).read_bytes()
-    (path / TENSORS).write_bytes(content[: len(content) // 2])
+    content = (path / WEIGHTS_FILE).read_bytes()
+    (path / WEIGHTS_FILE).write_bytes(content[: len(content) // 2])
 
 
 def flip_bit(path: Path) -> None:
-    content = bytearray((path / TENSORS).read_bytes())
+    content = bytearray((path / WEIGHTS_FILE).read_bytes())
     content[-3] ^= 1
-    (path / TENSORS).write_bytes(content)
+    (path / WEIGHTS_FILE).write_bytes(content)
 
 
-def flip_bit_of_facts(path: Path) -> None:
+def flip_bit_of_metadata(path: Path) -> None:
     content = bytearray((path / METADATA).read_bytes())
     content[len(content) // 2] ^= 1
     (path / METADATA).write_bytes(content)
 
 
 def empty(path: Path) -> None:
-    (path / TENSORS).write_bytes(b"")
+    (path / TRAINING_FILE).write_bytes(b"")
 
 
 def miss_file(path: Path) -> None:
-    (path / TENSORS).unlink()
+    (path / TRAINING_FILE).unlink()
 
 
-def miss_manifest(path: Path) -> None:
-    (path / MANIFEST).unlink()
+def miss_metadata(path: Path) -> None:
+    (path / METADATA).unlink()
 
 
-def spoil_manifest(path: Path) -> None:
-    (path / MANIFEST).write_text('{"files": []}')
+def spoil_metadata(path: Path) -> None:
+    rest = b'"files": []}'  # under a sum of its own
+    (path / METADATA).write_bytes(first_line(rest) + rest)
 
 
-DAMAGES = [truncate, flip_bit, flip_bit_of_facts, empty, miss_file, miss_manifest, spoil_manifest]
+DAMAGES = [truncate, flip_bit, flip_bit_of_metadata, empty, miss_file, miss_metadata, spoil_metadata]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def stopped(cfg: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pa
     return run_dir
 
 
-BIT_FLIPS = (flip_bit, flip_bit_of_facts)
+BIT_FLIPS = (flip_bit, flip_bit_of_metadata)
 NUMBERED = [
     pytest.param(damage, marks=pytest.mark.fault(5 if damage in BIT_FLIPS else 4)) for damage in DAMAGES
 ]
@@ -125,12 +126,9 @@ def test_pickle_in_place_of_tensors_is_refused_and_never_run(stopped: Path, tmp_
     run_dir = tmp_path / "run"
     shutil.copytree(stopped, run_dir)
     store = CheckpointStore(run_dir)
-    path = store.path(store.steps()[-1]) / TENSORS
+    path = store.path(store.steps()[-1]) / WEIGHTS_FILE
     torch.save(Bomb(canary), path)
-    content = path.read_bytes()
-    manifest = json.loads((path.parent / MANIFEST).read_text())
-    manifest["files"][TENSORS] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (path.parent / MANIFEST).write_text(json.dumps(manifest))
+    sign(path.parent)
     with pytest.raises(CheckpointError, match="is not valid"):
         store.load(store.steps()[-1])
     assert not canary.exists()

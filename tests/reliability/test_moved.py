@@ -21,7 +21,8 @@ from metalearn.build.specification import signed
 from metalearn.cli import main as cli
 from metalearn.data.image_folder import ImageFolder
 from metalearn.errors import CheckpointError, ConfigError, DataError
-from metalearn.rundir.checkpoints import METADATA, CheckpointStore
+from metalearn.rundir.checkpoint_files import METADATA
+from metalearn.rundir.checkpoints import CheckpointStore
 from tests.reliability import harness
 from tests.security.run_folders import sign
 

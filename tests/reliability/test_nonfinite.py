@@ -15,6 +15,7 @@ import pytest
 
 from metalearn.engine import trainer
 from metalearn.engine.nonfinite import MOST_IN_A_ROW, MOST_ROLLBACKS
+from metalearn.rundir.checkpoint_files import METADATA
 from metalearn.rundir.checkpoints import CheckpointStore
 from tests.reliability import harness
 from tests.reliability.harness import KILLED, assert_same_end, finish, forking_ranks, resume, train
@@ -226,7 +227,7 @@ def test_rollback_passes_over_a_damaged_checkpoint(cache: Path, tmp_path: Path) 
 
         def train_step(self: trainer.Trainer) -> None:
             if self.step == 4 and self.rollbacks == 0:
-                (run_dir / "checkpoints" / "step-000003" / "facts.json").write_text("{}")
+                (run_dir / "checkpoints" / "step-000003" / METADATA).write_text("{}")
             usual(self)
 
         trainer.Trainer.train_step = train_step  # type: ignore[method-assign]
@@ -343,7 +344,7 @@ def test_rollback_without_a_checkpoint_to_go_to_says_what_it_tried_and_the_way_o
         def train_step(self: trainer.Trainer) -> None:
             for step in store.steps():
                 if not (saved and step == 5):
-                    (store.path(step) / "facts.json").write_text("{}")
+                    (store.path(step) / METADATA).write_text("{}")
             usual(self)
 
         trainer.Trainer.train_step = train_step  # type: ignore[method-assign]
@@ -354,7 +355,7 @@ def test_rollback_without_a_checkpoint_to_go_to_says_what_it_tried_and_the_way_o
     error = capfd.readouterr().err
     assert "at step 5 (counted from 0), train task 11. The weights were not changed by it" in error
     assert "trainer.on_nan=rollback cannot go back, as there is no valid scheduled checkpoint:\n" in error
-    assert f"  {store.path(3)} is not valid: facts.json has 2 bytes" in error
+    assert f"  {store.path(3)} is not valid: metadata.json does not have the sha256" in error
     assert (f"  {store.path(5)} was saved out of turn" in error) == saved
     assert "\nRestore one from a backup, or start a new run with metalearn train" in error
     assert ("; or go on without such updates: metalearn resume RUN_DIR trainer.on_nan=skip" in error) == saved

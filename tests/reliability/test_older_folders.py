@@ -18,7 +18,8 @@ from metalearn.config.saved import read_saved
 from metalearn.errors import ConfigError
 from metalearn.run import resume as resuming
 from metalearn.run.evaluate import evaluate_run
-from metalearn.rundir.checkpoints import METADATA, CheckpointStore
+from metalearn.rundir.checkpoint_files import METADATA
+from metalearn.rundir.checkpoints import CheckpointStore
 from metalearn.sweep import jobs
 from tests.reliability import harness
 from tests.reliability.harness import KILLED, QUICK, TINY, finish, resume, train

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from metalearn.errors import CheckpointError
-from metalearn.rundir.checkpoints import TENSORS, CheckpointStore
+from metalearn.rundir.checkpoint_files import WEIGHTS_FILE
+from metalearn.rundir.checkpoints import CheckpointStore
 from tests.reliability import harness
 from tests.reliability.harness import KILLED, assert_same_end, finish, resume, train
 
@@ -26,12 +27,12 @@ def contents(folder: Path) -> dict[str, str]:
 def spoil_checkpoints(run_dir: Path) -> None:
     store = CheckpointStore(run_dir)
     for step in store.steps():
-        (store.path(step) / TENSORS).write_bytes(b"")
+        (store.path(step) / WEIGHTS_FILE).write_bytes(b"")
 
 
 def spoil_newest(run_dir: Path) -> None:
     store = CheckpointStore(run_dir)
-    (store.path(store.steps()[-1]) / TENSORS).write_bytes(b"")
+    (store.path(store.steps()[-1]) / WEIGHTS_FILE).write_bytes(b"")
 
 
 def shorten_metrics(run_dir: Path) -> None:
@@ -108,7 +109,7 @@ def own_files(folder: Path) -> None:
 
 def leftover_checkpoints(folder: Path) -> None:
     (folder / "checkpoints" / "step-000004").mkdir(parents=True)
-    (folder / "checkpoints" / "step-000004" / TENSORS).write_bytes(b"old")
+    (folder / "checkpoints" / "step-000004" / WEIGHTS_FILE).write_bytes(b"old")
 
 
 @pytest.mark.parametrize("fill", [own_files, leftover_checkpoints])

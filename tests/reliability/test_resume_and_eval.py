@@ -17,7 +17,8 @@ from metalearn.errors import CheckpointError, ConfigError, MetalearnError
 from metalearn.run import resume as resuming
 from metalearn.run import train as training
 from metalearn.run.evaluate import evaluate_run
-from metalearn.rundir.checkpoints import MANIFEST, CheckpointStore
+from metalearn.rundir.checkpoint_files import METADATA
+from metalearn.rundir.checkpoints import CheckpointStore
 from tests.reliability import harness
 from tests.reliability.harness import KILLED, assert_same_end, finish, resume, struck, train
 from tests.reliability.test_refusals import contents
@@ -59,7 +60,7 @@ def test_evaluation_of_a_corrupt_best_names_the_others(copied: Path) -> None:
     store = CheckpointStore(copied)
     best, last = store.pointed("best"), store.pointed("last")
     assert best is not None and last is not None
-    (store.path(best) / MANIFEST).unlink()
+    (store.path(best) / METADATA).unlink()
     valid = [store.path(step).name for step in store.steps() if step != best]
     names = ", ".join(["last"] * (last != best) + valid)
     with pytest.raises(
@@ -72,7 +73,7 @@ def test_evaluation_of_a_corrupt_best_names_the_others(copied: Path) -> None:
 def test_evaluation_without_any_valid_checkpoint_offers_none(copied: Path) -> None:
     store = CheckpointStore(copied)
     for step in store.steps():
-        (store.path(step) / MANIFEST).unlink()
+        (store.path(step) / METADATA).unlink()
     with pytest.raises(CheckpointError, match=r"no other checkpoint is valid; restore it from a backup"):
         evaluate_run(copied, [])
 

@@ -1,17 +1,18 @@
-"""What the tests of foreign run folders share: a tiny run, a manifest that vouches for anything, and the
+"""What the tests of foreign run folders share: a tiny run, sums that vouch for anything, and the
 answer of every verb.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 import metalearn
 from metalearn.cli import main as cli
 from metalearn.errors import MetalearnError
-from metalearn.rundir.checkpoints import MANIFEST, METADATA, TENSORS, CheckpointStore
+from metalearn.rundir import checkpoint_files
+from metalearn.rundir.checkpoint_files import METADATA, OWN, TRAINING_FILE, WEIGHTS_FILE
+from metalearn.rundir.checkpoints import CheckpointStore
 
 TINY = [
     *(
@@ -38,13 +39,15 @@ def checkpoints(run_dir: Path) -> list[Path]:
 
 
 def sign(folder: Path) -> None:
-    """Make the manifest say that the files are as they should be."""
-    contents = {name: (folder / name).read_bytes() for name in (TENSORS, METADATA)}
-    listed = {
-        name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        for name, content in contents.items()
-    }
-    (folder / MANIFEST).write_text(json.dumps({"format_version": 1, "files": listed}))
+    """Make the sums say that the files are as they should be; metadata that is no mapping gets its own."""
+    content = (folder / METADATA).read_bytes()
+    tensors = {name: (folder / name).read_bytes() for name in (WEIGHTS_FILE, TRAINING_FILE)}
+    try:
+        tree = {name: value for name, value in json.loads(content).items() if name not in OWN}
+        signed = checkpoint_files.encoded(tensors, tree)
+    except (ValueError, AttributeError):
+        signed = checkpoint_files.first_line(content) + content
+    (folder / METADATA).write_bytes(signed)
 
 
 def codes(run_dir: Path) -> dict[str, int]:

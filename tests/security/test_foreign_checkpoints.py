@@ -1,4 +1,4 @@
-"""Checkpoints that somebody else wrote, with a manifest which says that they are right."""
+"""Checkpoints that somebody else wrote, with sums which say that they are right."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from metalearn.cli import main as cli
-from metalearn.rundir.checkpoints import MANIFEST, METADATA, TENSORS
-from metalearn.rundir.state import RANDOM
+from metalearn.rundir.checkpoint_files import METADATA, TRAINING_FILE, WEIGHTS_FILE, first_line
+from metalearn.rundir.state import RANDOM, WEIGHTS
 from tests.security.run_folders import checkpoints, codes, sign
 
 pytestmark = pytest.mark.usefixtures("never_unexpected")
 
 
 class TestWhatIsNoCheckpoint:
-    """Tensors and facts that somebody wrote together with a manifest which says that they are right."""
+    """Tensors and facts that somebody wrote together with sums which say that they are right."""
 
     TENSOR_CHANGES: dict[str, Callable[[dict[str, torch.Tensor]], Any]] = {
         "no weights": lambda tensors: [
@@ -74,9 +74,14 @@ class TestWhatIsNoCheckpoint:
     @pytest.mark.parametrize("name", TENSOR_CHANGES)
     def test_tensors_that_are_not_this_run_s(self, run_dir: Path, name: str) -> None:
         for folder in checkpoints(run_dir):
-            tensors = load_file(folder / TENSORS)
+            weights, rest = (load_file(folder / file) for file in (WEIGHTS_FILE, TRAINING_FILE))
+            tensors = {f"{WEIGHTS}{key}": value for key, value in weights.items()} | rest
             self.TENSOR_CHANGES[name](tensors)
-            save_file(tensors, folder / TENSORS)
+            weights = {key.removeprefix(WEIGHTS): tensors[key] for key in tensors if key.startswith(WEIGHTS)}
+            save_file(weights, folder / WEIGHTS_FILE)
+            save_file(
+                {key: tensors[key] for key in tensors if not key.startswith(WEIGHTS)}, folder / TRAINING_FILE
+            )
             sign(folder)
         assert cli.main(["resume", str(run_dir), "trainer.outer_steps=6"]) == 4
 
@@ -105,15 +110,19 @@ class TestWhatIsNoCheckpoint:
             (folder / METADATA).write_text(json.dumps(facts))
             sign(folder)
         assert cli.main(["resume", str(run_dir), "trainer.outer_steps=6"]) == 4
-        assert f"is not valid: its facts.json says nothing of {name}" in capsys.readouterr().err
+        assert f"is not valid: its metadata.json says nothing of {name}" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         "text",
-        ["[", "[" * 99_999, '{"files": 5}', '{"format_version": 1, "files": {"x": 1}}', "\x00", "null", "5"],
+        ["[", "[" * 99_999, '{"files": 5}', '{"format_version": 2, "files": {"x": 1}}', "\x00", "null", "5"],
     )
-    def test_a_manifest_that_is_none(self, run_dir: Path, text: str) -> None:
+    @pytest.mark.parametrize("signed", [False, True])
+    def test_metadata_that_are_none(self, run_dir: Path, text: str, signed: bool) -> None:
         for folder in checkpoints(run_dir):
-            (folder / MANIFEST).write_text(text)
+            (folder / METADATA).write_text(text)
+            if signed:
+                content = text.removeprefix("{").encode()
+                (folder / METADATA).write_bytes(first_line(content) + content)
         assert codes(run_dir) == {"resume": 4, "eval": 4, "ls": 0, "load": 4}
 
     @pytest.mark.parametrize("last", ["step-²", "step-٠٠٠٠٠٤", "step-99999999999999999999999", "step-"])

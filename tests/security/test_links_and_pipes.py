@@ -13,7 +13,7 @@ import pytest
 import metalearn
 from metalearn.cli import main as cli
 from metalearn.errors import MetalearnError
-from metalearn.rundir.checkpoints import MANIFEST, TENSORS
+from metalearn.rundir.checkpoint_files import METADATA, WEIGHTS_FILE
 
 pytestmark = pytest.mark.usefixtures("never_unexpected")
 
@@ -93,8 +93,8 @@ class TestNothingIsWrittenOutside:
             *(
                 "checkpoints/last",
                 "checkpoints/best",
-                f"checkpoints/step-000004/{MANIFEST}",
-                f"checkpoints/step-000004/{TENSORS}",
+                f"checkpoints/step-000004/{METADATA}",
+                f"checkpoints/step-000004/{WEIGHTS_FILE}",
             ),
         ],
     )

@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from metalearn.cli import main as cli
-from metalearn.rundir.checkpoints import METADATA, TENSORS
+from metalearn.rundir.checkpoint_files import METADATA, WEIGHTS_FILE
 from tests.security.run_folders import TINY, checkpoints, codes, sign
 
 pytestmark = pytest.mark.usefixtures("never_unexpected")
@@ -53,7 +53,7 @@ def pickles(canary: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", ["plain", "torch", "legacy torch"])
-@pytest.mark.parametrize("place", [TENSORS, METADATA])
+@pytest.mark.parametrize("place", [WEIGHTS_FILE, METADATA])
 def test_fault_16_a_pickle_bomb_as_checkpoint_is_refused(
     run_dir: Path, canary: Path, name: str, place: str
 ) -> None:

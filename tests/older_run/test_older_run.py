@@ -1,0 +1,115 @@
+"""A run folder of commit 61490f1, with checkpoints of format 1, opens, is judged and goes on as it did there.
+
+`make.py` says what is stored and how it was made.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import metalearn
+from metalearn.cli import main as cli
+from metalearn.rundir.checkpoints import CheckpointStore
+from tests.golden import runs
+
+HERE = Path(__file__).parent
+EXPECTED = HERE / "expected"
+MACHINE = json.loads((EXPECTED / "machine.json").read_text())
+# What later metalearns say besides, in results.json.
+NEW_KEYS: set[str] = set()
+
+
+@pytest.fixture
+def older(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(HERE / "run", tmp_path / "run"))
+
+
+@pytest.fixture(autouse=True)
+def as_it_was() -> Iterator[None]:
+    with runs.as_it_was():
+        yield
+
+
+def test_it_is_resumed_to_the_same_end(older: Path) -> None:
+    assert cli.main(["resume", str(older)]) == 0
+    assert measurements(older / "metrics.jsonl") == like(measurements(EXPECTED / "resumed" / "metrics.jsonl"))
+    assert_same_results(older, EXPECTED / "resumed")
+    store = CheckpointStore(older)
+    assert {path.name for path in store.path(8).iterdir()} == {
+        *("weights.safetensors", "training.safetensors", "metadata.json")
+    }
+
+
+def test_it_is_judged_as_it_was(older: Path) -> None:
+    assert cli.main(["eval", str(older), "data.shot=5"]) == 0
+    [folder] = (older / "evals").iterdir()
+    assert_same_results(folder, EXPECTED / "evaluation")
+
+
+def test_it_is_loaded_and_shown(older: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(older / "checkpoints" / "step-000005")
+    loaded = metalearn.load(older / "checkpoints" / "best")
+    [prediction] = loaded.adapt([[0.5], [1.0]], [0.1, 0.2]).predict([[0.7]]).flatten().tolist()
+    assert math.isfinite(prediction)
+    saved = CheckpointStore(older).load(4).tensors
+    weights = loaded.algorithm.state_dict()
+    assert all(
+        torch.equal(saved[f"weights.{name}"].to(value.dtype), value) for name, value in weights.items()
+    )
+    assert cli.main(["show", str(older / "checkpoints" / "best")]) == 0
+    shown = capsys.readouterr().out
+    assert "step-000004 (best): step 4, validated at 2.02392, plan vmap" in shown
+    assert "tensors.safetensors 8,800 bytes, facts.json" in shown
+
+
+@pytest.mark.parametrize("name", ["tensors.safetensors", "facts.json", "manifest.json"])
+def test_damage_in_it_is_found(older: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = older / "checkpoints" / "step-000005" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert cli.main(["resume", str(older)]) == 0
+    shown = capsys.readouterr().out
+    assert "step-000005 is not valid: " in shown
+    assert "falling back to step-000004" in shown
+    assert_same_results(older, EXPECTED / "resumed")
+
+
+def assert_same_results(folder: Path, expected: Path) -> None:
+    found, wanted = (json.loads((place / "results.json").read_text()) for place in (folder, expected))
+    assert {name: value for name, value in found.items() if name not in NEW_KEYS} == like(wanted)
+    assert scores(folder / "eval_test.csv") == like(scores(expected / "eval_test.csv"))
+
+
+def scores(path: Path) -> list[list[float | str]]:
+    return [[*map(number, line.split(","))] for line in path.read_text().splitlines()]
+
+
+def measurements(path: Path) -> list[dict[str, Any]]:
+    lines = map(json.loads, path.read_text().splitlines())
+    return [{name: value for name, value in line.items() if not name.startswith("time_")} for line in lines]
+
+
+def number(cell: str) -> float | str:
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
+
+
+def like(tree: Any) -> Any:
+    """What equals this tree: to the bit on the machine that made it, elsewhere to the last digits."""
+    if isinstance(tree, dict):
+        return {name: like(value) for name, value in tree.items()}
+    if isinstance(tree, list):
+        return [like(value) for value in tree]
+    exact = runs.machine() == MACHINE or not isinstance(tree, float)
+    return tree if exact else pytest.approx(tree, rel=runs.TOLERANCE, nan_ok=True)
