@@ -26,13 +26,14 @@ from metalearn.bench.plain_networks import plain_network_of
 from metalearn.bench.workloads import Workload
 from metalearn.build.device import num_ranks
 from metalearn.build.objects import build_algorithm, build_optimizer, build_schedule
-from metalearn.build.parts import Parts, settings_of
+from metalearn.build.parts import Parts
 from metalearn.core import Algorithm, Split, Task, blank_query
 from metalearn.distributed.launch import open_strategy
-from metalearn.engine.evaluate import draw_tasks, judge
+from metalearn.engine.evaluate import EvalSpec, draw_tasks, evaluate_batch
 from metalearn.engine.executor import Executor, TaskPlan
 from metalearn.engine.loader import draw_batch
 from metalearn.engine.plan_check import Reference, references_of, with_ordinary_norms
+from metalearn.engine.settings import Settings
 from metalearn.engine.strategy import SingleProcess
 from metalearn.engine.update import Clip, Updater
 
@@ -59,7 +60,7 @@ class Ours:
         self.cfg, self.source = configure(workload, threads)
         self.device = torch.device("cpu")
         self.algorithm = with_ordinary_norms(build_algorithm(self.cfg, self.source, self.device))
-        self.settings = settings_of(self.cfg)
+        self.settings = Settings.of(self.cfg)
         split: Split = "test" if workload.kind == "evaluation" else "train"
         self.batch = draw_tasks(
             self.algorithm, self.source, split, seed=self.settings.seed, first=0, count=workload.tasks
@@ -168,6 +169,7 @@ class Ours:
         too.
         """
         plan, objective = self.plans[name], self.source.spec("test").objective
+        spec = EvalSpec("test", seed=0, episodes=self.workload.tasks)
 
         def step() -> dict[str, float]:
             start = time.perf_counter()
@@ -176,7 +178,7 @@ class Ours:
             )
             drawn = time.perf_counter()
             for chunk in plan.chunks(batch):
-                judge(self.algorithm, chunk, objective, plan)
+                evaluate_batch(self.algorithm, objective, plan, spec, chunk)
             return {
                 "data": drawn - start,
                 "judging, with curve and inductive accuracy": time.perf_counter() - drawn,
