@@ -46,7 +46,9 @@ def changes_of_file(places: Stack) -> int:
     return sum(here[0] != there[0] for here, there in zip(places, places[1:], strict=False))
 
 
-def first_call(method: str, command: Sequence[str], counts: Callable[[Stack], bool] = lambda _: True) -> Stack:
+def first_call(
+    method: str, command: Sequence[str], counts: Callable[[Stack], bool] = lambda _: True
+) -> Stack:
     """The stack at the first call of a method of MAML, of those that count, in a command that succeeds."""
     original: Any = getattr(MAML, method)
     found: list[Stack] = []

@@ -27,7 +27,7 @@ from metalearn.bench.workloads import Workload
 from metalearn.build.device import num_ranks
 from metalearn.build.objects import build_algorithm, build_optimizer, build_schedule
 from metalearn.build.parts import Parts
-from metalearn.core import Algorithm, Split, Task, blank_query
+from metalearn.core import Algorithm, Split, Task, TaskBatch, blank_query
 from metalearn.distributed.launch import open_strategy
 from metalearn.engine.evaluate import EvalSpec, draw_tasks, evaluate_batch
 from metalearn.engine.executor import Executor, TaskPlan
@@ -159,7 +159,9 @@ class Ours:
 
         @torch.no_grad()
         def work() -> Answer:
-            parts: list[Answer] = [plan.map(scores, chunk) for chunk in plan.chunks(self.batch)]
+            parts: list[Answer] = [
+                plan.map(scores, chunk) for chunk in self.batch.chunks(plan.chunk_of(self.batch.count))
+            ]
             return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
         return work
@@ -177,7 +179,7 @@ class Ours:
                 self.algorithm, self.source, "test", seed=0, first=0, count=self.workload.tasks
             )
             drawn = time.perf_counter()
-            for chunk in plan.chunks(batch):
+            for chunk in batch.chunks(plan.chunk_of(batch.count)):
                 evaluate_batch(self.algorithm, objective, plan, spec, chunk)
             return {
                 "data": drawn - start,
@@ -195,7 +197,7 @@ def training_case(workload: Workload, threads: int | None, stack: ExitStack) -> 
     # the same; two who are right differ by more at a kink.
     references = references_of(ours.algorithm, ours.batch)
     for reference in (*references, references[0]):
-        assert isinstance(reference.batch, Task)
+        assert isinstance(reference.batch, TaskBatch)
         ours.batch = reference.batch
         found, absent = competitors(ours)
         if verdict(reference, found["plain"]()()).problem is None:

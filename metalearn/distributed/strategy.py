@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from metalearn.core import Algorithm, Examples, Metrics, Source, TaskBatch
+from metalearn.core import Algorithm, Batch, Metrics, Source
 from metalearn.engine.batching import Batching
 from metalearn.engine.evaluate import EvalSpec, Evaluation, evaluate_batches, limited
 from metalearn.engine.executor import Executor, Sums
@@ -133,15 +133,15 @@ class MultiProcess(SingleProcess):
         if algorithm.trains_on != "examples":
             self.loader = TaskLoader(algorithm, source, settings, self.share)
 
-    def draw(self, step: int) -> TaskBatch | Examples:
+    def draw(self, step: int) -> Batch:
         """A flat minibatch is never split, so that rank 0 takes all of it and gives no order."""
         if self.algorithm.trains_on != "examples":
             self.link.order(STEP, step)
             self.link.spread(self.algorithm)
         return super().draw(step)
 
-    def execute(self, batch: TaskBatch | Examples) -> tuple[Tensor, Metrics]:
-        if isinstance(batch, Examples):
+    def execute(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        if self.algorithm.trains_on == "examples":
             return super().execute(batch)
         sums = self.executor.sums(batch)
         sums, self.chunks_then = pool(

@@ -17,7 +17,7 @@ from torch import Tensor
 from metalearn.build.parts import Parts
 from metalearn.config.compose import compose
 from metalearn.config.loader import packaged_options
-from metalearn.core import Algorithm, Examples, TaskBatch, blank_query
+from metalearn.core import Algorithm, Batch, blank_query
 from metalearn.doctor.checks import Check, FailedError, SkippedError
 from metalearn.engine.evaluate import draw_tasks
 from metalearn.engine.executor import Executor, TaskPlan
@@ -63,13 +63,13 @@ class Problem:
     """An algorithm with weights off their first values, and what it would learn from in its first step."""
 
     algorithm: Algorithm
-    batch: TaskBatch | Examples
+    batch: Batch
 
     @staticmethod
     def of(*words: str) -> Problem:
         cfg = compose([*words, *EXACT])
         parts = Parts.build(cfg)
-        batch: TaskBatch | Examples
+        batch: Batch
         if parts.algorithm.trains_on is None:
             batch = draw_tasks(parts.algorithm, parts.source, "train", seed=0, first=0, count=3)
         else:

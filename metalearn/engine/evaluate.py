@@ -227,7 +227,7 @@ def draw_tasks(
 ) -> TaskBatch:
     """A batch of tasks with the random numbers that the algorithm wants for each."""
     batch = source.tasks(split, seed=seed, first=first, count=count)
-    return batch._replace(draws=draw(batch.key, algorithm.draws(source.spec(split))))
+    return TaskBatch(*batch)._replace(draws=draw(batch.key, algorithm.draws(source.spec(split))))
 
 
 def curve_steps(last: int) -> list[int]:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from metalearn.core import Algorithm, Examples, Source, TaskBatch
+from metalearn.core import Algorithm, Batch, Source
 from metalearn.engine.batching import Batching
 from metalearn.engine.evaluate import EvalSpec, batching_of, draw_tasks, evaluate, frozen, score_of
 from metalearn.engine.executor import Executor, TaskPlan
@@ -150,9 +150,7 @@ def training_demand(actor: Algorithm, source: Source, plan: TaskPlan, settings: 
     return Demand("training", chunk, "task", fixed, each, "device.chunk" if plan.name == "vmap" else None)
 
 
-def _line(
-    work: Callable[[Any], Any], batch: TaskBatch | Examples, few: int, more: int
-) -> tuple[float, float]:
+def _line(work: Callable[[Any], Any], batch: Batch, few: int, more: int) -> tuple[float, float]:
     """(fixed, each) of the bytes that work on n rows of the batch takes at its peak, from two such
     numbers.
     """

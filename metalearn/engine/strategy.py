@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from metalearn.core import Algorithm, Examples, Metrics, Source, TaskBatch
+from metalearn.core import Algorithm, Batch, Metrics, Source
 from metalearn.engine.batching import Batching
 from metalearn.engine.evaluate import EvalSpec, Evaluation, batching_of, evaluate, limited
 from metalearn.engine.executor import Executor
@@ -33,11 +33,11 @@ class SingleProcess:
         # Before the work begins: what an allocator keeps for later does not count as free.
         self.free = free_share(self.device, ranks)
 
-    def draw(self, step: int) -> TaskBatch | Examples:
+    def draw(self, step: int) -> Batch:
         """What this process has to do for outer step number `step`; `execute` must follow."""
         return self.loader.draw(step)
 
-    def execute(self, batch: TaskBatch | Examples) -> tuple[Tensor, Metrics]:
+    def execute(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Fill `.grad` with the mean gradient over the meta-batch; return its losses (T,) and mean
         metrics.
         """

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from metalearn.core import Algorithm, Examples, Source, Split, Task, TaskBatch, blank_query
+from metalearn.core import Algorithm, Batch, Examples, Source, Split, Task, TaskBatch, blank_query
 from metalearn.engine.evaluate import EvalSpec, draw_tasks, evaluate, frozen
 from metalearn.engine.executor import Executor, TaskPlan, execute
 from metalearn.engine.explain import pure
@@ -69,7 +69,7 @@ class Trial:
     def tasks(self, count: int = TASKS, split: Split = "val") -> TaskBatch:
         return draw_tasks(self.algorithm, self.source, split, seed=7, first=3, count=count)
 
-    def batch(self) -> TaskBatch | Examples:
+    def batch(self) -> Batch:
         """What it learns from in one outer step."""
         if self.algorithm.trains_on == "examples":
             return self.source.examples(seed=0, first=0, count=ROWS)
@@ -417,7 +417,7 @@ def padded_rows_never_count(trial: Trial) -> str:
         raise NotApplicable("ragged=False: these tasks have no padded rows")
     trial.must_train()
     batch = trial.batch()
-    assert isinstance(batch, Task)
+    assert isinstance(batch, TaskBatch)
     require(
         not batch.support.mask.all(),
         "the source declares ragged tasks, but the first ones have no padded support row",

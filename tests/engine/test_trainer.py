@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from metalearn.core import Examples, Metrics, Plan, TaskBatch
+from metalearn.core import Batch, Examples, Metrics, Plan
 from metalearn.engine import loader, nonfinite
 from metalearn.engine.evaluate import EvalSpec
 from metalearn.engine.executor import Executor, TaskPlan
@@ -112,7 +112,7 @@ def test_flat_minibatches_are_counted_in_rows(tmp_path: Path) -> None:
     class Flat(ToyAlgorithm):
         trains_on = "examples"
 
-        def losses(self, tasks: TaskBatch | Examples, how: Plan) -> tuple[torch.Tensor, Metrics]:
+        def losses(self, tasks: Batch, how: Plan) -> tuple[torch.Tensor, Metrics]:
             assert isinstance(tasks, Examples)
             return (self.prior - tasks.y).square().mean()[None], {}
 
