@@ -25,21 +25,46 @@ DRAWN_WITHOUT_END: Literal["drawn without end"] = "drawn without end"
 Kind = Literal["classification", "regression", "rating"]
 
 
+class Batch(Protocol):
+    """What one outer step learns from: a batch of tasks, or a flat minibatch of examples."""
+
+    @property
+    def count(self) -> int:
+        """Of how many parts, each of which can be taken alone."""
+
+    def chunks(self, size: int) -> Iterator[Batch]:
+        """In its order, so many parts at a time."""
+
+    def describe(self, numbers: Sequence[int]) -> str:
+        """Parts of training by their numbers, counted from the start of a run of such batches."""
+
+
 class Examples(NamedTuple):
-    """Rows of inputs and targets; (n, …) for one task, (T, n, …) in a batch.
+    """Rows of inputs and targets; (n, …) for one task or a flat minibatch, (T, n, …) in a batch of tasks.
 
     mask is True for real rows and False for padding, and is always present.
+    A flat minibatch is a `Batch` of one part, which is never split: batch-norm statistics span it.
     """
 
     x: Inputs
     y: Tensor
     mask: Tensor
 
+    @property
+    def count(self) -> int:  # type: ignore[override]
+        return 1
+
+    def chunks(self, size: int) -> Iterator[Examples]:
+        yield self
+
+    def describe(self, numbers: Sequence[int]) -> str:
+        rows = len(self.y)
+        return f"examples {rows * numbers[0]} to {rows * (numbers[-1] + 1) - 1}"
+
 
 class Task(NamedTuple):
     """One learning problem: adapt on the support, be judged on the query.
 
-    A batch of tasks is the same pytree with a leading task dimension T on every leaf.
     key: int64 hash of (seed, split, index), the only source of randomness of a task.
     draws: the random numbers that the algorithm asked for with `Algorithm.draws`.
     """
@@ -51,7 +76,30 @@ class Task(NamedTuple):
     unlabelled: Inputs | tuple[()] = ()
 
 
-TaskBatch = Task
+class TaskBatch(Task):
+    """A `Batch` of T tasks: the same pytree with a leading dimension T on every leaf. What is mapped over it
+    is given a `Task`.
+    """
+
+    __slots__ = ()
+
+    @property
+    def count(self) -> int:  # type: ignore[override]
+        return len(self.key)
+
+    def chunks(self, size: int) -> Iterator[TaskBatch]:
+        if size >= self.count:
+            yield self
+            return
+        for pieces in zip(*(torch.split(leaf, size) for leaf in leaves_of(self)), strict=True):
+            yield rebuilt(self, pieces)
+
+    def describe(self, numbers: Sequence[int]) -> str:
+        if len(numbers) == 1:
+            return f"task {numbers[0]}"
+        if isinstance(numbers, range):
+            return f"tasks {numbers[0]} to {numbers[-1]}"
+        return f"tasks {', '.join(map(str, numbers))}"
 
 
 class InputSpec(NamedTuple):
@@ -343,28 +391,27 @@ class Algorithm(nn.Module):
         """
         return mask if self.spec.ragged else None
 
-    def losses(self, tasks: TaskBatch | Examples, how: Plan) -> tuple[Tensor, Metrics]:
+    def losses(self, tasks: Batch, how: Plan) -> tuple[Tensor, Metrics]:
         """Losses (C,) and metrics {name: (C, …)} of a chunk of C tasks."""
         losses, metrics = how.map(self.task_loss, tasks)
         return losses, metrics
 
-    def gradient(
-        self, params: Parameters, tasks: TaskBatch | Examples, how: Plan
-    ) -> tuple[Parameters, Tensor, Metrics]:
+    def gradient(self, params: Parameters, tasks: Batch, how: Plan) -> tuple[Parameters, Tensor, Metrics]:
         """Gradient summed over the chunk, its losses (C,) and metrics {name: (C, …)}. Pure."""
-
-        def total(params: Parameters) -> tuple[Tensor, tuple[Tensor, Metrics]]:
-            losses, metrics = self.call(params, "losses", tasks, how)
-            return losses.sum(), (losses, metrics)
-
         if torch.compiler.is_compiling():
+
+            def total(params: Parameters) -> tuple[Tensor, tuple[Tensor, Metrics]]:
+                losses, metrics = self.call(params, "losses", tasks, how)
+                return losses.sum(), (losses, metrics)
+
             grads, (losses, metrics) = grad(total, has_aux=True)(params)
             return grads, losses, metrics
         # Ordinary autograd gives the same as one more level of `torch.func.grad`, without its price for every
         # operation.
         leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
         with torch.enable_grad():
-            summed, (losses, metrics) = total(leaves)
+            losses, metrics = self.call(leaves, "losses", tasks, how)
+            summed = losses.sum()
             found = (
                 torch.autograd.grad(summed, list(leaves.values()), materialize_grads=True)
                 if summed.requires_grad

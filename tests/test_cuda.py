@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from metalearn.build.objects import build_algorithm, build_source
 from metalearn.config.compose import compose
 from metalearn.core import Algorithm, Examples, Source, Task
-from metalearn.engine.evaluate import evaluate
+from metalearn.engine.evaluate import EvalSpec, evaluate
 from metalearn.engine.executor import Executor, Sums, TaskPlan
 from metalearn.engine.history import RunningMeans
 from metalearn.engine.loader import draw_batch
@@ -152,7 +152,9 @@ def test_evaluation_equals_that_of_the_cpu(tmp_path: Path) -> None:
     means = []
     for device in (CPU, DEVICE):
         algorithm, source = built("protonet", device, tmp_path)
-        result = evaluate(algorithm, source, "val", seed=0, episodes=20, plan=TaskPlan("vmap"), batch_size=10)
+        result = evaluate(
+            algorithm, source, EvalSpec("val", seed=0, episodes=20, chunk=10), plan=TaskPlan("vmap")
+        )
         means.append(result.summary["loss"]["mean"])
     assert means[0] == pytest.approx(means[1], rel=1e-3)
 

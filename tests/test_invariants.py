@@ -19,16 +19,15 @@ import torch
 from torch.utils._pytree import tree_map
 
 from metalearn.build.objects import build_algorithm, build_source, plan_wish
-from metalearn.build.parts import Parts, settings_of
+from metalearn.build.parts import Parts
 from metalearn.core import Algorithm, Source, TaskBatch
 from metalearn.data.sampling import draw_classes, task_keys
 from metalearn.distributed.strategy import Link, pool
-from metalearn.engine.evaluate import draw_tasks, evaluate, judge
+from metalearn.engine.evaluate import EvalSpec, draw_tasks, evaluate, evaluate_batch
 from metalearn.engine.executor import Executor, TaskPlan
 from metalearn.engine.results import REQUIRED
-from metalearn.engine.settings import share_of
+from metalearn.engine.settings import Settings, share_of
 from metalearn.engine.strategy import SingleProcess
-from metalearn.run import evaluate as judging
 from metalearn.rundir.checkpoint_files import WEIGHTS_FILE
 from metalearn.rundir.checkpoints import CheckpointStore
 from tests.distributed.test_ranks import together
@@ -94,7 +93,7 @@ def test_invariant_03_evaluation_changes_nothing_and_everyone_meets_the_same_tas
     asked: list[Any] = []
     tasks = source.tasks
     source.tasks = lambda split, **numbers: asked.append((split, numbers)) or tasks(split, **numbers)  # type: ignore[func-returns-value,method-assign]
-    evaluate(algorithm, source, "test", seed=1000, episodes=4, plan=plan_wish(cfg).plan())
+    evaluate(algorithm, source, EvalSpec("test", seed=1000, episodes=4), plan=plan_wish(cfg).plan())
     assert all(torch.equal(before[name], value) for name, value in algorithm.state_dict().items())
     assert torch.equal(random_state, torch.get_rng_state())
     assert asked == [("test", {"seed": 1000, "first": 0, "count": count}) for count in (1, 4)], (
@@ -102,11 +101,10 @@ def test_invariant_03_evaluation_changes_nothing_and_everyone_meets_the_same_tas
     )
     seen = []
     for seed in (0, 1):
-        strategy = SingleProcess(
-            algorithm, source, Executor(algorithm, plan_wish(cfg).plan()), settings_of(cfg)
-        )
+        settings = Settings.of({**cfg, "seed": seed})
+        strategy = SingleProcess(algorithm, source, Executor(algorithm, plan_wish(cfg).plan()), settings)
         asked.clear()
-        judging.judge_split({**cfg, "seed": seed}, strategy, on_batch=lambda done: None)
+        strategy.evaluate(EvalSpec(**cfg["eval"]))
         seen.append(list(asked))
     assert seen[0] == seen[1], "the tasks of the final evaluation must not depend on `seed`"
 
@@ -158,9 +156,10 @@ def test_invariant_05_class_order_in_an_episode_is_random_and_does_not_matter(pl
         cfg, algorithm, source = built(place, f"algo={algo}", "data.way=4", "data.query_shot=2")
         tasks = draw_tasks(algorithm, source, "test", seed=0, first=0, count=20)
         other = torch.tensor([2, 0, 3, 1])
+        spec = EvalSpec("test", seed=0, episodes=20, curve=False)
         support, query = (rows._replace(y=other[rows.y]) for rows in (tasks.support, tasks.query))
         scores = [
-            judge(algorithm, batch, source.spec("test").objective, plan_wish(cfg).plan(), curve=False)[
+            evaluate_batch(algorithm, source.spec("test").objective, plan_wish(cfg).plan(), spec, batch)[
                 "accuracy"
             ]
             for batch in (tasks, tasks._replace(support=support, query=query))

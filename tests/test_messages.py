@@ -87,7 +87,7 @@ def test_a_run_that_fails_no_longer_listens(
         log.warning("about to break")
         raise MetalearnError("broken")
 
-    monkeypatch.setattr("metalearn.run.rollback.train", break_off)
+    monkeypatch.setattr("metalearn.engine.trainer.Trainer.train", break_off)
     with pytest.raises(MetalearnError):
         train(compose([*TINY, f"data.cache_dir={tmp_path}/cache"]), [], tmp_path / "run")
     log.warning("afterwards")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from metalearn.core import (
     Algorithm,
+    Batch,
     Draw,
     Examples,
     Inputs,
@@ -24,7 +25,6 @@ from metalearn.core import (
     Parameters,
     Plan,
     Task,
-    TaskBatch,
     TaskSpec,
     class_rows,
     map_leaves,
@@ -76,7 +76,7 @@ class Baseline(Algorithm):
     def draws(self, spec: TaskSpec) -> dict[str, Draw]:
         return {"order": Draw("permutation", (self.eval_adaptation_steps, spec.support_size))}
 
-    def losses(self, tasks: TaskBatch | Examples, how: Plan) -> tuple[Tensor, Metrics]:
+    def losses(self, tasks: Batch, how: Plan) -> tuple[Tensor, Metrics]:
         assert isinstance(tasks, Examples)
         features, statistics = self.model(tasks.x)
         logits = self.classifier(features)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from metalearn.algorithms.base import NetworkAlgorithm
-from metalearn.core import Draw, Examples, Metrics, Parameters, Plan, Task, TaskBatch, TaskSpec
+from metalearn.core import Batch, Draw, Examples, Metrics, Parameters, Plan, Task, TaskSpec
 from metalearn.functional import Adam, descend
 
 
@@ -110,9 +110,7 @@ class Reptile(NetworkAlgorithm):
             torch.stack(losses).mean() if losses else self.second_moment.new_zeros(()),
         )
 
-    def gradient(
-        self, params: Parameters, tasks: TaskBatch | Examples, how: Plan
-    ) -> tuple[Parameters, Tensor, Metrics]:
+    def gradient(self, params: Parameters, tasks: Batch, how: Plan) -> tuple[Parameters, Tensor, Metrics]:
         def displacement(task: Task) -> tuple[Parameters, Parameters, Tensor]:
             weights, second, loss = self.call(params, "trained", task)
             return {name: params[name] - weights[name] for name in params}, second, loss

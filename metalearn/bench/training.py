@@ -26,13 +26,14 @@ from metalearn.bench.plain_networks import plain_network_of
 from metalearn.bench.workloads import Workload
 from metalearn.build.device import num_ranks
 from metalearn.build.objects import build_algorithm, build_optimizer, build_schedule
-from metalearn.build.parts import Parts, settings_of
-from metalearn.core import Algorithm, Split, Task, blank_query
+from metalearn.build.parts import Parts
+from metalearn.core import Algorithm, Split, Task, TaskBatch, blank_query
 from metalearn.distributed.launch import open_strategy
-from metalearn.engine.evaluate import draw_tasks, judge
+from metalearn.engine.evaluate import EvalSpec, draw_tasks, evaluate_batch
 from metalearn.engine.executor import Executor, TaskPlan
 from metalearn.engine.loader import draw_batch
 from metalearn.engine.plan_check import Reference, references_of, with_ordinary_norms
+from metalearn.engine.settings import Settings
 from metalearn.engine.strategy import SingleProcess
 from metalearn.engine.update import Clip, Updater
 
@@ -59,7 +60,7 @@ class Ours:
         self.cfg, self.source = configure(workload, threads)
         self.device = torch.device("cpu")
         self.algorithm = with_ordinary_norms(build_algorithm(self.cfg, self.source, self.device))
-        self.settings = settings_of(self.cfg)
+        self.settings = Settings.of(self.cfg)
         split: Split = "test" if workload.kind == "evaluation" else "train"
         self.batch = draw_tasks(
             self.algorithm, self.source, split, seed=self.settings.seed, first=0, count=workload.tasks
@@ -158,7 +159,9 @@ class Ours:
 
         @torch.no_grad()
         def work() -> Answer:
-            parts: list[Answer] = [plan.map(scores, chunk) for chunk in plan.chunks(self.batch)]
+            parts: list[Answer] = [
+                plan.map(scores, chunk) for chunk in self.batch.chunks(plan.chunk_of(self.batch.count))
+            ]
             return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
         return work
@@ -168,6 +171,7 @@ class Ours:
         too.
         """
         plan, objective = self.plans[name], self.source.spec("test").objective
+        spec = EvalSpec("test", seed=0, episodes=self.workload.tasks)
 
         def step() -> dict[str, float]:
             start = time.perf_counter()
@@ -175,8 +179,8 @@ class Ours:
                 self.algorithm, self.source, "test", seed=0, first=0, count=self.workload.tasks
             )
             drawn = time.perf_counter()
-            for chunk in plan.chunks(batch):
-                judge(self.algorithm, chunk, objective, plan)
+            for chunk in batch.chunks(plan.chunk_of(batch.count)):
+                evaluate_batch(self.algorithm, objective, plan, spec, chunk)
             return {
                 "data": drawn - start,
                 "judging, with curve and inductive accuracy": time.perf_counter() - drawn,
@@ -193,7 +197,7 @@ def training_case(workload: Workload, threads: int | None, stack: ExitStack) -> 
     # the same; two who are right differ by more at a kink.
     references = references_of(ours.algorithm, ours.batch)
     for reference in (*references, references[0]):
-        assert isinstance(reference.batch, Task)
+        assert isinstance(reference.batch, TaskBatch)
         ours.batch = reference.batch
         found, absent = competitors(ours)
         if verdict(reference, found["plain"]()()).problem is None:

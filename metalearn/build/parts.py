@@ -19,7 +19,6 @@ from metalearn.core import Algorithm, Source, TaskSpec
 from metalearn.engine.autotune import unmeasured
 from metalearn.engine.executor import TaskPlan
 from metalearn.engine.membership import refuse_other_kind
-from metalearn.engine.settings import Settings
 from metalearn.errors import DataError
 from metalearn.files import cache_folder
 
@@ -106,24 +105,3 @@ def trained_spec(trained: dict[str, Any], judged: Source | None = None) -> TaskS
 def own_source(trained: dict[str, Any]) -> Source:
     """The data that a run is trained on, from where it lies now. DataError if it is gone."""
     return build_source(settled(trained, trained, Path(trained["run_dir"])), torch.device("cpu"))
-
-
-def settings_of(cfg: dict[str, Any]) -> Settings:
-    trainer, evaluation = cfg["trainer"], cfg["eval"]
-    same = (
-        "outer_steps",
-        "meta_batch_size",
-        "batch_size",
-        "log_every",
-        "eval_every",
-        "checkpoint_every",
-        "patience",
-    )
-    return Settings(
-        seed=cfg["seed"],
-        val_episodes=evaluation["val_episodes"],
-        eval_seed=evaluation["seed"],
-        eval_batch_size=evaluation["batch_size"],
-        monitor=evaluation["monitor"],
-        **{name: trainer[name] for name in same},
-    )

@@ -81,7 +81,7 @@ def dispatch(words: list[str], args: argparse.Namespace) -> int:
     parser.parse_intermixed_args(words[1:], namespace=args)
     if verb in RUNS:
         with listening(echo):
-            return entry.share(lambda: int(module.run(args)))
+            return entry.share(module.run, args)
     # What these print is their answer, which may be read by a program.
     with listening(say_error, level=logging.INFO if verb == "data" else logging.WARNING):
         return int(module.run(args))

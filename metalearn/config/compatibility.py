@@ -30,7 +30,7 @@ FREE = (
     "trainer.shutdown_timeout_s",
     "trainer.dry_run",
 )
-FREE_EVAL = ("eval.episodes", "eval.split", "eval.checkpoint", "eval.batch_size")
+VALIDATION = ("eval.val_episodes", "eval.seed", "eval.monitor")  # what weights and records follow from
 PROSE = ("about",)
 METHOD = ("algo", "data", "model", "optimizer")  # what a run lacks here is never filled in
 
@@ -54,7 +54,11 @@ def refuse_new_science(old: dict[str, Any], new: dict[str, Any], places: Places 
         return
     diff = "\n".join(f"  {key}: {old.get(key)} -> {new.get(key)}" for key in changed)
     allowed = ", ".join(
-        [*(f"{name}.*" if name == "device" else name for name in FREE[2:-1]), *FREE_EVAL, *places]
+        [
+            *(f"{name}.*" if name == "device" else name for name in FREE[2:-1]),
+            f"eval.* other than {', '.join(VALIDATION)}",
+            *places,
+        ]
     )
     raise ConfigError(
         f"a resumed run must keep its method and data, but:\n{diff}\nStart a new run with metalearn train. "
@@ -84,4 +88,6 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _is_free(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in (*FREE, *FREE_EVAL))
+    if key.startswith("eval."):
+        return key not in VALIDATION
+    return any(key == free or key.startswith(f"{free}.") for free in FREE)

@@ -25,6 +25,7 @@ from metalearn.files import read_yaml
 
 BUILT = ("algo", "data", "model", "optimizer")  # groups that name a class
 GROWING = ("trainer", "eval", "device")  # groups whose keys have defaults
+CLOSED = ("trainer", "eval")  # groups that are read as a whole
 # What every metalearn has written: a configuration without one of these is damaged, not old.
 ALWAYS = ("seed", "run_dir", "trusted", *BUILT, *GROWING)
 
@@ -49,6 +50,21 @@ def damages(saved: dict[str, Any]) -> Iterator[str]:
             yield f"{name} is missing, and results follow from it, so that no default can stand in for it"
         elif name not in defaults():
             yield f"{name} is missing"
+    for name, _ in schema.leaves({group: saved[group] for group in CLOSED if group in saved}):
+        if name not in primary_values():
+            yield f"{name} is not a key of this version{schema.hint(name, primary_values())}"
+
+
+def with_new_words(saved: dict[str, Any]) -> dict[str, Any]:
+    """A saved configuration with the keys that were renamed since, under their present names."""
+    for old, new in schema.RENAMED.items():
+        there, value = schema.lookup(saved, old)
+        if there and not schema.lookup(saved, new)[0]:
+            group, _, key = old.partition(".")
+            saved = with_values(
+                {**saved, group: {k: v for k, v in saved[group].items() if k != key}}, {new: value}
+            )
+    return saved
 
 
 def newer_keys(saved: dict[str, Any]) -> dict[str, Any]:
@@ -116,7 +132,7 @@ def read_saved_with_notes(run_dir: Path) -> tuple[dict[str, Any], list[str]]:
         saved = read_yaml(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}; restore it from a backup") from error
-    groups = saved if isinstance(saved, dict) else {}
+    groups = with_new_words(saved) if isinstance(saved, dict) else {}
     if not any(group in groups for group in GROUPS):
         raise ConfigError(f"{path} is not the configuration of a run; restore it from a backup")
     problems = [

@@ -17,7 +17,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "sweep": (str,),
     "trainer.patience": (int,),
     "eval.monitor": (str,),
-    "eval.batch_size": (int,),
+    "eval.chunk": (int,),
     "device.threads": (int,),
     "device.compile": (bool, str),
     "optimizer.clip.norm": (float,),
@@ -32,6 +32,9 @@ MIXED: dict[str, tuple[type, ...]] = {
     "algo.adapts": (str, list),
     "device.ranks": (int, str),
 }  # keys that take more than their default's type
+
+# What our words were called before. Saved runs may use them; on a command line the new word is named.
+RENAMED: dict[str, str] = {"eval.batch_size": "eval.chunk"}
 
 # What others call our words; difflib would not find them.
 SYNONYMS: dict[str, str] = {
@@ -91,6 +94,8 @@ def closest(word: str, names: Iterable[str]) -> str | None:
 
 def hint(word: str, names: Iterable[str]) -> str:
     """`; did you mean NAME?`, or nothing."""
+    if word in RENAMED:
+        return f"; it is now {RENAMED[word]}"
     found = closest(word, names)
     return f"; did you mean {found}?" if found else ""
 
@@ -224,7 +229,7 @@ AT_LEAST: dict[str, int] = {
     "eval.episodes": 2,
     "eval.val_episodes": 2,
     "eval.seed": 0,
-    "eval.batch_size": 1,
+    "eval.chunk": 1,
     "data.way": 2,
     "data.shot": 1,
     "data.query_shot": 1,

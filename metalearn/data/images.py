@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.core import Examples, InputSpec, Member, Members, Source, Split, Task, TaskBatch, TaskSpec
+from metalearn.core import Examples, InputSpec, Member, Members, Source, Split, TaskBatch, TaskSpec
 from metalearn.data.sampling import SPLITS, ClassStore, draw_episodes, shuffled, task_keys
 from metalearn.errors import ConfigError, raise_if
 from metalearn.objectives import Classification
@@ -148,7 +148,7 @@ class ImageClasses(Source):
             key, store, way=shape.way, shot=shape.shot, query_shot=shape.query_shot
         )
         support_labels = torch.arange(shape.way, device=self.device).repeat_interleave(shape.shot)
-        return Task(
+        return TaskBatch(
             support=Examples(
                 self._images(split, support), support_labels.expand(count, -1), self._real(support)
             ),

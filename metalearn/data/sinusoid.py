@@ -22,7 +22,6 @@ from metalearn.core import (
     Members,
     Source,
     Split,
-    Task,
     TaskBatch,
     TaskSpec,
 )
@@ -84,7 +83,7 @@ class Sinusoid(Source):
         amplitude, phase = self._scaled(function[:, :1], "amplitude"), self._scaled(function[:, 1:], "phase")
         x = self._scaled(uniform(fold(key, POINT_DRAW), (shape.per_class,)), "interval")
         y = amplitude * torch.sin(x - phase)
-        return Task(
+        return TaskBatch(
             support=_rows(x[:, : shape.shot], y[:, : shape.shot]),
             query=_rows(x[:, shape.shot :], y[:, shape.shot :]),
             key=key,

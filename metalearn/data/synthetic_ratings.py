@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metalearn.core import Examples, InputSpec, Member, Members, Source, Split, Task, TaskBatch, TaskSpec
+from metalearn.core import Examples, InputSpec, Member, Members, Source, Split, TaskBatch, TaskSpec
 from metalearn.data.files.cache import digest
 from metalearn.data.partition import split_sizes
 from metalearn.data.sampling import SPLITS, shuffled, task_keys
@@ -134,7 +134,7 @@ class SyntheticRatings(Source):
         )
         real = torch.arange(self.max_ratings, device=self.device) < world.num_ratings[user, None]
         cut = self.query_shot
-        return Task(
+        return TaskBatch(
             support=self._rows(user, order[:, cut:], real[:, cut:]),
             query=self._rows(user, order[:, :cut], real[:, :cut]),
             key=key,

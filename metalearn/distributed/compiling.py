@@ -27,12 +27,13 @@ from typing import Any
 
 import torch
 
-from metalearn.build.parts import COMPILER_CACHE, Parts, settings_of
+from metalearn.build.parts import COMPILER_CACHE, Parts
 from metalearn.distributed.processes import last_line, manner_of_death
 from metalearn.engine.autotune import Attempt
 from metalearn.engine.executor import Executor, TaskPlan
 from metalearn.engine.loader import draw_batch
 from metalearn.engine.plan_check import in_full_precision
+from metalearn.engine.settings import Settings
 from metalearn.errors import ConfigError, MetalearnError
 
 # As for a rank: the search path of this process replaces its own, in which the working folder would come
@@ -236,7 +237,7 @@ def compile_asked(trusted: list[str]) -> int:
         request = json.load(sys.stdin)
         cfg, plan = {**request["cfg"], "trusted": trusted}, TaskPlan(**request["plan"])
         parts = Parts.build(cfg)
-        batch = draw_batch(parts.algorithm, parts.source, settings_of(cfg).part(cfg["device"]["ranks"]), 0)
+        batch = draw_batch(parts.algorithm, parts.source, Settings.of(cfg).part(cfg["device"]["ranks"]), 0)
         actors = [parts.algorithm]
         if request["proven"] and (full := in_full_precision(parts.algorithm)) is not parts.algorithm:
             actors.append(full)

@@ -13,12 +13,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from metalearn.distributed.torchrun import launched
 
 PR_SET_PDEATHSIG = 1  # name of Linux's sys/prctl.h
 WATCH_EVERY = 0.5  # seconds
+
+T = TypeVar("T")
 
 
 def main(words: Sequence[str]) -> NoReturn:
@@ -47,19 +49,19 @@ def leave_signals_to_parent() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def share(command: Callable[[], int]) -> int:
+def share(command: Callable[[T], int], words: T) -> int:
     """Run a command in the one process that this is, or in rank 0 of those that a launcher started; its exit
     code.
     """
     started = launched()
     if started is None:
-        return command()
+        return command(words)
     if started[0] > 0:
         end_with(os.getppid())
         from metalearn.distributed.launch import work_launched
 
         leave(work_launched())
-    code = command()
+    code = command(words)
     if code == 0:  # any other lets the launcher end all
         from metalearn.distributed.launch import release_siblings
 

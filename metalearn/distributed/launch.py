@@ -29,11 +29,12 @@ import torch.distributed as dist
 import yaml
 
 from metalearn.build.device import num_ranks
-from metalearn.build.parts import Parts, settings_of
+from metalearn.build.parts import Parts
 from metalearn.distributed.processes import LOST, Siblings, Workers
 from metalearn.distributed.strategy import Link, LostError, MultiProcess, RankError, serve
 from metalearn.distributed.torchrun import launched
 from metalearn.engine.executor import Executor, TaskPlan
+from metalearn.engine.settings import Settings
 from metalearn.engine.strategy import SingleProcess
 from metalearn.errors import ConfigError
 from metalearn.fault_injection import fault
@@ -83,7 +84,7 @@ def open_strategy(
     check: raises to stop the start. give_up: a last word before this process ends, because a
     rank is gone and the main thread has not noticed for a while.
     """
-    settings, ranks = settings_of(cfg), cfg["device"]["ranks"]
+    settings, ranks = Settings.of(cfg), cfg["device"]["ranks"]
     executor = Executor(parts.algorithm, parts.plan)
     if ranks == 1:
         yield SingleProcess(parts.algorithm, parts.source, executor, settings)
@@ -248,7 +249,7 @@ def serve_rank(
             parts.algorithm,
             parts.source,
             executor,
-            settings_of(cfg),
+            Settings.of(cfg),
             Link(rank, ranks, parts.device, LostError),
         )
 

@@ -4,24 +4,25 @@ Only rank 0 has an optimizer, a folder and a say. For a step it sends the weight
 its own block of the meta-batch, and one reduction brings gradients, losses and metrics to rank 0. So
 resuming, stopping and refusing what is not finite are those of one process, and a rank that dies takes
 nothing with it. Orders travel over gloo and tensors over gloo or, between GPUs, nccl. All of it is numbers:
-nothing is unpickled.
+nothing is unpickled; what an evaluation asks is JSON.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from metalearn.core import Algorithm, Examples, Metrics, Source, Split, TaskBatch
+from metalearn.core import Algorithm, Batch, Metrics, Source
 from metalearn.engine.batching import Batching
-from metalearn.engine.evaluate import Evaluation, Exam, judge_batches
+from metalearn.engine.evaluate import EvalSpec, Evaluation, evaluate_batches, limited
 from metalearn.engine.executor import Executor, Sums
 from metalearn.engine.loader import TaskLoader
 from metalearn.engine.settings import Settings, share_of
@@ -30,8 +31,7 @@ from metalearn.errors import MetalearnError
 from metalearn.fault_injection import fault
 
 END, STEP, EVALUATE, WIDTH, CHUNK = range(5)  # kinds of orders
-ORDER_SIZE = 7
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
+ORDER_SIZE = 4
 
 
 class RankError(MetalearnError):
@@ -73,6 +73,15 @@ class Link:
         with self._reaching():
             dist.broadcast(words, 0)
         return words.tolist()
+
+    def say(self, text: str, size: int) -> str:
+        """Give a text of so many bytes to all; what the others say is not heard."""
+        letters = torch.zeros(size, dtype=torch.uint8)
+        if self.rank == 0:
+            letters.copy_(torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8))
+        with self._reaching():
+            dist.broadcast(letters, 0)
+        return bytes(letters.tolist()).decode()
 
     def spread(self, algorithm: Algorithm) -> None:
         """Give the parameters and buffers of rank 0 to all, as bytes, so that every type arrives as it is."""
@@ -124,15 +133,15 @@ class MultiProcess(SingleProcess):
         if algorithm.trains_on != "examples":
             self.loader = TaskLoader(algorithm, source, settings, self.share)
 
-    def draw(self, step: int) -> TaskBatch | Examples:
+    def draw(self, step: int) -> Batch:
         """A flat minibatch is never split, so that rank 0 takes all of it and gives no order."""
         if self.algorithm.trains_on != "examples":
             self.link.order(STEP, step)
             self.link.spread(self.algorithm)
         return super().draw(step)
 
-    def execute(self, batch: TaskBatch | Examples) -> tuple[Tensor, Metrics]:
-        if isinstance(batch, Examples):
+    def execute(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        if self.algorithm.trains_on == "examples":
             return super().execute(batch)
         sums = self.executor.sums(batch)
         sums, self.chunks_then = pool(
@@ -150,28 +159,21 @@ class MultiProcess(SingleProcess):
             self.link.order(CHUNK, rank, chunk)
         self.chunks_then = torch.tensor(chunks)
 
-    def evaluate(
-        self,
-        split: Split,
-        *,
-        seed: int,
-        episodes: int,
-        batch_size: int | None,
-        curve: bool = True,
-        on_batch: Callable[[int], None] | None = None,
-    ) -> Evaluation:
-        exam = self.exam(split, seed, episodes, curve=curve)
-        size = self.size(exam, batch_size)
+    def evaluate(self, spec: EvalSpec, on_batch: Callable[[int], None] | None = None) -> Evaluation:
+        spec = limited(spec, self.source)
+        size = self.size(spec)
 
         def between(done: int) -> None:
             self.require_all()
             if on_batch is not None:
                 on_batch(done)
 
-        self.link.order(EVALUATE, SPLITS.index(split), seed, exam.episodes, size.unit, size.held, int(curve))
+        asked = json.dumps(asdict(spec))
+        self.link.order(EVALUATE, size.unit, size.held, len(asked))
+        self.link.say(asked, len(asked))
         self.link.spread(self.algorithm)
-        judged = pool_scores(self.algorithm, self.source, exam, size, self.executor, self.link, between)
-        return Evaluation.of(judged, self.source.spec(split).objective)
+        found = pool_scores(self.algorithm, self.source, spec, size, self.executor, self.link, between)
+        return Evaluation.of(found, self.source.spec(spec.split).objective)
 
     def dismiss(self) -> None:
         """Order the end."""
@@ -182,24 +184,24 @@ def serve(algorithm: Algorithm, source: Source, executor: Executor, settings: Se
     """The life of every other rank: do what rank 0 orders, until it orders the end."""
     share = share_of(link.rank, link.ranks, settings.meta_batch_size)
     loader = TaskLoader(algorithm, source, settings, share)
-    sizes: dict[Exam, Batching] = {}  # what was halved stays so
+    sizes: dict[EvalSpec, Batching] = {}  # what was halved stays so
     while (order := link.order())[0] != END:
         if order[0] == CHUNK:
             if order[1] == link.rank:
                 executor.plan = replace(executor.plan, chunk=order[2])
-            continue
-        link.spread(algorithm)
-        if order[0] == STEP:
+        elif order[0] == STEP:
+            link.spread(algorithm)
             batch = loader.draw(order[1])
             fault("rank:step")
             sums = executor.sums(batch)
             pool(sums, share, settings.meta_batch_size, link, executor.plan.chunk)
         else:
-            split, seed, episodes, unit, held, curve = order[1:7]
-            exam = Exam(SPLITS[split], seed, episodes, curve=bool(curve))
-            size = sizes.setdefault(exam, Batching(unit, held, alone=executor.plan.name == "loop"))
+            _, unit, held, letters = order
+            spec = EvalSpec(**json.loads(link.say("", letters)))
+            link.spread(algorithm)
+            size = sizes.setdefault(spec, Batching(unit, held, alone=executor.plan.name == "loop"))
             size.unit, size.held = min(size.unit, unit), held
-            pool_scores(algorithm, source, exam, size, executor, link)
+            pool_scores(algorithm, source, spec, size, executor, link)
 
 
 def pool(sums: Sums, share: range, count: int, link: Link, chunk: int = 0) -> tuple[Sums, Tensor]:
@@ -222,27 +224,27 @@ def pool(sums: Sums, share: range, count: int, link: Link, chunk: int = 0) -> tu
 def pool_scores(
     algorithm: Algorithm,
     source: Source,
-    exam: Exam,
+    spec: EvalSpec,
     size: Batching,
     executor: Executor,
     link: Link,
     on_batch: Callable[[int], None] | None = None,
 ) -> dict[str, Tensor]:
-    """What `judge` found of all E tasks in their order, (E, …) each, on rank 0, bit for bit; empty
+    """What `evaluate_batch` found of all E tasks in their order, (E, …) each, on rank 0, bit for bit; empty
     elsewhere.
     """
     own = list(
-        judge_batches(
-            algorithm, source, exam, executor.plan, size, rank=link.rank, ranks=link.ranks, on_batch=on_batch
+        evaluate_batches(
+            algorithm, source, spec, executor.plan, size, rank=link.rank, ranks=link.ranks, on_batch=on_batch
         )
     )
     # A rank without a batch cannot know how many numbers there are of a task; rank 0 always has the first
     # one.
     sizes = [values[0].numel() for values in own[0][1].values()] if own else []
     _, width, *_ = link.order(WIDTH, sum(sizes)) if link.rank == 0 else link.order()
-    bits = torch.zeros(exam.episodes, width, dtype=torch.int64, device=link.device)
-    for first, judged in own:
-        rows = torch.cat([values.double().reshape(len(values), -1) for values in judged.values()], dim=1)
+    bits = torch.zeros(spec.episodes, width, dtype=torch.int64, device=link.device)
+    for first, found in own:
+        rows = torch.cat([values.double().reshape(len(values), -1) for values in found.values()], dim=1)
         bits[first : first + len(rows)] = rows.view(torch.int64)
     link.sum(bits)  # of whole numbers, all but one of them 0: the sum of floats would turn -0 into 0
     if link.rank > 0:

@@ -14,15 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.build.parts import Parts, settings_of
+from metalearn.build.parts import Parts
 from metalearn.config.compose import compose
 from metalearn.config.loader import packaged_options
-from metalearn.core import Algorithm, Examples, TaskBatch, blank_query
+from metalearn.core import Algorithm, Batch, blank_query
 from metalearn.doctor.checks import Check, FailedError, SkippedError
 from metalearn.engine.evaluate import draw_tasks
 from metalearn.engine.executor import Executor, TaskPlan
 from metalearn.engine.loader import draw_batch
 from metalearn.engine.plan_check import SLACK, relative, with_ordinary_norms
+from metalearn.engine.settings import Settings
 
 LOOP = TaskPlan("loop")
 EXACT = [
@@ -62,17 +63,17 @@ class Problem:
     """An algorithm with weights off their first values, and what it would learn from in its first step."""
 
     algorithm: Algorithm
-    batch: TaskBatch | Examples
+    batch: Batch
 
     @staticmethod
     def of(*words: str) -> Problem:
         cfg = compose([*words, *EXACT])
         parts = Parts.build(cfg)
-        batch: TaskBatch | Examples
+        batch: Batch
         if parts.algorithm.trains_on is None:
             batch = draw_tasks(parts.algorithm, parts.source, "train", seed=0, first=0, count=3)
         else:
-            batch = draw_batch(parts.algorithm, parts.source, settings_of(cfg), 0)
+            batch = draw_batch(parts.algorithm, parts.source, Settings.of(cfg), 0)
         return Problem(with_ordinary_norms(parts.algorithm), batch)
 
 

@@ -18,10 +18,10 @@ from typing import Any, Literal
 
 import torch
 
-from metalearn.core import Algorithm, Examples
+from metalearn.core import Algorithm, Batch
 from metalearn.engine.executor import Executor, TaskPlan
 from metalearn.engine.explain import explanation
-from metalearn.engine.plan_check import Batch, PlanCheck, refuse_impure, with_ordinary_norms
+from metalearn.engine.plan_check import PlanCheck, refuse_impure, with_ordinary_norms
 from metalearn.errors import ConfigError, MetalearnError
 from metalearn.messages import unheard
 
@@ -178,7 +178,7 @@ def tune(algorithm: Algorithm, batch: Batch, wish: Wish, *, steps: int, ahead: A
     refuse_impure(actor, batch)
     plan_check = PlanCheck(actor, batch)
     found = Measured()
-    candidates = wish.candidates(1 if isinstance(batch, Examples) else len(batch.key))
+    candidates = wish.candidates(batch.count)
     candidates = [plan for plan in candidates if plan.name in algorithm.plans]
     time_all(
         [executor for plan in candidates if (executor := _try(actor, plan, plan_check, found))], batch, found

@@ -7,7 +7,7 @@ last digit, with two threads those of 2 or 3 did too, in float64 those of 10; an
 a loss out of it.) So what is
 mapped together, a unit, follows from the shapes of the tasks alone: from the bytes that one of them takes,
 which are counted, and from the number of episodes if
-that is smaller. Free memory, timings, ranks and `eval.batch_size` have no say in it. A last unit that is not
+that is smaller. Free memory, timings, ranks and `eval.chunk` have no say in it. A last unit that is not
 full is filled by repeating its last task, and every unit is copied into tensors of one layout and alignment.
 
 A unit is as large as is fast: on a CPU, time per task falls up to some hundred MiB of tensors and rises
@@ -117,7 +117,7 @@ def batching(
 ) -> tuple[Batching, Demand]:
     """What suits tasks like this one, and the memory that it takes.
 
-    task: a batch of one, which is scored twice. episodes: how many there will be. limit: `eval.batch_size`,
+    task: a batch of one, which is scored twice. episodes: how many there will be. limit: `eval.chunk`,
     None for as few as do. Raises MetalearnError if this task does not fit into memory.
     """
     device = task.key.device
@@ -146,7 +146,5 @@ def one_sentence(count: int = 1, *, least: bool = True) -> Iterator[None]:
 
 def too_large(problem: str, count: int = 1, *, least: bool = True) -> MetalearnError:
     many = f"{count} tasks at once" if count > 1 else "a single task"
-    way_out = (
-        "choose a smaller model, fewer rows or fewer adaptation steps" if least else "lower eval.batch_size"
-    )
+    way_out = "choose a smaller model, fewer rows or fewer adaptation steps" if least else "lower eval.chunk"
     return MetalearnError(f"out of memory with {many}: {problem}; {way_out}")

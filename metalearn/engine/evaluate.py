@@ -1,12 +1,13 @@
-"""Judging an algorithm on fixed tasks: counter-based, without a graph, and without a trace in its state."""
+"""Evaluating an algorithm on fixed tasks: counter-based, without a graph, without a trace in its state."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,34 @@ Z95 = 1.96
 
 
 @dataclass(frozen=True)
+class EvalSpec:
+    """What an evaluation asks: tasks 0 … episodes-1 of (seed, split). `EvalSpec(**cfg["eval"])` is the final
+    one of a run.
+
+    val_episodes: tasks of every validation while a run trains. checkpoint: best, last or step-NUMBER.
+    monitor: the metric of validations that says which is best; None: the objective's primary one.
+    chunk: tasks held at once, in whole units (see `metalearn.engine.batching`), None for as few as are fast;
+    no number depends on it.
+    steps: adaptation steps, None for the algorithm's own in evaluation.
+    curve: also report `<primary>_step_<k>` with fewer steps, which cost nothing more.
+    """
+
+    split: Split
+    seed: int
+    episodes: int
+    val_episodes: int = 0
+    checkpoint: str = "best"
+    monitor: str | None = None
+    chunk: int | None = None
+    steps: int | None = None
+    curve: bool = True
+
+    def validation(self) -> EvalSpec:
+        """What is asked while a run trains."""
+        return replace(self, split="val", episodes=self.val_episodes, curve=False)
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """columns: one entry per task, `task_id` first. summary: {metric: {mean, ci95 (half-width), std}} over
     tasks.
@@ -36,19 +65,19 @@ class Evaluation:
     summary: dict[str, dict[str, float]]
 
     @staticmethod
-    def of(judged: dict[str, Tensor], objective: Objective) -> Evaluation:
-        """From what `judge` found of tasks 0, 1, 2, …: a column and a mean of each score, a metric from all
-        totals.
+    def of(found: dict[str, Tensor], objective: Objective) -> Evaluation:
+        """From what `evaluate_batch` found of tasks 0, 1, 2, …: a column and a mean of each score, a metric
+        from all totals.
         """
-        scores = {name: decimals(values) for name, values in judged.items() if not name.startswith(TOTALS)}
+        scores = {name: decimals(values) for name, values in found.items() if not name.startswith(TOTALS)}
         totals = {
-            name.removeprefix(TOTALS): values for name, values in judged.items() if name.startswith(TOTALS)
+            name.removeprefix(TOTALS): values for name, values in found.items() if name.startswith(TOTALS)
         }
         summary = {name: summarise(values) for name, values in scores.items()}
         pool = pooled_part(objective)
         if pool is not None and totals:
             summary |= unlike(summary, pooled(pool, totals), pool, "summary")
-        count = len(next(iter(judged.values())))
+        count = len(next(iter(found.values())))
         return Evaluation({"task_id": list(range(count)), **scores}, summary)
 
     @property
@@ -56,81 +85,60 @@ class Evaluation:
         return len(self.columns["task_id"])
 
 
-class Exam(NamedTuple):
-    """What an evaluation asks: tasks 0 … episodes-1 of (seed, split).
-
-    steps: adaptation steps, None for the algorithm's own. curve: also report what fewer steps give.
-    """
-
-    split: Split
-    seed: int
-    episodes: int
-    steps: int | None = None
-    curve: bool = True
-
-
 def evaluate(
     algorithm: Algorithm,
     source: Source,
-    split: Split,
+    spec: EvalSpec,
     *,
-    seed: int,
-    episodes: int,
     plan: TaskPlan,
-    batch_size: int | None = None,
-    steps: int | None = None,
-    curve: bool = True,
     size: Batching | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Judge on tasks 0 … episodes-1 of (seed, split); on every task once if the split holds fewer.
+    """What the specification asks, or every task once if the split holds fewer.
 
-    batch_size: tasks held at once, in whole units (see `metalearn.engine.batching`); no number depends on it.
-    steps: adaptation steps, by default the algorithm's own for evaluation.
-    curve: also report `<primary>_step_<k>` with fewer steps, which cost nothing more.
     size: as `batching_of` found it before, which need not be done again.
     on_batch: called with the number of tasks done after every batch; may raise to stop early.
     """
-    exam = Exam(split, seed, num_episodes(source, split, episodes), steps, curve)
+    spec = limited(spec, source)
     if size is None:
-        size, _ = batching_of(algorithm, source, exam, plan, batch_size)
+        size, _ = batching_of(algorithm, source, spec, plan)
     kept: dict[str, Tensor] = {}
-    for first, judged in judge_batches(algorithm, source, exam, plan, size, on_batch=on_batch):
-        for name, values in judged.items():
+    for first, found in evaluate_batches(algorithm, source, spec, plan, size, on_batch=on_batch):
+        for name, values in found.items():
             # In one block for all tasks: small ones of every batch would lie between the large ones that are
             # given back, and hold them.
             if name not in kept:
-                kept[name] = torch.empty((exam.episodes, *values.shape[1:]), dtype=values.dtype)
+                kept[name] = torch.empty((spec.episodes, *values.shape[1:]), dtype=values.dtype)
             kept[name][first : first + len(values)] = values
-    return Evaluation.of(kept, source.spec(split).objective)
+    return Evaluation.of(kept, source.spec(spec.split).objective)
 
 
-def num_episodes(source: Source, split: Split, wanted: int) -> int:
-    """How many tasks can be asked; ConfigError if they give no interval."""
-    available = source.num_tasks(split)
-    episodes = wanted if available is None else min(wanted, available)
+def limited(spec: EvalSpec, source: Source) -> EvalSpec:
+    """With as many tasks as can be asked; ConfigError if they give no interval."""
+    available = source.num_tasks(spec.split)
+    episodes = spec.episodes if available is None else min(spec.episodes, available)
     if episodes < 2:
         raise ConfigError(
-            f"{episodes} tasks of split {split!r} give no interval; at least 2 are needed: raise "
+            f"{episodes} tasks of split {spec.split!r} give no interval; at least 2 are needed: raise "
             "eval.episodes or choose another split"
         )
-    return episodes
+    return replace(spec, episodes=episodes)
 
 
 def batching_of(
-    algorithm: Algorithm, source: Source, exam: Exam, plan: TaskPlan, limit: int | None
+    algorithm: Algorithm, source: Source, spec: EvalSpec, plan: TaskPlan
 ) -> tuple[Batching, Demand]:
-    """How many tasks to take at once, by its first one, and the memory for them. limit: `eval.batch_size`."""
+    """How many tasks to take at once, by its first one, and the memory for them."""
     with frozen(algorithm):
-        task = draw_tasks(algorithm, source, exam.split, seed=exam.seed, first=0, count=1)
-        score = score_of(algorithm, source, exam, plan)
-        return batching(score, task, alone=plan.name == "loop", episodes=exam.episodes, limit=limit)
+        task = draw_tasks(algorithm, source, spec.split, seed=spec.seed, first=0, count=1)
+        score = score_of(algorithm, source, spec, plan)
+        return batching(score, task, alone=plan.name == "loop", episodes=spec.episodes, limit=spec.chunk)
 
 
-def judge_batches(
+def evaluate_batches(
     algorithm: Algorithm,
     source: Source,
-    exam: Exam,
+    spec: EvalSpec,
     plan: TaskPlan,
     size: Batching,
     *,
@@ -139,39 +147,32 @@ def judge_batches(
     on_batch: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """Number of the first task and scores of each batch that is this rank's; the ranks take turns."""
-    score = score_of(algorithm, source, exam, plan)
+    score = score_of(algorithm, source, spec, plan)
     with frozen(algorithm):
-        for first in range(rank * size.held, exam.episodes, ranks * size.held):
-            count = min(size.held, exam.episodes - first)
+        for first in range(rank * size.held, spec.episodes, ranks * size.held):
+            count = min(size.held, spec.episodes - first)
             with one_sentence(count, least=size.held <= size.unit):
-                batch = draw_tasks(algorithm, source, exam.split, seed=exam.seed, first=first, count=count)
+                batch = draw_tasks(algorithm, source, spec.split, seed=spec.seed, first=first, count=count)
             yield first, size.scores(score, batch)
             if on_batch is not None:
                 on_batch(first + count)
 
 
-def score_of(algorithm: Algorithm, source: Source, exam: Exam, plan: Plan) -> Score:
+def score_of(algorithm: Algorithm, source: Source, spec: EvalSpec, plan: Plan) -> Score:
     """What an evaluation does with a batch of tasks."""
-    objective = source.spec(exam.split).objective
-    return lambda batch: judge(algorithm, batch, objective, plan, steps=exam.steps, curve=exam.curve)
+    return partial(evaluate_batch, algorithm, source.spec(spec.split).objective, plan, spec)
 
 
-def judge(
-    algorithm: Algorithm,
-    batch: TaskBatch,
-    objective: Objective,
-    plan: Plan,
-    *,
-    steps: int | None = None,
-    curve: bool = True,
+def evaluate_batch(
+    algorithm: Algorithm, objective: Objective, plan: Plan, spec: EvalSpec, batch: TaskBatch
 ) -> dict[str, Tensor]:
     """Loss and metrics (T,) of each task: those of the objective, the inductive primary, the method's report,
     the curve.
 
     The objective's totals (T, …) are there too, under names that begin with TOTALS.
     """
-    last = algorithm.eval_adaptation_steps if steps is None else steps
-    counts = curve_steps(last) if curve else [last]
+    last = algorithm.eval_adaptation_steps if spec.steps is None else spec.steps
+    counts = curve_steps(last) if spec.curve else [last]
     primary, pool = objective.primary, pooled_part(objective)
 
     def scores(task: Task) -> dict[str, Tensor]:
@@ -196,7 +197,7 @@ def judge(
         result |= unlike({**result, **points}, report, algorithm, "report")
         totals = {} if pool is None else pool.totals(prediction, task.query.y, task.query.mask)
         result |= {f"{TOTALS}{name}": values for name, values in totals.items()}
-        return {**result, **points} if curve and last > 0 else result
+        return {**result, **points} if spec.curve and last > 0 else result
 
     with torch.no_grad():
         mapped: dict[str, Tensor] = plan.map(scores, batch)
@@ -226,7 +227,7 @@ def draw_tasks(
 ) -> TaskBatch:
     """A batch of tasks with the random numbers that the algorithm wants for each."""
     batch = source.tasks(split, seed=seed, first=first, count=count)
-    return batch._replace(draws=draw(batch.key, algorithm.draws(source.spec(split))))
+    return TaskBatch(*batch)._replace(draws=draw(batch.key, algorithm.draws(source.spec(split))))
 
 
 def curve_steps(last: int) -> list[int]:

@@ -8,7 +8,7 @@ becomes one graph, so that second order survives.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -16,14 +16,24 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from metalearn.core import Algorithm, Examples, Metrics, Parameters, TaskBatch, leaves_of, map_leaves, rebuilt
+from metalearn.core import (
+    Algorithm,
+    Batch,
+    Metrics,
+    Parameters,
+    Task,
+    TaskBatch,
+    leaves_of,
+    map_leaves,
+    rebuilt,
+)
 from metalearn.engine.compiler_cache import drop_half_written
 from metalearn.engine.memory import first_line, is_out_of_memory
 from metalearn.errors import ConfigError, MetalearnError
 
 log = logging.getLogger(__name__)
 
-Gradient = Callable[[Parameters, TaskBatch | Examples], tuple[Parameters, Tensor, Metrics]]
+Gradient = Callable[[Parameters, Batch], tuple[Parameters, Tensor, Metrics]]
 
 # of one line of code, which all plans and chunk sizes of a process share; beyond it the compiler gives up
 MOST_BUILDS = 64
@@ -42,6 +52,7 @@ class TaskPlan:
         return f"{self.name}{size}{' compiled' if self.compile else ''}"
 
     def map(self, function: Callable[..., Any], *batches: Any) -> Any:
+        batches = tuple([Task(*batch) if isinstance(batch, TaskBatch) else batch for batch in batches])
         if self.name == "vmap":
             # A flat list of tensors is all that vmap has to go through; it takes as long for a nested one as
             # for a small network.
@@ -55,15 +66,6 @@ class TaskPlan:
     def chunk_of(self, num_tasks: int) -> int:
         """How many of so many tasks are taken at once."""
         return 1 if self.name == "loop" else min(self.chunk or num_tasks, num_tasks)
-
-    def chunks(self, tasks: TaskBatch) -> Iterator[TaskBatch]:
-        count = len(tasks.key)
-        size = self.chunk_of(count)
-        if size == count:
-            yield tasks
-            return
-        for pieces in zip(*(leaf.split(size) for leaf in leaves_of(tasks)), strict=True):
-            yield rebuilt(tasks, pieces)
 
 
 class Sums(NamedTuple):
@@ -86,17 +88,15 @@ class Executor:
     def __init__(self, algorithm: Algorithm, plan: TaskPlan) -> None:
         self.algorithm = algorithm
         self.plan = plan
-        self.gradient = self._compiled() if plan.compile else self._gradient
+        self.compiled = self._compiled() if plan.compile else None
 
-    def execute(self, batch: TaskBatch | Examples) -> tuple[Tensor, Metrics]:
+    def execute(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Fill `.grad` with the mean gradient over the tasks; return the losses (T,) and mean metrics."""
         sums = self.sums(batch)
         return sums.losses, self.write(sums)
 
-    def sums(self, batch: TaskBatch | Examples) -> Sums:
-        """Pure. A flat minibatch (`Examples`) is one chunk and is never split: batch-norm statistics span
-        it.
-        """
+    def sums(self, batch: Batch) -> Sums:
+        """Pure."""
         while True:
             try:
                 return self._sums(batch)
@@ -124,14 +124,17 @@ class Executor:
         mean: Metrics = map_leaves(lambda total: (total / count).to(dtype), sums.metrics)
         return mean
 
-    def _sums(self, batch: TaskBatch | Examples) -> Sums:
+    def _sums(self, batch: Batch) -> Sums:
         # Detached, or a graph would be chained from chunk to chunk.
         params = {name: p.detach() for name, p in self.algorithm.named_parameters() if p.requires_grad}
-        chunks = [batch] if isinstance(batch, Examples) else list(self.plan.chunks(batch))
+        chunks = list(batch.chunks(self.plan.chunk_of(batch.count)))
         losses: list[Tensor] = []
         totals: list[Tensor] = []
         for chunk in chunks:
-            grads, chunk_losses, metrics = self.gradient(params, chunk)
+            if self.compiled is not None:
+                grads, chunk_losses, metrics = self.compiled(params, chunk)
+            else:
+                grads, chunk_losses, metrics = self.algorithm.gradient(params, chunk, self.plan)
             losses.append(chunk_losses)
             part = (grads, map_leaves(lambda leaf: leaf.sum(0), metrics))
             if len(chunks) == 1:
@@ -143,9 +146,7 @@ class Executor:
         grads, metrics = rebuilt(part, totals)
         return Sums(grads, torch.cat(losses), metrics)
 
-    def _gradient(
-        self, params: Parameters, chunk: TaskBatch | Examples
-    ) -> tuple[Parameters, Tensor, Metrics]:
+    def _gradient(self, params: Parameters, chunk: Batch) -> tuple[Parameters, Tensor, Metrics]:
         return self.algorithm.gradient(params, chunk, self.plan)
 
     def _compiled(self) -> Gradient:
@@ -161,7 +162,7 @@ class Executor:
             self._gradient, fullgraph=True, dynamic=False, mode="reduce-overhead" if on_cuda else None
         )
 
-        def gradient(params: Parameters, chunk: TaskBatch | Examples) -> tuple[Parameters, Tensor, Metrics]:
+        def gradient(params: Parameters, chunk: Batch) -> tuple[Parameters, Tensor, Metrics]:
             try:
                 result = compiled(params, chunk)
             except TorchDynamoException as error:
@@ -178,10 +179,11 @@ class Executor:
 
         return gradient
 
-    def _halve(self, batch: TaskBatch | Examples, problem: str) -> None:
-        chunk = 1 if isinstance(batch, Examples) else self.plan.chunk_of(len(batch.key))
+    def _halve(self, batch: Batch, problem: str) -> None:
+        chunk = self.plan.chunk_of(batch.count)
         if chunk == 1:
-            what = "one minibatch (trainer.batch_size)" if isinstance(batch, Examples) else "a single task"
+            flat = self.algorithm.trains_on == "examples"
+            what = "one minibatch (trainer.batch_size)" if flat else "a single task"
             raise MetalearnError(
                 f"out of memory with {what}: {problem}; choose a smaller model, fewer rows or fewer "
                 "adaptation steps"
@@ -195,6 +197,6 @@ class Executor:
         )
 
 
-def execute(algorithm: Algorithm, batch: TaskBatch | Examples, plan: TaskPlan) -> tuple[Tensor, Metrics]:
+def execute(algorithm: Algorithm, batch: Batch, plan: TaskPlan) -> tuple[Tensor, Metrics]:
     """One batch with a plan of its own: fill `.grad`, return the losses (T,) and mean metrics."""
     return Executor(algorithm, plan).execute(batch)

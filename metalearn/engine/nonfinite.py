@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from metalearn.core import Algorithm, Examples, Source, TaskBatch
+from metalearn.core import Algorithm, Batch, Source
 from metalearn.engine.executor import TaskPlan, execute
 from metalearn.engine.loader import draw_batch
 from metalearn.engine.settings import Settings
@@ -104,22 +104,19 @@ class Guard:
         )
 
 
-def culprits(algorithm: Algorithm, batch: TaskBatch | Examples, number: int, *, met: bool) -> str:
+def culprits(algorithm: Algorithm, batch: Batch, number: int, *, met: bool) -> str:
     """The bad tasks by number, counted from the start of the run, found by running each alone."""
-    if isinstance(batch, Examples):
-        first = number * len(batch.y)
-        return f"in examples {first} to {first + len(batch.y) - 1}"
-    first = number * len(batch.key)
-    every = f"train tasks {first} to {first + len(batch.key) - 1}"
+    numbers = range(number * batch.count, (number + 1) * batch.count)
+    every = f"train {batch.describe(numbers)}"
+    if batch.count == 1:
+        return every
     if not met:
         return f"one of {every}"
-    bad = [first + i for i, one in enumerate(TaskPlan("loop").chunks(batch)) if not is_finite(algorithm, one)]
-    if not bad:
-        return f"{every} (each alone is finite, their sum is not)"
-    return f"train task{'s' if len(bad) > 1 else ''} {', '.join(map(str, bad))}"
+    bad = [i for i, one in zip(numbers, batch.chunks(1), strict=True) if not is_finite(algorithm, one)]
+    return f"train {batch.describe(bad)}" if bad else f"{every} (each alone is finite, their sum is not)"
 
 
-def is_finite(algorithm: Algorithm, task: TaskBatch) -> bool:
+def is_finite(algorithm: Algorithm, task: Batch) -> bool:
     losses, _ = execute(algorithm, task, TaskPlan("loop"))
     values = [losses, *(p.grad for p in algorithm.parameters() if p.grad is not None)]
     return all(bool(torch.isfinite(value).all()) for value in values)

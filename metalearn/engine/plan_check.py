@@ -20,12 +20,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from metalearn.core import Algorithm, Examples, TaskBatch
+from metalearn.core import Algorithm, Batch
 from metalearn.engine.executor import Executor, Sums, TaskPlan
 from metalearn.engine.explain import explained, pure
 from metalearn.errors import ConfigError
-
-Batch = TaskBatch | Examples
 
 GRADIENT_TOLERANCE, LOSS_TOLERANCE = (
     1e-4,
@@ -105,8 +103,7 @@ def references_of(actor: Algorithm, batch: Batch) -> list[Reference]:
     are, there is no reference.
     """
     looped = [Executor(other, TaskPlan("loop")) for other in (actor, nudged(actor, 1), nudged(actor, -1))]
-    count = 1 if isinstance(batch, Examples) else len(batch.key)
-    tasks = [batch] if isinstance(batch, Examples) else list(TaskPlan("loop").chunks(batch))
+    count, tasks = batch.count, list(batch.chunks(1))
 
     def movement(task: Batch) -> float:
         at_rest, *moved = (executor.sums(task) for executor in looped)
@@ -188,7 +185,7 @@ def refuse_impure(actor: Algorithm, batch: Batch) -> None:
     """ConfigError if a method gives other losses for the same task and weights when it is asked again: no two
     plans could agree.
     """
-    task = batch if isinstance(batch, Examples) else next(iter(TaskPlan("loop").chunks(batch)))
+    task = next(iter(batch.chunks(1)))
     executor = Executor(actor, TaskPlan("loop"))
     first, again = (executor.sums(task).losses.nan_to_num() for _ in range(2))
     if relative(again, first) <= LOSS_TOLERANCE:

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from metalearn.core import Algorithm, Examples, Source, Split, TaskBatch
+from metalearn.core import Algorithm, Batch, Source
 from metalearn.engine.batching import Batching
-from metalearn.engine.evaluate import Exam, batching_of, draw_tasks, evaluate, frozen, score_of
+from metalearn.engine.evaluate import EvalSpec, batching_of, draw_tasks, evaluate, frozen, score_of
 from metalearn.engine.executor import Executor, TaskPlan
 from metalearn.engine.formats import Monitor, require_measured
 from metalearn.engine.loader import draw_batch
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 TRIAL = ".preflight-"
 WARM_UP_LIMIT = 5.0  # seconds; a first step that takes longer is not repeated to get a warmer timing
-JUDGING = 1.0  # seconds; the same for a first unit of an evaluation
+EVALUATING = 1.0  # seconds; the same for a first unit of an evaluation
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Forecast:
 
     def describe(self, settings: Settings, steps: int, test_episodes: int) -> str:
         validations = -(-steps // settings.eval_every)
-        judging = self.val * validations + self.test
+        evaluating = self.val * validations + self.test
         saving = self.save * (1 + -(-steps // settings.checkpoint_every))
-        total = steps * self.step + judging + saving
+        total = steps * self.step + evaluating + saving
         return (
             f"preflight passed: {steps} outer steps of {1000 * self.step:.1f} ms, {validations} validations, "
             f"{test_episodes} test tasks; "
@@ -72,16 +72,16 @@ def rehearse(
     source: Source,
     plan: TaskPlan,
     settings: Settings,
-    split: Split,
+    spec: EvalSpec,
     folder: Path,
     *,
-    test_episodes: int,
     ranks: int = 1,
 ) -> Forecast:
     """Run each kind of work once on a copy. folder: where the trial checkpoint is written and removed.
 
     settings, plan: what each of so many ranks does; a plan that compiles is rehearsed as it is before
-    compiling. Says beforehand if training will not fit into memory; of evaluations the strategy says it.
+    compiling. spec: of the final evaluation, whose split is left alone: validation tasks stand in for its
+    own. Says beforehand if training will not fit into memory; of evaluations the strategy says it.
     Raises MetalearnError when a saved checkpoint does not come back equal.
     """
     for leftover in folder.glob(f"{TRIAL}*"):  # of a process that was killed here
@@ -90,38 +90,36 @@ def rehearse(
     actor, plan = copy.deepcopy(algorithm), replace(plan, compile=False)
     updater = make_updater(actor)
     with unheard():  # the run says itself what it does when memory runs out
-        _require_monitor(actor, source, plan, settings, split)
+        validation = _available(spec.validation(), source)
+        _require_monitor(actor, source, plan, spec)
         training = [training_demand(actor, source, plan, settings)] if updater is not None else []
-        exams = [_exam(source, settings, split, curve=curve) for curve in (False, True)]
-        sizes, evaluations = zip(
-            *(batching_of(actor, source, exam, plan, settings.eval_batch_size) for exam in exams), strict=True
-        )
+        specs = [validation, replace(validation, curve=True)]
+        sizes, evaluations = zip(*(batching_of(actor, source, some, plan) for some in specs), strict=True)
         demands = [*training, max(evaluations, key=lambda demand: demand.peak)]
-        test = exams[1]._replace(episodes=test_episodes)
-        test_size, _ = batching_of(actor, source, test, plan, settings.eval_batch_size)
-    _compare(training, source.tasks(split, seed=settings.eval_seed, first=0, count=1).key.device, ranks)
+        test_size, _ = batching_of(actor, source, replace(specs[1], episodes=spec.episodes), plan)
+    _compare(training, actor.outer_step.device, ranks)
     with unheard():
         step = _train_seconds(actor, updater, source, plan, settings) if updater is not None else 0.0
         val_task, test_task = (
-            _judge_seconds(actor, source, plan, exam, size) for exam, size in zip(exams, sizes, strict=True)
+            _evaluation_seconds(actor, source, plan, some, size)
+            for some, size in zip(specs, sizes, strict=True)
         )
     save = _save_seconds(actor, updater, folder)
     torch.set_rng_state(random_state)
-    val = val_task * sizes[0].busiest(exams[0].episodes, ranks)
-    return Forecast(step, save, val, test_task * test_size.busiest(test_episodes, ranks), demands)
+    val = val_task * sizes[0].busiest(validation.episodes, ranks)
+    found = Forecast(step, save, val, test_task * test_size.busiest(spec.episodes, ranks), demands)
+    steps = settings.outer_steps if algorithm.trains_on is not None else 0
+    log.info(found.describe(settings, steps, spec.episodes))
+    return found
 
 
-def _require_monitor(
-    actor: Algorithm, source: Source, plan: TaskPlan, settings: Settings, split: Split
-) -> None:
+def _require_monitor(actor: Algorithm, source: Source, plan: TaskPlan, spec: EvalSpec) -> None:
     """Validate on two tasks: a metric that fails does so now. ConfigError if eval.monitor names none of
     them.
     """
-    found = evaluate(
-        actor, source, split, seed=settings.eval_seed, episodes=2, plan=plan, batch_size=2, curve=False
-    )
-    require_measured(settings.monitor, found.summary)
-    Monitor.of(settings.monitor, source.spec("train").objective, actor)
+    found = evaluate(actor, source, replace(spec.validation(), episodes=2, chunk=2), plan=plan)
+    require_measured(spec.monitor, found.summary)
+    Monitor.of(spec.monitor, source.spec("train").objective, actor)
 
 
 def training_demand(actor: Algorithm, source: Source, plan: TaskPlan, settings: Settings) -> Demand:
@@ -152,9 +150,7 @@ def training_demand(actor: Algorithm, source: Source, plan: TaskPlan, settings: 
     return Demand("training", chunk, "task", fixed, each, "device.chunk" if plan.name == "vmap" else None)
 
 
-def _line(
-    work: Callable[[Any], Any], batch: TaskBatch | Examples, few: int, more: int
-) -> tuple[float, float]:
+def _line(work: Callable[[Any], Any], batch: Batch, few: int, more: int) -> tuple[float, float]:
     """(fixed, each) of the bytes that work on n rows of the batch takes at its peak, from two such
     numbers.
     """
@@ -196,24 +192,25 @@ def _train_seconds(
     return seconds
 
 
-def _exam(source: Source, settings: Settings, split: Split, *, curve: bool) -> Exam:
-    """As many tasks as a validation has, or as there are."""
-    available = source.num_tasks(split)
-    episodes = settings.val_episodes if available is None else min(settings.val_episodes, max(available, 1))
-    return Exam(split, settings.eval_seed, episodes, curve=curve)
+def _available(spec: EvalSpec, source: Source) -> EvalSpec:
+    """As many tasks as it asks, or as there are."""
+    available = source.num_tasks(spec.split)
+    return spec if available is None else replace(spec, episodes=min(spec.episodes, max(available, 1)))
 
 
-def _judge_seconds(actor: Algorithm, source: Source, plan: TaskPlan, exam: Exam, size: Batching) -> float:
+def _evaluation_seconds(
+    actor: Algorithm, source: Source, plan: TaskPlan, spec: EvalSpec, size: Batching
+) -> float:
     """Seconds per task of a unit of an evaluation: many at once cost less each."""
-    score, seconds = score_of(actor, source, exam, plan), 0.0
+    score, seconds = score_of(actor, source, spec, plan), 0.0
     for _ in range(2):
         start = time.perf_counter()
-        batch = draw_tasks(actor, source, exam.split, seed=exam.seed, first=0, count=size.unit)
+        batch = draw_tasks(actor, source, spec.split, seed=spec.seed, first=0, count=size.unit)
         with frozen(actor):
             size.scores(score, batch)
         _settle(batch.key.device)
         seconds = time.perf_counter() - start
-        if seconds > JUDGING:
+        if seconds > EVALUATING:
             break
     return seconds / size.unit
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The dials of a training run, as in `trainer.*` and `eval.*`.
+    """The dials of a training run: the block `trainer` of a configuration, and the seed.
 
-    patience: validations without a new best after which training ends; None: never. eval_batch_size: None: as
-    few as are fast.
-    monitor: the metric of validations that says which is best; None: the objective's primary one.
+    patience: validations without a new best after which training ends; None: never.
     """
 
     seed: int
@@ -21,19 +20,20 @@ class Settings:
     log_every: int
     eval_every: int
     checkpoint_every: int
+    keep_last: int
+    keep_best: int
     patience: int | None
-    val_episodes: int
-    eval_seed: int
-    eval_batch_size: int | None
-    monitor: str | None = None
+    on_nan: str
+    shutdown_timeout_s: int
+    dry_run: bool
+
+    @staticmethod
+    def of(cfg: dict[str, Any]) -> Settings:
+        return Settings(seed=cfg["seed"], **cfg["trainer"])
 
     def part(self, ranks: int) -> Settings:
-        """What the busiest of so many ranks has to do: its tasks of a meta-batch and of a validation."""
-        return replace(
-            self,
-            meta_batch_size=-(-self.meta_batch_size // ranks),
-            val_episodes=-(-self.val_episodes // ranks),
-        )
+        """What the busiest of so many ranks has to do: its tasks of a meta-batch."""
+        return replace(self, meta_batch_size=-(-self.meta_batch_size // ranks))
 
 
 def share_of(rank: int, ranks: int, count: int) -> range:

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from metalearn.core import Algorithm, Examples, Metrics, Source, Split, TaskBatch
+from metalearn.core import Algorithm, Batch, Metrics, Source
 from metalearn.engine.batching import Batching
-from metalearn.engine.evaluate import Evaluation, Exam, batching_of, evaluate, num_episodes
+from metalearn.engine.evaluate import EvalSpec, Evaluation, batching_of, evaluate, limited
 from metalearn.engine.executor import Executor
 from metalearn.engine.loader import TaskLoader
 from metalearn.engine.memory import OVERHEAD, free_share
@@ -27,17 +27,17 @@ class SingleProcess:
         self.executor, self.settings = executor, settings
         self.asked = executor.plan
         self.loader = TaskLoader(algorithm, source, settings)
-        self.sizes: dict[tuple[Exam, int | None], Batching] = {}
+        self.sizes: dict[EvalSpec, Batching] = {}
         self.saved_units: list[list[Any]] = []
         self.device = algorithm.outer_step.device
         # Before the work begins: what an allocator keeps for later does not count as free.
         self.free = free_share(self.device, ranks)
 
-    def draw(self, step: int) -> TaskBatch | Examples:
+    def draw(self, step: int) -> Batch:
         """What this process has to do for outer step number `step`; `execute` must follow."""
         return self.loader.draw(step)
 
-    def execute(self, batch: TaskBatch | Examples) -> tuple[Tensor, Metrics]:
+    def execute(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """Fill `.grad` with the mean gradient over the meta-batch; return its losses (T,) and mean
         metrics.
         """
@@ -59,50 +59,31 @@ class SingleProcess:
         """[split, seed, episodes, curve, unit] of every evaluation so far: what was halved when memory ran
         out stays so.
         """
-        return [
-            [exam.split, exam.seed, exam.episodes, exam.curve, size.unit]
-            for (exam, _), size in self.sizes.items()
-        ]
+        return [[*kind_of(spec), size.unit] for spec, size in self.sizes.items()]
 
     def take_back_units(self, units: list[list[Any]]) -> None:
         """Go on with the units of a checkpoint."""
         self.saved_units = units
         self.sizes.clear()
 
-    def exam(self, split: Split, seed: int, episodes: int, *, curve: bool = True) -> Exam:
-        return Exam(split, seed, num_episodes(self.source, split, episodes), curve=curve)
-
-    def size(self, exam: Exam, limit: int | None) -> Batching:
-        """Found once for each kind of evaluation, as it costs the scores of a task. With a warning fewer,
-        where memory is short.
+    def size(self, spec: EvalSpec) -> Batching:
+        """Found once for each evaluation, as it costs the scores of a task. With a warning fewer, where
+        memory is short.
         """
-        if (exam, limit) not in self.sizes:
-            size, demand = batching_of(self.algorithm, self.source, exam, self.executor.plan, limit)
+        if spec not in self.sizes:
+            size, demand = batching_of(self.algorithm, self.source, spec, self.executor.plan)
             size.fit(demand, self.free, OVERHEAD[self.device.type])
-            kind = [exam.split, exam.seed, exam.episodes, exam.curve]
-            size.unit = min([size.unit, *(unit for *of, unit in self.saved_units if of == kind)])
-            self.sizes[exam, limit] = size
-        return self.sizes[exam, limit]
+            size.unit = min([size.unit, *(unit for *of, unit in self.saved_units if of == kind_of(spec))])
+            self.sizes[spec] = size
+        return self.sizes[spec]
 
-    def evaluate(
-        self,
-        split: Split,
-        *,
-        seed: int,
-        episodes: int,
-        batch_size: int | None,
-        curve: bool = True,
-        on_batch: Callable[[int], None] | None = None,
-    ) -> Evaluation:
+    def evaluate(self, spec: EvalSpec, on_batch: Callable[[int], None] | None = None) -> Evaluation:
         """As `metalearn.engine.evaluate.evaluate`, with the present weights."""
-        return evaluate(
-            self.algorithm,
-            self.source,
-            split,
-            seed=seed,
-            episodes=episodes,
-            plan=self.executor.plan,
-            curve=curve,
-            size=self.size(self.exam(split, seed, episodes, curve=curve), batch_size),
-            on_batch=on_batch,
-        )
+        spec, plan = limited(spec, self.source), self.executor.plan
+        size = self.size(spec)
+        return evaluate(self.algorithm, self.source, spec, plan=plan, size=size, on_batch=on_batch)
+
+
+def kind_of(spec: EvalSpec) -> list[Any]:
+    """What the unit of an evaluation depends on, as checkpoints name it."""
+    return [spec.split, spec.seed, spec.episodes, spec.curve]

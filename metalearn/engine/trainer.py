@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from metalearn.core import Algorithm, Source
+from metalearn.engine.evaluate import EvalSpec
 from metalearn.engine.formats import Monitor
 from metalearn.engine.history import RunningMeans, ValidationHistory
 from metalearn.engine.nonfinite import Guard
@@ -37,7 +38,10 @@ MOST_FAILED_SAVES = 3
 
 
 class Trainer:
-    """updater: None for a method that does not train. check: called between steps, raises to stop the run."""
+    """updater: None for a method that does not train. check: called between steps, raises to stop the run.
+
+    spec: of the final evaluation, which says what validations are asked.
+    """
 
     def __init__(
         self,
@@ -48,12 +52,13 @@ class Trainer:
         store: CheckpointStore,
         log: RunLog,
         settings: Settings,
+        spec: EvalSpec,
         *,
         metadata: dict[str, Any],
         check: Callable[[], None] = lambda: None,
     ) -> None:
         self.algorithm, self.updater, self.source, self.strategy = algorithm, updater, source, strategy
-        self.store, self.log, self.settings = store, log, settings
+        self.store, self.log, self.settings, self.spec = store, log, settings, spec
         self.metadata = metadata  # written into every checkpoint as they stand
         self.check = check
         self.guard = (
@@ -66,7 +71,7 @@ class Trainer:
         self.failed_saves = 0  # in a row
         self.evaluated_step = 0
         self.running_means = RunningMeans()
-        self.monitor = Monitor.of(settings.monitor, source.spec("train").objective, algorithm)
+        self.monitor = Monitor.of(spec.monitor, source.spec("train").objective, algorithm)
         self.history = ValidationHistory(self.monitor.higher_is_better)
         self.seconds: dict[str, float] = {}
 
@@ -113,17 +118,9 @@ class Trainer:
         fault("step:end")
 
     def validate(self) -> None:
-        """Judge on the validation tasks and enter the result in the history."""
-        settings = self.settings
+        """Evaluate on the validation tasks and enter the result in the history."""
         with self.timed("eval"):
-            result = self.strategy.evaluate(
-                "val",
-                seed=settings.eval_seed,
-                episodes=settings.val_episodes,
-                batch_size=settings.eval_batch_size,
-                curve=False,
-                on_batch=self._between_batches,
-            )
+            result = self.strategy.evaluate(self.spec.validation(), self._between_batches)
         self.log.metric(
             self.step, "val", {**flat(result.summary), "episodes": result.episodes, **self.take_times()}
         )

@@ -1,27 +1,24 @@
-"""Judging a run: the final evaluation, and later ones under another protocol or on other data."""
+"""Evaluating a finished run under another protocol or on other data."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from metalearn.build.parts import Parts
 from metalearn.build.places import moved_places, settled, without_words
 from metalearn.config.saved import read_saved_with_notes
 from metalearn.distributed.launch import open_strategy, pinned
 from metalearn.distributed.strategy import RankError
-from metalearn.engine.evaluate import Evaluation
+from metalearn.engine.evaluate import EvalSpec
 from metalearn.engine.explain import explained
 from metalearn.engine.results import choose, load_chosen, protocol_name, result_of
-from metalearn.engine.strategy import SingleProcess
 from metalearn.errors import CheckpointError, ConfigError
 from metalearn.report import tables
 from metalearn.run.folder import pin_training
 from metalearn.run.signals import PreemptedError, StopSignals
-from metalearn.run.splits import novelty, reopen_to_judge
+from metalearn.run.splits import novelty, reopen_to_evaluate
 from metalearn.rundir.checkpoints import CheckpointStore, SaveError
 from metalearn.rundir.lock import refuse_links
 from metalearn.rundir.log import RunLog
@@ -30,14 +27,8 @@ from metalearn.rundir.state import load_weights
 log = logging.getLogger(__name__)
 
 
-def judge_split(cfg: dict[str, Any], strategy: SingleProcess, on_batch: Callable[[int], None]) -> Evaluation:
-    """The final evaluation that `eval.*` describes."""
-    sizes = {name: cfg["eval"][name] for name in ("seed", "episodes", "batch_size")}
-    return strategy.evaluate(cfg["eval"]["split"], **sizes, on_batch=on_batch)
-
-
 def evaluate_run(run_dir: Path, overrides: list[str], config_dir: str | None = None) -> int:
-    """Judge a run's checkpoint, under another protocol or on other data if overrides say so; writes only
+    """Evaluate a run's checkpoint, under another protocol or on other data if overrides say so; writes only
     RUN_DIR/evals/<protocol>/.
     """
     saved, notes = read_saved_with_notes(run_dir)
@@ -46,7 +37,7 @@ def evaluate_run(run_dir: Path, overrides: list[str], config_dir: str | None = N
     trained = pin_training(saved)
     del trained["logger"]  # an evaluation has none, so that its class need not be trusted
     refuse_links(run_dir)
-    cfg = pinned(reopen_to_judge(run_dir, trained, overrides, config_dir))
+    cfg = pinned(reopen_to_evaluate(run_dir, trained, overrides, config_dir))
     if cfg["eval"]["monitor"] != trained["eval"]["monitor"]:
         raise ConfigError(
             f"eval.monitor={cfg['eval']['monitor']}: the best checkpoint was chosen while the run trained; "
@@ -58,18 +49,18 @@ def evaluate_run(run_dir: Path, overrides: list[str], config_dir: str | None = N
             f"{run_dir} has no checkpoint yet; train it first with: metalearn resume {run_dir}"
         )
     moved = moved_places(trained, cfg)
-    cfg, split = settled(cfg, trained, run_dir, overrides), cfg["eval"]["split"]
+    cfg = settled(cfg, trained, run_dir, overrides)
+    spec = EvalSpec(**cfg["eval"])
     parts = Parts.build(
         cfg, trained={"data": trained["data"], "trusted": cfg["trusted"], "run_dir": str(run_dir)}
     )
-    chosen, step = choose(store, cfg["eval"]["checkpoint"])
+    chosen, step = choose(store, spec.checkpoint)
     checkpoint = load_chosen(store, step)
-    facts = novelty(parts, checkpoint, split, named=any(word.startswith("data=") for word in overrides))
+    facts = novelty(parts, checkpoint, spec.split, named=any(word.startswith("data=") for word in overrides))
     load_weights(parts.algorithm, checkpoint.tensors)
     same_data = parts.source.fingerprint() == checkpoint.metadata["data_sha256"]
-    folder = (
-        run_dir / "evals" / protocol_name(split, without_words(overrides, moved) if same_data else overrides)
-    )
+    words = without_words(overrides, moved) if same_data else overrides
+    folder = run_dir / "evals" / protocol_name(spec.split, words)
     with StopSignals() as signals, RunLog(folder) as runlog:
         signals.timeout = cfg["trainer"]["shutdown_timeout_s"]
 
@@ -82,8 +73,8 @@ def evaluate_run(run_dir: Path, overrides: list[str], config_dir: str | None = N
                 explained(parts.algorithm, parts.source),
                 open_strategy(cfg, parts, check=signals.check, give_up=give_up) as strategy,
             ):
-                result = judge_split(cfg, strategy, on_batch=lambda done: signals.check())
-            runlog.write_csv(f"eval_{split}.csv", result.columns)
+                result = strategy.evaluate(spec, lambda done: signals.check())
+            runlog.write_csv(f"eval_{spec.split}.csv", result.columns)
             results = result_of(
                 cfg, parts.source, parts.algorithm, result, step=step, checkpoint=chosen, novelty=facts
             )

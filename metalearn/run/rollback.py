@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from metalearn.build.parts import Parts
@@ -71,18 +73,19 @@ def verify_best(trainer: Trainer) -> None:
         return
 
 
-def train(trainer: Trainer, on_nan: str) -> None:
-    """Train to the end, back from the newest checkpoint when the loss is not finite, if that is what
-    `trainer.on_nan` wants.
-    """
-    while True:
-        try:
-            trainer.train()
-            break
-        except NonFiniteError as error:
-            if on_nan != "rollback":
-                raise
-            roll_back(trainer, error)
+@contextmanager
+def instead_of_failing(trainer: Trainer) -> Iterator[None]:
+    """Go back to the newest checkpoint when the loss is not finite, if `trainer.on_nan` wants that."""
+    try:
+        yield
+    except NonFiniteError as error:
+        if trainer.settings.on_nan != "rollback":
+            raise
+        roll_back(trainer, error)
+
+
+def count_refused(trainer: Trainer) -> None:
+    """Say how many updates were left out."""
     refused = 0 if trainer.updater is None else int(trainer.updater.refused.item())
     if refused:
         log.warning(

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,14 @@ import torch
 from metalearn.build.checks import Prebuilt
 from metalearn.build.device import build_device
 from metalearn.build.objects import build_optimizer, build_schedule
-from metalearn.build.parts import Parts, settings_of
+from metalearn.build.parts import Parts
 from metalearn.build.places import absolute_paths, places_of
 from metalearn.build.specification import NAME_OF_FILE, describe
 from metalearn.config.compatibility import science
 from metalearn.core import Algorithm, Task, blank_query
 from metalearn.distributed.launch import open_strategy
 from metalearn.distributed.strategy import RankError
-from metalearn.engine.evaluate import Evaluation, draw_tasks, frozen
+from metalearn.engine.evaluate import EvalSpec, Evaluation, draw_tasks, frozen
 from metalearn.engine.explain import explained
 from metalearn.engine.membership import seen_in
 from metalearn.engine.nonfinite import LIMITS, NonFiniteError
@@ -38,7 +38,6 @@ from metalearn.fault_injection import fault
 from metalearn.loggers import Logger
 from metalearn.report import tables
 from metalearn.run import rollback, slurm
-from metalearn.run.evaluate import judge_split
 from metalearn.run.plan import chosen_plan
 from metalearn.run.signals import PreemptedError, StopSignals, say_nothing
 from metalearn.run.splits import keep_splits
@@ -78,22 +77,74 @@ class Session:
         self.data = cfg["data"] if data is None else data
         self.begun = False
         self.restarts = {"restarts": slurm.restarts()} if slurm.job() is not None else {}
-        trainer = cfg["trainer"]
-        signals.timeout = trainer["shutdown_timeout_s"]
+        self.settings, self.spec = Settings.of(cfg), EvalSpec(**cfg["eval"])
+        signals.timeout = self.settings.shutdown_timeout_s
         self.store = CheckpointStore(
-            log.run_dir, keep_last=trainer["keep_last"], keep_best=trainer["keep_best"]
+            log.run_dir, keep_last=self.settings.keep_last, keep_best=self.settings.keep_best
         )
         self.trainer: Trainer | None = None
+        self.exit_code = 0
 
     def run(self) -> int:
-        """Run to the end, and leave in status.json how it went."""
+        """Run to the end, and leave in status.json how it went; the exit code."""
         self.log.listen()
         if self.begin is None:
             self._mark_begun()
         else:
             self.log.hold()
+        settings, ranks = self.settings, self.cfg["device"]["ranks"]
+        with self._ending():
+            checkpoint = self._checkpoint()
+            parts, logger = self._build(checkpoint)
+            if self.begin is not None and settings.dry_run:
+                log.info(f"{self.log.run_dir} can be resumed; nothing was changed (trainer.dry_run=true)")
+                return 0
+            self._open(parts, checkpoint)
+            with explained(parts.algorithm, parts.source):
+                parts = self._planned(parts)
+                if checkpoint is None:  # on rank 0 alone, which has a part of each meta-batch
+                    rehearse(
+                        parts.algorithm,
+                        self._updater,
+                        parts.source,
+                        parts.plan,
+                        settings.part(ranks),
+                        self.spec,
+                        self.log.run_dir,
+                        ranks=ranks,
+                    )
+            if settings.dry_run:
+                return 0
+            self.signals.check()
+            self._specify(parts)
+            # A run that goes on is not rehearsed, and its method may have been changed since it was.
+            again = (
+                contextlib.nullcontext() if checkpoint is None else explained(parts.algorithm, parts.source)
+            )
+            with again, self._strategy(parts) as strategy:
+                trainer = self.trainer = self._trainer(parts, strategy, checkpoint, logger)
+                while True:
+                    with rollback.instead_of_failing(trainer):
+                        trainer.train()
+                        break
+                rollback.count_refused(trainer)
+                self.log.close_bar()
+                result, chosen, step = self._evaluate(trainer)
+            self._report(parts, result, chosen, step, trainer.take_times())
+        return self.exit_code
+
+    @contextlib.contextmanager
+    def _ending(self) -> Iterator[None]:
+        """Word of how it ended, whatever ends it."""
         try:
-            return self._run_until_stopped()
+            try:
+                yield
+            except PreemptedError as stop:
+                self.exit_code = self._preempted(stop)
+                return
+            self.signals.last_word = say_nothing
+            if self.begun:
+                self.log.status("finished", 0, **self.restarts)
         except BaseException as error:
             if self.begun:
                 self._note_failure(error)
@@ -113,31 +164,22 @@ class Session:
         self.log.status("running", **self.restarts)
         self.signals.last_word = self._ended_at_once
 
-    def _run_until_stopped(self) -> int:
-        try:
-            self._run()
-        except PreemptedError as stop:
-            return self._preempted(stop)
-        self.signals.last_word = say_nothing
-        if self.begun:
-            self.log.status("finished", 0, **self.restarts)
-        return 0
-
-    def _run(self) -> None:
-        cfg = self.cfg
-        checkpoint = self._checkpoint()
-        for text in self.prebuilt.said(self._settled(), build_device(cfg)):
+    def _build(self, checkpoint: Checkpoint | None) -> tuple[Parts, Logger]:
+        """The parts and the logger. Whatever can be refused is refused here, and nothing in the folder
+        changes.
+        """
+        for text in self.prebuilt.said(self._settled(), build_device(self.cfg)):
             self.log.note(text)  # the person has heard it while the parts were checked
         parts = Parts.build(self._settled(), prebuilt=self.prebuilt)
         if checkpoint is not None:
             rollback.require_same(self.cfg, parts, checkpoint, self.log)
         elif self.begin is not None:
             rollback.require_same_start(parts, self.log)
-        logger = self.prebuilt.logger(self._settled())
+        return parts, self.prebuilt.logger(self._settled())
+
+    def _open(self, parts: Parts, checkpoint: Checkpoint | None) -> None:
+        """The folder, from here on that of a run that goes on."""
         if self.begin is not None:
-            if cfg["trainer"]["dry_run"]:
-                log.info(f"{self.log.run_dir} can be resumed; nothing was changed (trainer.dry_run=true)")
-                return
             self._begin_again(checkpoint)
         log.info(f"run folder: {self.log.run_dir}")
         if slurm.restarts():
@@ -145,58 +187,28 @@ class Session:
         self._environment(parts)
         fault("start:built")
         self.signals.check()
-        settings, ranks = settings_of(cfg), cfg["device"]["ranks"]
-        with explained(parts.algorithm, parts.source):
-            parts = self._planned(parts, settings.part(ranks))
-            if checkpoint is None:
-                self._rehearse(parts, settings.part(ranks), ranks)
-        if cfg["trainer"]["dry_run"]:
-            return
-        self.signals.check()
-        self._specify(parts)
-        # A run that goes on is not rehearsed, and its method may have been changed since it was.
-        again = contextlib.nullcontext() if checkpoint is None else explained(parts.algorithm, parts.source)
-        with (
-            again,
-            open_strategy(
-                self._settled(), parts, check=self.signals.check, give_up=self._give_up
-            ) as strategy,
-        ):
-            trainer = self._train(parts, strategy, settings, checkpoint, logger)
-            chosen, step = choose(self.store, cfg["eval"]["checkpoint"], trainer.history)
-            load_weights(parts.algorithm, load_chosen(self.store, step).tensors)
-            with trainer.timed(
-                "eval"
-            ):  # the one time that the final split is read, with the weights that validation chose
-                result = judge_split(cfg, strategy, on_batch=self._between_batches)
-        self._report(parts, result, chosen, step, trainer.take_times())
 
-    def _train(
-        self,
-        parts: Parts,
-        strategy: SingleProcess,
-        settings: Settings,
-        checkpoint: Checkpoint | None,
-        logger: Logger,
+    def _strategy(self, parts: Parts) -> contextlib.AbstractContextManager[SingleProcess]:
+        return open_strategy(self._settled(), parts, check=self.signals.check, give_up=self._give_up)
+
+    def _trainer(
+        self, parts: Parts, strategy: SingleProcess, checkpoint: Checkpoint | None, logger: Logger
     ) -> Trainer:
-        updater = self._updater(parts.algorithm)
-        data = {
-            "data_sha256": parts.source.fingerprint(),
-            "splits_sha256": keep_splits(self.log, parts.source),
-        }
         metadata = {
             "config": science(self.cfg, places_of(self.cfg)),
-            **data,
+            "data_sha256": parts.source.fingerprint(),
+            "splits_sha256": keep_splits(self.log, parts.source),
             "plan_asked": asdict(parts.plan),
         }
-        self.trainer = trainer = Trainer(
+        trainer = Trainer(
             parts.algorithm,
-            updater,
+            self._updater(parts.algorithm),
             parts.source,
             strategy,
             self.store,
             self.log,
-            settings,
+            self.settings,
+            self.spec,
             metadata=metadata,
             check=self.signals.check,
         )
@@ -205,14 +217,22 @@ class Session:
             log.info(f"resuming at step {checkpoint.step}")
         self.log.guard(logger)
         self.log.open_bar(trainer.outer_steps, trainer.step)
-        rollback.train(trainer, self.cfg["trainer"]["on_nan"])
-        self.log.close_bar()
         return trainer
 
-    def _planned(self, parts: Parts, settings: Settings) -> Parts:
+    def _evaluate(self, trainer: Trainer) -> tuple[Evaluation, str, int]:
+        """The one time that the final split is read, with the weights that validation chose; the rule and the
+        step that it chose.
+        """
+        chosen, step = choose(self.store, self.spec.checkpoint, trainer.history)
+        load_weights(trainer.algorithm, load_chosen(self.store, step).tensors)
+        with trainer.timed("eval"):
+            return trainer.strategy.evaluate(self.spec, self._between_batches), chosen, step
+
+    def _planned(self, parts: Parts) -> Parts:
         """The parts with the plan to train with, which config.yaml then names, so that a resumed run takes
         the same.
         """
+        settings = self.settings.part(self.cfg["device"]["ranks"])
         plan = chosen_plan(
             self._settled(), parts.algorithm, parts.source, settings, parts.device, self.signals.check
         )
@@ -241,28 +261,11 @@ class Session:
             log.info(f"{self.log.run_dir} was stopped before its first checkpoint; starting again at step 0")
             self.log.rewind_metrics(0)
 
-    def _rehearse(self, parts: Parts, settings: Settings, ranks: int) -> None:
-        """settings: the part of one rank, as the rehearsal is on rank 0 alone."""
-        episodes = self.cfg["eval"]["episodes"]
-        expected = rehearse(
-            parts.algorithm,
-            self._updater,
-            parts.source,
-            parts.plan,
-            settings,
-            "val",
-            self.log.run_dir,
-            test_episodes=episodes,
-            ranks=ranks,
-        )
-        steps = settings.outer_steps if parts.algorithm.trains_on is not None else 0
-        log.info(expected.describe(settings, steps, episodes))
-
     def _updater(self, algorithm: Algorithm) -> Updater | None:
         optimizer = build_optimizer(self.cfg, algorithm)
         if optimizer is None or algorithm.trains_on is None:
             return None
-        clip, limit = Clip(**self.cfg["optimizer"]["clip"]), LIMITS[self.cfg["trainer"]["on_nan"]]
+        clip, limit = Clip(**self.cfg["optimizer"]["clip"]), LIMITS[self.settings.on_nan]
         return Updater(algorithm, optimizer, build_schedule(self.cfg), clip, limit=limit)
 
     def _environment(self, parts: Parts) -> None:
@@ -297,7 +300,7 @@ class Session:
         """The result of the final split, of the weights that the rule `chosen` chose: files, plots and the
         closing table.
         """
-        cfg, split = self.cfg, self.cfg["eval"]["split"]
+        cfg, split = self.cfg, self.spec.split
         self.log.metric(step, split, {**flat(result.summary), "episodes": result.episodes, **times})
         self.log.sync_metrics()
         self.log.write_csv(f"eval_{split}.csv", result.columns)
@@ -309,7 +312,7 @@ class Session:
         self.log.write_json("results.json", results)
         fault("end:after_results")
         try:
-            draw_plots(cfg, parts, self.log.run_dir)
+            draw_plots(self.spec, parts, self.log.run_dir)
         except Exception as error:  # noqa: BLE001 - the run has its result; whatever goes wrong with a picture must not take it away
             reason = (
                 error.strerror
@@ -365,11 +368,11 @@ class Session:
         try:
             trainer.save(must=True)
         except NonFiniteError:
-            if self.cfg["trainer"]["on_nan"] != "rollback":
+            if self.settings.on_nan != "rollback":
                 raise
 
 
-def draw_plots(cfg: dict[str, Any], parts: Parts, run_dir: Path) -> None:
+def draw_plots(spec: EvalSpec, parts: Parts, run_dir: Path) -> None:
     """plots/*.png: learning curve, adaptation curve, three episodes of the final split with their
     predictions.
     """
@@ -380,8 +383,8 @@ def draw_plots(cfg: dict[str, Any], parts: Parts, run_dir: Path) -> None:
 
     plots.learning_curve(run_dir)
     plots.adaptation_curve(run_dir)
-    algorithm, split = parts.algorithm, cfg["eval"]["split"]
-    tasks = draw_tasks(algorithm, parts.source, split, seed=cfg["eval"]["seed"], first=0, count=3)
+    algorithm = parts.algorithm
+    tasks = draw_tasks(algorithm, parts.source, spec.split, seed=spec.seed, first=0, count=3)
 
     def predict(task: Task) -> torch.Tensor:
         adapted = algorithm.adapt(blank_query(task), steps=algorithm.eval_adaptation_steps)

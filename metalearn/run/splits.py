@@ -110,7 +110,7 @@ def splits_of_run(trained: dict[str, Any], checkpoint: Checkpoint) -> Splits:
     return splits
 
 
-def reopen_to_judge(
+def reopen_to_evaluate(
     run_dir: Path, saved: dict[str, Any], overrides: list[str], config_dir: str | None
 ) -> dict[str, Any]:
     """The configuration of an evaluation; other data takes the sizes of its tasks over from the run.

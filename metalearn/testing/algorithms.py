@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from metalearn.core import Algorithm, Examples, Source, Split, Task, TaskBatch, blank_query
-from metalearn.engine.evaluate import draw_tasks, evaluate, frozen
+from metalearn.core import Algorithm, Batch, Examples, Source, Split, Task, TaskBatch, blank_query
+from metalearn.engine.evaluate import EvalSpec, draw_tasks, evaluate, frozen
 from metalearn.engine.executor import Executor, TaskPlan, execute
 from metalearn.engine.explain import pure
 from metalearn.engine.fitting import misfits, obstacles
@@ -69,7 +69,7 @@ class Trial:
     def tasks(self, count: int = TASKS, split: Split = "val") -> TaskBatch:
         return draw_tasks(self.algorithm, self.source, split, seed=7, first=3, count=count)
 
-    def batch(self) -> TaskBatch | Examples:
+    def batch(self) -> Batch:
         """What it learns from in one outer step."""
         if self.algorithm.trains_on == "examples":
             return self.source.examples(seed=0, first=0, count=ROWS)
@@ -292,14 +292,12 @@ def traced_compiler() -> Iterator[None]:
 def evaluation_leaves_the_state_bit_equal_and_repeats_itself(trial: Trial) -> str:
     algorithm = trial.algorithm
     before = {name: value.clone() for name, value in algorithm.state_dict().items()}
-    judged = partial(
-        evaluate, algorithm, trial.source, "val", seed=5, episodes=6, plan=trial.plan, batch_size=4
-    )
+    spec = EvalSpec("val", seed=5, episodes=6, chunk=4)
     summaries = []
     for seed in (1, 2):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            summaries.append(judged().summary)
+            summaries.append(evaluate(algorithm, trial.source, spec, plan=trial.plan).summary)
     require(
         summaries[0] == summaries[1],
         f"two evaluations on the same tasks give {summaries[0]} and {summaries[1]}; ask for `draws`",
@@ -419,7 +417,7 @@ def padded_rows_never_count(trial: Trial) -> str:
         raise NotApplicable("ragged=False: these tasks have no padded rows")
     trial.must_train()
     batch = trial.batch()
-    assert isinstance(batch, Task)
+    assert isinstance(batch, TaskBatch)
     require(
         not batch.support.mask.all(),
         "the source declares ragged tasks, but the first ones have no padded support row",

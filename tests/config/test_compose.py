@@ -49,6 +49,7 @@ def test_the_defaults_compose_to_plain_values() -> None:
         ),
         ("lr=1", "lr=1: lr is not a key; did you mean optimizer.lr?"),
         ("xyzzy=1", "xyzzy=1: xyzzy is not a key"),
+        ("eval.batch_size=1", "eval.batch_size=1: eval.batch_size is not a key; it is now eval.chunk"),
         ("alg=maml", "alg=maml: alg is not a key; did you mean algo?"),
         ("hydra.swep.dir=x", "hydra.swep.dir=x: hydra.swep.dir is not a key; did you mean hydra.sweep.dir?"),
         (

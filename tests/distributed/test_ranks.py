@@ -18,12 +18,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from metalearn.build.objects import build_algorithm, build_optimizer, build_source
-from metalearn.build.parts import settings_of
 from metalearn.config.compose import compose
 from metalearn.core import Algorithm, Source
 from metalearn.distributed.launch import connected
 from metalearn.distributed.strategy import EVALUATE, Link, LostError, MultiProcess, RankError, serve
 from metalearn.engine import batching
+from metalearn.engine.evaluate import EvalSpec
 from metalearn.engine.executor import Executor, TaskPlan
 from metalearn.engine.settings import Settings, share_of
 from metalearn.engine.strategy import SingleProcess
@@ -102,7 +102,7 @@ def built(place: Path, *overrides: str) -> tuple[dict[str, Any], Algorithm, Sour
 
 def assembled(cfg: dict[str, Any]) -> tuple[dict[str, Any], Algorithm, Source, Settings]:
     source = build_source(cfg, CPU)
-    return cfg, build_algorithm(cfg, source, CPU), source, settings_of(cfg)
+    return cfg, build_algorithm(cfg, source, CPU), source, Settings.of(cfg)
 
 
 def one_step(strategy: SingleProcess) -> dict[str, Any]:
@@ -206,23 +206,23 @@ def test_losses_are_the_same_bits_where_chunks_are_the_same(place: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("unit", "batch_size"), [(2, None), (2, 5), (5, 3), (50, None)]
+    ("unit", "chunk"), [(2, None), (2, 5), (5, 3), (50, None)]
 )  # many for each rank; pairs; one idle; one for all
 def test_evaluation_is_that_of_one_process_bit_for_bit(
-    unit: int, batch_size: int | None, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    unit: int, chunk: int | None, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batching, "UNITS", (unit, 1))
     _, algorithm, source, settings = built(place, "algo=maml", "algo.eval_adaptation_steps=2")
 
-    def judge(strategy: SingleProcess, batch_size: int | None = batch_size) -> list[dict[str, list[float]]]:
+    def evaluated(strategy: SingleProcess, chunk: int | None = chunk) -> list[dict[str, list[float]]]:
         once = [
-            strategy.evaluate("test", seed=2**63 - 1, episodes=9, batch_size=batch_size),
-            strategy.evaluate("val", seed=7, episodes=4, batch_size=batch_size, curve=False),
+            strategy.evaluate(EvalSpec("test", seed=2**63 - 1, episodes=9, chunk=chunk)),
+            strategy.evaluate(EvalSpec("val", seed=7, episodes=4, chunk=chunk, curve=False)),
         ]
         return [result.columns for result in once]
 
-    expected = alone(copy.deepcopy(algorithm), source, settings, lambda strategy: judge(strategy, None))
-    found = together(3, with_others(algorithm, source, settings, judge), tmp_path)
+    expected = alone(copy.deepcopy(algorithm), source, settings, lambda strategy: evaluated(strategy, None))
+    found = together(3, with_others(algorithm, source, settings, evaluated), tmp_path)
     assert [list(columns) for columns in found] == [list(columns) for columns in expected]
     assert repr(found) == repr(expected)  # of floats it tells every bit, the sign of zero too
     assert "accuracy_step_1" in found[0]
@@ -251,24 +251,26 @@ def test_scores_keep_the_sign_of_zero_and_what_is_not_finite(
         def spec(self, split: Any) -> Any:
             return replace(super().spec(split), objective=OddObjective())
 
-    def judge(strategy: SingleProcess) -> dict[str, list[float]]:
-        return strategy.evaluate("val", seed=0, episodes=8, batch_size=None).columns
+    def evaluated(strategy: SingleProcess) -> dict[str, list[float]]:
+        return strategy.evaluate(EvalSpec("val", seed=0, episodes=8)).columns
 
     source = OddSource()
-    expected = alone(Odd(), source, SETTINGS, judge)
+    expected = alone(Odd(), source, SETTINGS, evaluated)
     assert {"-0.0", "inf"} <= set(map(repr, expected["score"]))
-    assert repr(together(2, with_others(Odd(), source, SETTINGS, judge), tmp_path)) == repr(expected)
+    assert repr(together(2, with_others(Odd(), source, SETTINGS, evaluated), tmp_path)) == repr(expected)
 
 
 def test_pooled_metrics_are_those_of_one_process_bit_for_bit(tmp_path: Path) -> None:
     source = PoolingSource()
 
-    def judge(strategy: SingleProcess) -> dict[str, dict[str, float]]:
-        return strategy.evaluate("val", seed=0, episodes=7, batch_size=2).summary
+    def evaluated(strategy: SingleProcess) -> dict[str, dict[str, float]]:
+        return strategy.evaluate(EvalSpec("val", seed=0, episodes=7, chunk=2)).summary
 
-    expected = alone(ToyAlgorithm(), source, SETTINGS, judge)
+    expected = alone(ToyAlgorithm(), source, SETTINGS, evaluated)
     assert expected["share"]["ci95"] > 0
-    assert repr(together(2, with_others(ToyAlgorithm(), source, SETTINGS, judge), tmp_path)) == repr(expected)
+    assert repr(together(2, with_others(ToyAlgorithm(), source, SETTINGS, evaluated), tmp_path)) == repr(
+        expected
+    )
 
 
 def test_every_kind_of_tensor_arrives_as_it_is(tmp_path: Path) -> None:
@@ -303,6 +305,9 @@ def test_lost_rank_is_noticed_between_the_batches_of_an_evaluation() -> None:
         def order(self, *numbers: int) -> None:
             assert numbers[0] == EVALUATE
 
+        def say(self, text: str, size: int) -> None:
+            assert len(text) == size
+
         def spread(self, algorithm: Algorithm) -> None:
             pass
 
@@ -314,7 +319,7 @@ def test_lost_rank_is_noticed_between_the_batches_of_an_evaluation() -> None:
         ToyAlgorithm(), source, Executor(ToyAlgorithm(), TaskPlan()), SETTINGS, Silent(), missing
     )  # type: ignore[arg-type]
     with pytest.raises(RankError, match="rank 1 is gone"):
-        strategy.evaluate("val", seed=0, episodes=100, batch_size=None)
+        strategy.evaluate(EvalSpec("val", seed=0, episodes=100))
     assert source.asked[-1] == ("val", 0, 0, 50), "the first of two batches"
 
 

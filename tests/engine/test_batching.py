@@ -17,7 +17,7 @@ from metalearn.config.compose import compose
 from metalearn.core import Algorithm, Source, TaskBatch
 from metalearn.engine import batching
 from metalearn.engine.batching import Batching
-from metalearn.engine.evaluate import Exam, batching_of, evaluate, judge_batches
+from metalearn.engine.evaluate import EvalSpec, batching_of, evaluate, evaluate_batches
 from metalearn.engine.executor import Executor, TaskPlan
 from metalearn.engine.memory import LiveBytes
 from metalearn.engine.strategy import SingleProcess
@@ -60,11 +60,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def judged(
-    algorithm: Algorithm, source: Source, episodes: int, batch_size: int | None, plan: TaskPlan = VMAP
+    algorithm: Algorithm, source: Source, episodes: int, chunk: int | None, plan: TaskPlan = VMAP
 ) -> dict[str, list[Any]]:
-    return evaluate(
-        algorithm, source, "val", seed=3, episodes=episodes, plan=plan, batch_size=batch_size
-    ).columns
+    spec = EvalSpec("val", seed=3, episodes=episodes, chunk=chunk)
+    return evaluate(algorithm, source, spec, plan=plan).columns
 
 
 @pytest.mark.parametrize("plan", [VMAP, TaskPlan("loop")], ids=str)
@@ -75,8 +74,8 @@ def test_scores_are_the_same_bits_whatever_number_is_taken_at_once(
     monkeypatch.setattr(batching, "UNITS", (3, 1))
     algorithm, source = built(name, cache)
     expected = judged(algorithm, source, 8, None, plan)
-    for batch_size in (1, 2, 7):
-        assert repr(judged(algorithm, source, 8, batch_size, plan)) == repr(expected), batch_size
+    for chunk in (1, 2, 7):
+        assert repr(judged(algorithm, source, 8, chunk, plan)) == repr(expected), chunk
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
@@ -132,12 +131,12 @@ def test_memory_of_an_evaluation_does_not_grow_with_its_tasks(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     algorithm, source = built("protonet", cache)
-    _, one = batching_of(algorithm, source, Exam("val", 3, 2), VMAP, None)
+    _, one = batching_of(algorithm, source, EvalSpec("val", 3, 2), VMAP)
     monkeypatch.setitem(batching.UNIT_BYTES, "cpu", 2.5 * one.each)
-    exam = Exam("val", 3, 30)
-    size, _ = batching_of(algorithm, source, exam, VMAP, None)
+    spec = EvalSpec("val", 3, 30)
+    size, _ = batching_of(algorithm, source, spec, VMAP)
     with LiveBytes() as count:
-        for _ in judge_batches(algorithm, source, exam, VMAP, size):
+        for _ in evaluate_batches(algorithm, source, spec, VMAP, size):
             pass
     assert count.peak < 3 * one.each
 
@@ -171,15 +170,16 @@ ERRORS = {
 def test_tasks_are_halved_when_memory_runs_out_and_what_did_not_fit_is_not_tried_again(
     kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    spec = EvalSpec("val", seed=3, episodes=25)
     expected = judged(ToyAlgorithm(), ToySource(), 25, None)
     monkeypatch.setattr(batching, "UNITS", (10, 1))
     algorithm = Hungry(limit=10, error=ERRORS[kind])
     strategy = SingleProcess(algorithm, ToySource(), Executor(algorithm, VMAP), SETTINGS)
-    strategy.size(strategy.exam("val", 3, 25), None)
+    strategy.size(spec)
     algorithm.limit = 2
     algorithm.asked.clear()
     with caplog.at_level(logging.WARNING):
-        found = strategy.evaluate("val", seed=3, episodes=25, batch_size=None).columns
+        found = strategy.evaluate(spec).columns
     assert {name: pytest.approx(values) for name, values in found.items()} == expected
     assert algorithm.asked == [10, 5, *[2] * 13], "batches of ten, ten and five"
     assert [record.args or record.message for record in caplog.records] == [
@@ -188,7 +188,7 @@ def test_tasks_are_halved_when_memory_runs_out_and_what_did_not_fit_is_not_tried
         for many in (10, 5)
     ]
     algorithm.asked.clear()
-    strategy.evaluate("val", seed=3, episodes=25, batch_size=None)
+    strategy.evaluate(spec)
     assert set(algorithm.asked) == {2}
 
 
@@ -213,7 +213,7 @@ def test_tasks_that_cannot_be_drawn_at_once_are_said_to_be_too_many() -> None:
     assert len(judged(ToyAlgorithm(), Large(), 120, None)["loss"]) == 120
     with pytest.raises(
         MetalearnError,
-        match=r"^out of memory with 100 tasks at once: the system refused; lower eval.batch_size$",
+        match=r"^out of memory with 100 tasks at once: the system refused; lower eval.chunk$",
     ):
         judged(ToyAlgorithm(), Large(), 120, 100)
 
@@ -222,12 +222,12 @@ def test_fewer_tasks_are_taken_before_memory_runs_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(batching, "UNITS", (50, 1))
-    _, demand = batching_of(ToyAlgorithm(), ToySource(), Exam("test", 0, 40), VMAP, None)
+    _, demand = batching_of(ToyAlgorithm(), ToySource(), EvalSpec("test", 0, 40), VMAP)
     for free, unit in ((None, 40), (2**40, 40), (1.6 * (demand.fixed + 12 * demand.each), 10), (0, 1)):
         monkeypatch.setattr("metalearn.engine.strategy.free_share", lambda device, ranks, free=free: free)
         caplog.clear()
         strategy = SingleProcess(ToyAlgorithm(), ToySource(), Executor(ToyAlgorithm(), VMAP), SETTINGS)
-        assert strategy.size(strategy.exam("test", 0, 40), None) == Batching(unit, 40)
+        assert strategy.size(EvalSpec("test", 0, 40)) == Batching(unit, 40)
         assert len(caplog.records) == (unit < 40)
     assert "evaluation needs about 0.0 MiB for 40 tasks at once" in caplog.text
 
@@ -236,9 +236,9 @@ def test_a_unit_that_was_halved_is_that_of_a_resumed_run() -> None:
     first, again = (
         SingleProcess(ToyAlgorithm(), ToySource(), Executor(ToyAlgorithm(), VMAP), SETTINGS) for _ in range(2)
     )
-    val, test = first.exam("val", 1, 40, curve=False), first.exam("test", 1, 40)
-    first.size(val, None).unit = 5  # memory ran out in a validation
-    assert first.size(test, None).unit == 40
+    val, test = EvalSpec("val", 1, 40, curve=False), EvalSpec("test", 1, 40)
+    first.size(val).unit = 5  # memory ran out in a validation
+    assert first.size(test).unit == 40
     assert first.units() == [["val", 1, 40, False, 5], ["test", 1, 40, True, 40]]
     again.take_back_units(first.units())
-    assert [again.size(exam, None).unit for exam in (val, test)] == [5, 40]
+    assert [again.size(spec).unit for spec in (val, test)] == [5, 40]

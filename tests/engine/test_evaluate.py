@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from metalearn.core import Algorithm, Source, Task, blank_query
-from metalearn.engine.evaluate import curve_steps, decimals, draw_tasks, evaluate, judge, summarise
+from metalearn.engine.evaluate import (
+    EvalSpec,
+    curve_steps,
+    decimals,
+    draw_tasks,
+    evaluate,
+    evaluate_batch,
+    summarise,
+)
 from metalearn.engine.executor import TaskPlan
 from metalearn.errors import ConfigError
 from tests.engine.toy import ToyAlgorithm, ToySource
 from tests.test_contract import built
 
 VMAP = TaskPlan("vmap")
+SPEC = EvalSpec("val", seed=5, episodes=3)
 
 
 def run(
@@ -28,18 +38,11 @@ def run(
     *,
     episodes: int = 7,
     plan: TaskPlan = VMAP,
-    batch_size: int = 3,
+    chunk: int = 3,
     seed: int = 5,
 ):
-    return evaluate(
-        algorithm,
-        source or ToySource(),
-        "test",
-        seed=seed,
-        episodes=episodes,
-        plan=plan,
-        batch_size=batch_size,
-    )
+    spec = EvalSpec("test", seed=seed, episodes=episodes, chunk=chunk)
+    return evaluate(algorithm, source or ToySource(), spec, plan=plan)
 
 
 def test_task_numbers_come_first_and_there_is_a_row_per_task() -> None:
@@ -50,10 +53,10 @@ def test_task_numbers_come_first_and_there_is_a_row_per_task() -> None:
 
 
 @pytest.mark.parametrize("plan", [TaskPlan("loop"), TaskPlan("vmap")])
-@pytest.mark.parametrize("batch_size", [1, 4, 7])
-def test_numbers_depend_neither_on_the_plan_nor_on_the_batch_size(plan: TaskPlan, batch_size: int) -> None:
+@pytest.mark.parametrize("chunk", [1, 4, 7])
+def test_numbers_depend_neither_on_the_plan_nor_on_the_chunk(plan: TaskPlan, chunk: int) -> None:
     expected = run(ToyAlgorithm(noise=0.3)).columns
-    found = run(ToyAlgorithm(noise=0.3), plan=plan, batch_size=batch_size).columns
+    found = run(ToyAlgorithm(noise=0.3), plan=plan, chunk=chunk).columns
     assert list(found) == list(expected)
     assert all(found[name] == pytest.approx(values) for name, values in expected.items())
 
@@ -197,7 +200,8 @@ def test_curve_does_not_change_the_other_numbers(pair: tuple[Algorithm, Source])
     algorithm, source = pair
     batch = draw_tasks(algorithm, source, "val", seed=5, first=0, count=3)
     found, without = (
-        judge(algorithm, batch, source.spec("val").objective, VMAP, curve=curve) for curve in (True, False)
+        evaluate_batch(algorithm, source.spec("val").objective, VMAP, replace(SPEC, curve=curve), batch)
+        for curve in (True, False)
     )
     assert list(found)[: len(without)] == list(without)
     assert all(torch.equal(found[name], values) for name, values in without.items())
@@ -220,7 +224,7 @@ def test_curve_costs_no_further_adaptation(algo: str, folder: Path) -> None:
     counts = []
     for curve in (False, True):
         with Gradients() as gradients:
-            judge(algorithm, batch, source.spec("val").objective, VMAP, curve=curve)
+            evaluate_batch(algorithm, source.spec("val").objective, VMAP, replace(SPEC, curve=curve), batch)
         counts.append(gradients.count)
     assert counts[0] == counts[1] >= algorithm.eval_adaptation_steps
 
@@ -241,7 +245,7 @@ def test_steps_of_the_curve(last: int, steps: list[int]) -> None:
 
 def test_tasks_do_not_depend_on_anything_but_seed_split_and_number() -> None:
     first, second = ToySource(), ToySource()
-    run(ToyAlgorithm(), first, batch_size=7)
-    run(ToyAlgorithm(noise=1.0), second, batch_size=7)
+    run(ToyAlgorithm(), first, chunk=7)
+    run(ToyAlgorithm(noise=1.0), second, chunk=7)
     assert first.asked == second.asked
     assert first.asked[-1] == ("test", 5, 0, 7)

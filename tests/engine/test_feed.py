@@ -7,10 +7,10 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from metalearn.build.objects import build_algorithm, build_source
-from metalearn.build.parts import settings_of
 from metalearn.config.compose import compose
 from metalearn.engine import loader
 from metalearn.engine.loader import TaskLoader, draw_batch
+from metalearn.engine.settings import Settings
 from tests.engine.toy import ToyAlgorithm, ToySource
 
 CPU = torch.device("cpu")
@@ -38,7 +38,7 @@ def test_blocks_change_no_bit(
     monkeypatch.setattr(loader, "BLOCK_BYTES", 1 << 26)
     cfg = compose([word.format(cache=tmp_path_factory.getbasetemp() / "feed") for word in words])
     source = build_source(cfg, CPU)
-    algorithm, settings = build_algorithm(cfg, source, CPU), settings_of(cfg)
+    algorithm, settings = build_algorithm(cfg, source, CPU), Settings.of(cfg)
     for share in (None, range(1, 3)):
         drawn = TaskLoader(algorithm, source, settings, share)
         for step in (*range(130), 500, 3):
@@ -51,7 +51,7 @@ def test_blocks_change_no_bit(
 def test_small_batches_are_drawn_for_many_steps_at_once_and_large_ones_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = settings_of(compose(["trainer.meta_batch_size=4"]))
+    settings = Settings.of(compose(["trainer.meta_batch_size=4"]))
     for largest, calls in ((1 << 18, 3), (1, 128)):
         monkeypatch.setattr(loader, "BLOCK_BYTES", largest)
         source = ToySource()

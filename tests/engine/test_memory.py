@@ -18,10 +18,10 @@ from torch.utils._pytree import tree_leaves
 
 from metalearn.build.objects import build_algorithm, build_source
 from metalearn.config.compose import compose
-from metalearn.core import Algorithm, Metrics, Parameters, Plan, Source, Task
+from metalearn.core import Algorithm, Metrics, Parameters, Plan, Source, TaskBatch
 from metalearn.engine import evaluate as evaluation
 from metalearn.engine import memory, preflight
-from metalearn.engine.evaluate import Exam, batching_of, draw_tasks, frozen, judge
+from metalearn.engine.evaluate import EvalSpec, batching_of, draw_tasks, evaluate_batch, frozen
 from metalearn.engine.executor import Executor, TaskPlan
 from metalearn.engine.loader import draw_batch
 from metalearn.engine.memory import Demand, free_bytes, peak_bytes
@@ -32,7 +32,7 @@ from metalearn.errors import MetalearnError
 from metalearn.hashing import draw
 from metalearn.run.signals import StopSignals
 from metalearn.run.train import train
-from tests.engine.test_trainer import SETTINGS
+from tests.engine.test_trainer import SETTINGS, SPEC
 from tests.engine.toy import ToyAlgorithm, ToySource
 from tests.reliability import harness
 
@@ -101,7 +101,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
 
 
 def settings(meta_batch_size: int = 12) -> Settings:
-    return replace(SETTINGS, meta_batch_size=meta_batch_size, batch_size=64, eval_batch_size=12)
+    return replace(SETTINGS, meta_batch_size=meta_batch_size, batch_size=64)
 
 
 def training_peak(algorithm: Algorithm, source: Source, plan: TaskPlan, meta_batch_size: int = 12) -> int:
@@ -115,7 +115,8 @@ def evaluation_peak(algorithm: Algorithm, source: Source, steps: int | None = No
     def evaluation() -> None:
         batch = draw_tasks(algorithm, source, "val", seed=0, first=0, count=12)
         with frozen(algorithm):
-            judge(algorithm, batch, source.spec("val").objective, TaskPlan("vmap"), steps=steps)
+            spec = EvalSpec("val", seed=0, episodes=12, steps=steps)
+            evaluate_batch(algorithm, source.spec("val").objective, TaskPlan("vmap"), spec, batch)
 
     return peak_bytes(evaluation, CPU)
 
@@ -131,7 +132,7 @@ def test_forecast_of_training_is_the_real_peak(plan: TaskPlan, name: str, build:
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_forecast_of_evaluation_is_the_real_peak(name: str, build: Build) -> None:
     algorithm, source = build(name)
-    _, demand = batching_of(algorithm, source, Exam("val", 0, 12), TaskPlan("vmap"), None)
+    _, demand = batching_of(algorithm, source, EvalSpec("val", 0, 12), TaskPlan("vmap"))
     assert demand.count == 12
     assert demand.peak == pytest.approx(evaluation_peak(algorithm, source), rel=0.2)
 
@@ -249,8 +250,8 @@ def test_preflight_names_memory_and_warns_before_it_takes_any(
     for free, ranks, warnings in ((2**40, 1, 0), (2**40, 2**39, 1), (100, 1, 1)):
         caplog.clear()
         monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
-        args = (updater, ToySource(), TaskPlan("vmap", 3), settings(), "val", tmp_path)
-        found = rehearse(Careful(), *args, test_episodes=10, ranks=ranks)
+        args = (updater, ToySource(), TaskPlan("vmap", 3), settings(), replace(SPEC, chunk=12), tmp_path)
+        found = rehearse(Careful(), *args, ranks=ranks)
         assert len(caplog.messages) == warnings, caplog.messages
     assert caplog.messages[0].startswith("training needs about 0.0 MiB for 3 tasks at once")
     assert "evaluation about 0.0 MiB for 8 tasks at once" in found.describe(
@@ -272,12 +273,12 @@ def test_ranks_share_an_evaluation_by_whole_batches(
     ranks: int, test_episodes: int, total: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 3 validations of 8 tasks, which are one batch, and a test of batches of 50, a second per task."""
-    monkeypatch.setattr(preflight, "_judge_seconds", lambda *work: 1.0)
+    monkeypatch.setattr(preflight, "_evaluation_seconds", lambda *work: 1.0)
     monkeypatch.setattr(preflight, "_save_seconds", lambda *work: 0.0)
-    asked = replace(settings(), eval_batch_size=None)
-    work = (ToyAlgorithm(), lambda actor: None, ToySource(), TaskPlan("vmap"), asked, "val", tmp_path)
-    found = rehearse(*work, test_episodes=test_episodes, ranks=ranks)
-    assert f"{test_episodes} test tasks; about {total};" in found.describe(asked, 6, test_episodes)
+    spec = replace(SPEC, episodes=test_episodes, chunk=None)
+    work = (ToyAlgorithm(), lambda actor: None, ToySource(), TaskPlan("vmap"), settings(), spec, tmp_path)
+    found = rehearse(*work, ranks=ranks)
+    assert f"{test_episodes} test tasks; about {total};" in found.describe(settings(), 6, test_episodes)
 
 
 def test_time_of_an_evaluation_is_that_of_whole_units(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,15 +287,17 @@ def test_time_of_an_evaluation_is_that_of_whole_units(monkeypatch: pytest.Monkey
     """
     clock = [0.0]
 
-    def judge(actor: Algorithm, batch: Task, objective: Any, plan: Plan, **dials: Any) -> dict[str, Tensor]:
+    def slow(
+        actor: Algorithm, objective: Any, plan: Plan, spec: EvalSpec, batch: TaskBatch
+    ) -> dict[str, Tensor]:
         clock[0] += 0.1 + 0.001 * len(batch.key)
         return {"loss": torch.zeros(len(batch.key))}
 
-    monkeypatch.setattr(evaluation, "judge", judge)
+    monkeypatch.setattr(evaluation, "evaluate_batch", slow)
     monkeypatch.setattr(preflight.time, "perf_counter", lambda: clock[0])
-    exam, work = Exam("val", 0, 600), (ToyAlgorithm(), ToySource(), TaskPlan("vmap"))
-    size, _ = batching_of(*work[:2], exam, work[2], None)
-    assert preflight._judge_seconds(*work, exam, size) == pytest.approx(0.15 / 50)
+    spec, work = EvalSpec("val", 0, 600), (ToyAlgorithm(), ToySource(), TaskPlan("vmap"))
+    size, _ = batching_of(*work[:2], spec, work[2])
+    assert preflight._evaluation_seconds(*work, spec, size) == pytest.approx(0.15 / 50)
 
 
 class Hungry(ToyAlgorithm):

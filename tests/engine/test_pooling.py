@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metalearn.engine.evaluate import evaluate, summarise
+from metalearn.engine.evaluate import EvalSpec, evaluate, summarise
 from metalearn.engine.executor import TaskPlan
 from metalearn.engine.pooling import RESAMPLES, draw_weights, pooled
 from metalearn.errors import ConfigError
@@ -42,17 +42,10 @@ class PoolingSource(ToySource):
         return replace(super().spec(split), objective=self.objective)
 
 
-def judged(objective: Any = None, *, plan: str = "vmap", batch_size: int = 5, episodes: int = 11) -> Any:
+def judged(objective: Any = None, *, plan: str = "vmap", chunk: int = 5, episodes: int = 11) -> Any:
     source = PoolingSource(objective)
-    return evaluate(
-        ToyAlgorithm(noise=0.3),
-        source,
-        "test",
-        seed=5,
-        episodes=episodes,
-        plan=TaskPlan(plan),
-        batch_size=batch_size,
-    )
+    spec = EvalSpec("test", seed=5, episodes=episodes, chunk=chunk)
+    return evaluate(ToyAlgorithm(noise=0.3), source, spec, plan=TaskPlan(plan))
 
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_approximation() -> None:
@@ -80,9 +73,9 @@ def test_pooled_metrics_stand_beside_the_others_and_have_no_column() -> None:
     assert 0 < result.summary["share"]["ci95"] < 1
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 11])
-def test_pooled_metrics_are_the_same_bits_for_any_number_of_tasks_at_once(batch_size: int) -> None:
-    assert judged(batch_size=batch_size).summary == judged().summary
+@pytest.mark.parametrize("chunk", [1, 4, 11])
+def test_pooled_metrics_are_the_same_bits_for_any_number_of_tasks_at_once(chunk: int) -> None:
+    assert judged(chunk=chunk).summary == judged().summary
 
 
 def test_a_metric_that_is_undefined_in_a_resample_has_no_value() -> None:

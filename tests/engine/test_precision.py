@@ -22,7 +22,7 @@ from metalearn.build.objects import build_algorithm, build_source
 from metalearn.config.compose import compose
 from metalearn.core import Algorithm, Source
 from metalearn.engine.autotune import Wish, tune
-from metalearn.engine.evaluate import draw_tasks, evaluate
+from metalearn.engine.evaluate import EvalSpec, draw_tasks, evaluate
 from metalearn.engine.executor import Executor, Sums, TaskPlan
 from metalearn.errors import ConfigError
 from metalearn.rundir.checkpoints import CheckpointStore
@@ -92,7 +92,7 @@ def test_weights_statistics_and_scores_stay_in_float32(pair: tuple[Algorithm, So
     actor = lowered(algorithm)
     with Types() as seen:
         low, full = (
-            evaluate(some, source, "val", seed=0, episodes=6, plan=TaskPlan("vmap"), batch_size=6)
+            evaluate(some, source, EvalSpec("val", seed=0, episodes=6, chunk=6), plan=TaskPlan("vmap"))
             for some in (actor, algorithm)
         )
     assert seen.found["convolution"] == {LOW, torch.float32}

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from metalearn.core import Examples, Metrics, Plan, TaskBatch
+from metalearn.core import Batch, Examples, Metrics, Plan
 from metalearn.engine import loader, nonfinite
+from metalearn.engine.evaluate import EvalSpec
 from metalearn.engine.executor import Executor, TaskPlan
 from metalearn.engine.history import RunningMeans, ValidationHistory
 from metalearn.engine.nonfinite import NonFiniteError
@@ -30,11 +31,14 @@ SETTINGS = Settings(
     log_every=4,
     eval_every=2,
     checkpoint_every=5,
+    keep_last=2,
+    keep_best=1,
     patience=None,
-    val_episodes=8,
-    eval_seed=9,
-    eval_batch_size=8,
+    on_nan="stop",
+    shutdown_timeout_s=120,
+    dry_run=False,
 )
+SPEC = EvalSpec("test", seed=9, episodes=10, val_episodes=8, chunk=8)
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +48,13 @@ def batches_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def trainer(
-    log: RunLog, source: ToySource, algorithm: ToyAlgorithm | None = None, *, lr: float = 0.1, **changes: Any
+    log: RunLog,
+    source: ToySource,
+    algorithm: ToyAlgorithm | None = None,
+    *,
+    lr: float = 0.1,
+    monitor: str | None = None,
+    **changes: Any,
 ) -> Trainer:
     algorithm = algorithm or ToyAlgorithm()
     optimizer = torch.optim.Adam(algorithm.parameters(), lr=lr, fused=True)
@@ -59,6 +69,7 @@ def trainer(
         CheckpointStore(log.run_dir),
         log,
         settings,
+        replace(SPEC, monitor=monitor),
         metadata={"plan_asked": "vmap"},
     )
 
@@ -101,7 +112,7 @@ def test_flat_minibatches_are_counted_in_rows(tmp_path: Path) -> None:
     class Flat(ToyAlgorithm):
         trains_on = "examples"
 
-        def losses(self, tasks: TaskBatch | Examples, how: Plan) -> tuple[torch.Tensor, Metrics]:
+        def losses(self, tasks: Batch, how: Plan) -> tuple[torch.Tensor, Metrics]:
             assert isinstance(tasks, Examples)
             return (self.prior - tasks.y).square().mean()[None], {}
 
@@ -197,10 +208,14 @@ def test_rollback_goes_on_with_the_meta_batches_after_the_bad_one(tmp_path: Path
     """Meta-batch 4 is bad; the checkpoint is that of step 2, so that 2, 3 and 4 are passed over."""
     source = ToySource(bad_tasks=(17,))
     with RunLog(tmp_path) as log:
-        actor = trainer(log, source, checkpoint_every=2, eval_every=100, log_every=2, outer_steps=7)
+        actor = trainer(
+            log, source, checkpoint_every=2, eval_every=100, log_every=2, outer_steps=7, on_nan="rollback"
+        )
         usual = actor.save
         actor.save = lambda *, must=False: usual(must=must) if actor.step in (0, 2, 7) else None  # type: ignore[method-assign]
-        rollback.train(actor, "rollback")
+        for _ in range(2):
+            with rollback.instead_of_failing(actor):
+                actor.train()
     drawn = [first // 4 for split, _, first, _ in source.asked if split == "train"]
     assert drawn == [0, 1, 2, 3, 4, 4, 5, 6, 7, 8, 9]  # 4 again to find the culprit
     assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6, 7, 7]

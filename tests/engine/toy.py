@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metalearn.core import Algorithm, Draw, Examples, InputSpec, Source, Split, Task, TaskSpec
+from metalearn.core import Algorithm, Draw, Examples, InputSpec, Source, Split, Task, TaskBatch, TaskSpec
 from metalearn.hashing import fold, normal
 from metalearn.objectives import Regression
 
@@ -39,7 +39,7 @@ class ToySource(Source):
         bad = torch.tensor([split == "train" and int(n) in self.bad_tasks for n in number])
         y = torch.where(bad[:, None, None], torch.inf, y)
         x, mask = torch.zeros(count, 3, 1), torch.ones(count, 3, dtype=torch.bool)
-        return Task(Examples(x, y[:, :3], mask), Examples(x, y[:, 3:], mask), key)
+        return TaskBatch(Examples(x, y[:, :3], mask), Examples(x, y[:, 3:], mask), key)
 
     def examples(self, *, seed: int, first: int, count: int) -> Examples:
         self.asked.append(("examples", seed, first, count))

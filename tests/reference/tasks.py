@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from metalearn.core import Algorithm, Examples, InputSpec, Task, TaskSpec
+from metalearn.core import Algorithm, Examples, InputSpec, Task, TaskBatch, TaskSpec
 from metalearn.hashing import draw
 from metalearn.objectives import Classification
 
@@ -28,7 +28,7 @@ def image_tasks(count: int, way: int = 3, shot: int = 2, query_shot: int = 2, se
         y = torch.arange(way).repeat_interleave(per_class).expand(count, -1).clone()
         return Examples(x, y, torch.ones_like(y, dtype=torch.bool))
 
-    return Task(examples(shot), examples(query_shot), torch.arange(count))
+    return TaskBatch(examples(shot), examples(query_shot), torch.arange(count))
 
 
 def with_draws(algorithm: Algorithm, tasks: Task) -> Task:

@@ -50,7 +50,7 @@ TINY = [
     "trainer.checkpoint_every=3",
     "eval.val_episodes=4",
     "eval.episodes=6",
-    "eval.batch_size=3",
+    "eval.chunk=3",
 ]
 QUICK = [
     "algo=protonet",

@@ -101,7 +101,7 @@ class Trace:
         """The work, with every phase between its marks. They never overlap."""
         for name, phase in (("train_step", "step"), ("save", "save"), ("validate", "evaluation")):
             self.mark(Trainer, name, before=functools.partial(self.enter, phase), after=self.leave)
-        self.mark(session, "judge_split", before=lambda: self.enter("evaluation"), after=self.leave)
+        self.mark(session.Session, "_evaluate", before=lambda: self.enter("evaluation"), after=self.leave)
         self.mark(
             session.Session, "__init__", before=lambda: self.enter("start-up")
         )  # the second job of a sweep, too

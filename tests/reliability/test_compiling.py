@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch.utils._filelock import FileLock
 
-from metalearn.build.parts import COMPILER_CACHE, Parts, settings_of
+from metalearn.build.parts import COMPILER_CACHE, Parts
 from metalearn.config.compose import compose
 from metalearn.distributed import compiling
 from metalearn.distributed.compiling import compile_ahead, run_ended_in_time
@@ -24,6 +24,7 @@ from metalearn.engine.autotune import Attempt
 from metalearn.engine.compiler_cache import drop_half_written
 from metalearn.engine.executor import Executor, TaskPlan
 from metalearn.engine.loader import draw_batch
+from metalearn.engine.settings import Settings
 from metalearn.errors import ConfigError
 from metalearn.run import plan as plans
 from metalearn.run.signals import PreemptedError
@@ -286,7 +287,7 @@ def test_what_was_compiled_ahead_is_found_by_this_process(
     torch.compiler.reset()
     found = torch._dynamo.utils.counters["aot_autograd"]
     found.clear()
-    Executor(parts.algorithm, PLAN).sums(draw_batch(parts.algorithm, parts.source, settings_of(cfg), 0))
+    Executor(parts.algorithm, PLAN).sums(draw_batch(parts.algorithm, parts.source, Settings.of(cfg), 0))
     assert (found["autograd_cache_hit"], found["autograd_cache_miss"]) == (1, 0)
 
 
@@ -300,7 +301,7 @@ def test_kernels_left_half_written_by_a_killed_compiler_are_made_again(cache: Pa
         os.truncate(kernel, 0)
     parts = Parts.build(cfg)
     torch.compiler.reset()
-    batch = draw_batch(parts.algorithm, parts.source, settings_of(cfg), 0)
+    batch = draw_batch(parts.algorithm, parts.source, Settings.of(cfg), 0)
     losses = Executor(parts.algorithm, PLAN).sums(batch).losses
     torch.testing.assert_close(losses, Executor(parts.algorithm, TaskPlan()).sums(batch).losses)
 

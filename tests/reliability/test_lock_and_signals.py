@@ -119,7 +119,7 @@ def test_preflight_leaves_no_trace_in_the_numbers(
     def unprepared() -> int:
         from metalearn.run import session
 
-        session.Session._rehearse = lambda *parts: None  # type: ignore[method-assign]
+        session.rehearse = lambda *parts, **options: None  # type: ignore[assignment]
         return train(cfg, run_dir)()
 
     assert finish(unprepared) == 0

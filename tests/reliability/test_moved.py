@@ -43,7 +43,7 @@ WORDS = [
         "trainer.eval_every=2",
         "trainer.checkpoint_every=2",
     ),
-    *("eval.val_episodes=2", "eval.episodes=4", "eval.batch_size=2"),
+    *("eval.val_episodes=2", "eval.episodes=4", "eval.chunk=2"),
 ]
 LONGER = "trainer.outer_steps=6"
 

@@ -161,3 +161,32 @@ def test_a_finished_job_of_an_older_sweep_is_finished(tmp_path: Path, cache: Pat
     (job.folder / "config.yaml").write_text(yaml.safe_dump(older))
     [again], _ = jobs.planned(words, None, tmp_path)
     assert (again.folder, again.state, again.why_skipped()) == (job.folder, "finished", "finished, skipped")
+
+
+def test_a_run_with_a_key_that_was_renamed_is_evaluated_and_resumed_without_a_word(
+    killed: Path, reference: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="metalearn")
+    cfg = yaml.safe_load((killed / "config.yaml").read_text())
+    cfg["eval"]["batch_size"] = cfg["eval"].pop("chunk")
+    (killed / "config.yaml").write_text(yaml.safe_dump(cfg))
+    assert read_saved(killed)["eval"]["chunk"] == 3
+    assert evaluate_run(killed, ["eval.episodes=2"]) == 0
+    assert not any("is older than" in text for text in caplog.messages)
+    assert finish(resume(killed)) == 0
+    assert (killed / "results.json").read_bytes() == (reference / "results.json").read_bytes()
+    with pytest.raises(
+        ConfigError, match=r"^eval.batch_size=2: eval.batch_size is not a key; it is now eval.chunk$"
+    ):
+        evaluate_run(killed, ["eval.batch_size=2"])
+
+
+def test_a_key_of_a_later_version_is_named(reference: Path, tmp_path: Path) -> None:
+    later = Path(shutil.copytree(reference, tmp_path / "run"))
+    cfg = yaml.safe_load((later / "config.yaml").read_text())
+    cfg["eval"]["chunks"] = 1
+    (later / "config.yaml").write_text(yaml.safe_dump(cfg))
+    with pytest.raises(
+        ConfigError, match=r"eval.chunks is not a key of this version; did you mean eval.chunk\?"
+    ):
+        read_saved(later)

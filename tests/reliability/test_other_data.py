@@ -17,7 +17,7 @@ from PIL import Image
 from metalearn.build.parts import Parts
 from metalearn.cli import main as cli
 from metalearn.config.compose import compose
-from metalearn.run.splits import reopen_to_judge
+from metalearn.run.splits import reopen_to_evaluate
 
 SMALL = [
     *(
@@ -313,7 +313,7 @@ def test_a_head_over_training_classes_keeps_their_number_and_every_rank_builds_i
         "data.fractions=[0,0,1]",
         f"data.cache_dir={tmp_path / 'cache'}",
     ]
-    cfg = reopen_to_judge(tmp_path, trained, words, None)
+    cfg = reopen_to_evaluate(tmp_path, trained, words, None)
     parts = Parts.build(cfg, 1, {"data": trained["data"], "trusted": [], "run_dir": str(tmp_path)})
     assert parts.algorithm.spec.num_train_classes == 128
     assert parts.source.spec("test").max_way == 2

@@ -183,7 +183,7 @@ def test_results_are_the_same_bytes_whatever_number_of_tasks_is_taken_at_once(fi
         batching.UNITS = (3, 1)
         return evaluate_run(finished, ["eval.episodes=8", *words])
 
-    sizes: list[list[str]] = [[], *([f"eval.batch_size={size}"] for size in (1, 2, 7, 50))]
+    sizes: list[list[str]] = [[], *([f"eval.chunk={size}"] for size in (1, 2, 7, 50))]
     assert [finish(lambda words=words: evaluate(*words)) for words in sizes] == [0] * 5
     folders = [
         finished / "evals" / "_".join(["test", *sorted(["eval.episodes=8", *words])]) for words in sizes

@@ -33,7 +33,7 @@ from tests.reliability.harness import (
 )
 
 WORDS = [*harness.QUICK, "trainer.meta_batch_size=3"]  # no multiple of the number of ranks
-EVALUATION = ["eval.episodes=11", "eval.batch_size=2", "eval.checkpoint=last"]
+EVALUATION = ["eval.episodes=11", "eval.chunk=2", "eval.checkpoint=last"]
 # Classes of a person's own, which go wrong at the last task of step 3: it is not one of rank 0's.
 SPOILED = """
 import torch

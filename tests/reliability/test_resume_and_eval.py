@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from metalearn.engine.evaluate import EvalSpec
+from metalearn.engine.strategy import SingleProcess
 from metalearn.errors import CheckpointError, ConfigError, MetalearnError
 from metalearn.run import resume as resuming
-from metalearn.run import train as training
 from metalearn.run.evaluate import evaluate_run
 from metalearn.rundir.checkpoint_files import METADATA
 from metalearn.rundir.checkpoints import CheckpointStore
@@ -29,7 +30,7 @@ def copied(reference: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(reference, tmp_path / "run"))
 
 
-def stopped_evaluation(*parts: Any, on_batch: Callable[[int], None], **options: Any) -> None:
+def stopped_evaluation(strategy: SingleProcess, spec: EvalSpec, on_batch: Callable[[int], None]) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     on_batch(1)
 
@@ -39,7 +40,7 @@ def test_stopped_evaluation_says_so_and_leaves_nothing(
 ) -> None:
     caplog.set_level(logging.INFO, logger="metalearn")
     before = contents(copied)
-    monkeypatch.setattr(training, "judge_split", stopped_evaluation)
+    monkeypatch.setattr(SingleProcess, "evaluate", stopped_evaluation)
     assert evaluate_run(copied, ["data.way=2"]) == 143
     assert "stopped by SIGTERM; nothing was written" in caplog.text
     assert contents(copied) == before
@@ -51,7 +52,7 @@ def test_stopped_evaluation_leaves_an_earlier_one_of_the_same_protocol(
 ) -> None:
     assert evaluate_run(copied, []) == 0
     before = contents(copied)
-    monkeypatch.setattr(training, "judge_split", stopped_evaluation)
+    monkeypatch.setattr(SingleProcess, "evaluate", stopped_evaluation)
     assert evaluate_run(copied, []) == 143
     assert contents(copied) == before
 
@@ -132,7 +133,7 @@ def test_what_is_no_science_may_change(cfg: dict[str, Any], reference: Path, tmp
                 "device.plan=loop",
                 "device.chunk=1",
                 "trainer.checkpoint_every=1",
-                "eval.batch_size=2",
+                "eval.chunk=2",
             )
         )
         == 0
