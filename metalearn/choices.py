@@ -11,7 +11,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 KEY = "choices"
-GROUPS = ("algo", "data", "model", "optimizer", "device", "logger", "experiment")
+GROUPS = (
+    *("algo", "data", "model", "optimizer", "optimizer/schedule", "optimizer/clip"),
+    *("device", "logger", "experiment"),
+)
 NAMED_IN_RESULTS = ("algo", "data", "model", "experiment")
 
 
@@ -22,7 +25,17 @@ def chosen(cfg: Mapping[str, Any]) -> dict[str, str | None]:
     """
     found = cfg.get(KEY)
     known = found if isinstance(found, Mapping) else {}
-    return {group: known[group] if group in known else suggested(group, cfg.get(group)) for group in GROUPS}
+    return {
+        group: known[group] if group in known else suggested(group, node_of(cfg, group)) for group in GROUPS
+    }
+
+
+def node_of(cfg: Mapping[str, Any], group: str) -> Any:
+    """What a configuration holds of a group; optimizer/schedule lies in optimizer."""
+    node: Any = cfg
+    for part in group.split("/"):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
 
 
 def suggested(group: str, node: Any) -> str | None:
@@ -34,6 +47,10 @@ def suggested(group: str, node: Any) -> str | None:
     if group == "device":
         name = str(node.get("name")).partition(":")[0]
         return name if name in ("auto", "cpu", "cuda") else None
+    if group == "optimizer/schedule":
+        return node.get("name") if isinstance(node.get("name"), str) else None
+    if group == "optimizer/clip":
+        return next((key for key in ("norm", "value") if node.get(key) is not None), "none")
     target = node.get("_target_")
     if not isinstance(target, str) or "." not in target:
         return None

@@ -226,6 +226,15 @@ class Source(ABC):
     def prepare(self) -> None:  # noqa: B027 - a source that computes its tasks has nothing to fetch
         """Fetch, verify and cache the data now rather than on first use."""
 
+    @classmethod
+    def audit(cls) -> str | None:
+        """What lies on this machine of published data, held against their sha256; nothing is fetched.
+
+        None: nothing of it was published. FileNotFoundError: none of it is here. DataError: it is incomplete,
+        or not what was published.
+        """
+        return None
+
     def check(self, splits: Sequence[Split]) -> None:  # noqa: B027 - a source that draws without end has enough of everything
         """Raise ConfigError if the data cannot give the tasks of these splits: all of them before training,
         one before it is judged.

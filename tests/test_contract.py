@@ -30,8 +30,8 @@ from metalearn.testing.algorithms import (
 from metalearn.testing.checking import Check, ContractError, NotApplicable, name_of, run
 
 CONF = Path(__file__).parents[1] / "conf"
-ALGOS = sorted(path.stem for path in (CONF / "algo").glob("*.yaml"))
-DATA = sorted(path.stem for path in (CONF / "data").glob("*.yaml"))
+ALGOS = sorted(path.stem for path in (CONF / "algo").glob("[!_]*.yaml"))
+DATA = sorted(path.stem for path in (CONF / "data").glob("[!_]*.yaml"))
 CPU = torch.device("cpu")
 SAME_FORM = ("omniglot", "image_folder")
 DECLARATIONS = ("trains_on=", "order_matters=", "ragged=", "plans=", "kind=", "norm_statistics ")

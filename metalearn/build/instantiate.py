@@ -33,7 +33,7 @@ BASES: dict[str, type] = {
     "logger": Logger,
 }
 # Keys of a group that steer the run and are no arguments of its class.
-NOT_ARGUMENTS = {"algo": ("plan", "chunk", "norm_statistics"), "optimizer": ("schedule", "clip")}
+NOT_ARGUMENTS = {"optimizer": ("schedule", "clip")}
 
 
 def construct(cfg: Config, group: str, **given: Any) -> Any:

@@ -125,9 +125,10 @@ def value_answers(word: str, tree: Mapping[str, Any]) -> Iterator[str]:
     few values.
     """
     key, is_value, _ = word.partition("=")
+    allowed = schema.ranges_of(tree)
     for name, default in schema.leaves(tree):
         if is_value and name == key:
-            few = schema.CHOICES.get(name, ("true", "false") if isinstance(default, bool) else ())
+            few = allowed[name].few if name in allowed else ("true", "false") if type(default) is bool else ()
             yield from (f"{name}={value}" for value in few)
         elif not is_value and name.startswith(word) and not name.endswith("_target_"):
             rest = name[len(word) :]

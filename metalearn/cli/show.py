@@ -63,8 +63,14 @@ def show(name: str, config_dir: str | None = None) -> str:
     if group_name == "experiment":
         whole = as_yaml(compose([f"experiment={option}"], config_dir))
         return f"# experiment={option}\n{text}\n# and the whole configuration that it makes\n{whole}"
-    tree = library.load([f"{group_name}={option}"]) if "${" in text else {}
-    return f"# {group_name}={option}\n" + "\n".join(resolved_lines(text, tree, group_name)) + "\n"
+    bases = [path.read_text(encoding="utf-8") for path, _ in library.files(group_name, option)[:-1]]
+    tree = library.load([f"{group_name}={option}"]) if any("${" in part for part in (text, *bases)) else {}
+    place = group_name.replace("/", ".")
+    shown = [
+        "\n".join(resolved_lines(part, tree, place))
+        for part in (f"# {group_name}={option}\n{text}", *reversed(bases))
+    ]
+    return "\n\n# … and, where it does not say otherwise:\n".join(shown) + "\n"
 
 
 def find(name: str, library: Library) -> tuple[str, str]:

@@ -25,6 +25,7 @@ def about_problems(cfg: Mapping[str, Any]) -> list[str]:
         if not isinstance(about, Mapping):
             problems.append(f"{path}={show(about)} is not several keys, such as title and paper")
             continue
+        problems += shape_problems(path, about)
         figures = about.get("figures") or []
         named = isinstance(figures, list) and all(
             isinstance(figure, Mapping) and "name" in figure for figure in figures
@@ -50,6 +51,15 @@ def about_problems(cfg: Mapping[str, Any]) -> list[str]:
         if not isinstance(about.get("deviation", ""), str):
             problems.append(f"{path}.deviation={show(about['deviation'])} is not text")
     return problems
+
+
+def shape_problems(path: str, about: Mapping[str, Any]) -> list[str]:
+    """What is read from an `about:` block before a run, and does not have its shape."""
+    return [
+        f"{path}.{name}={show(about[name])} is not several keys"
+        for name in ("ranges", "suits")
+        if name in about and not isinstance(about[name], Mapping)
+    ]
 
 
 def place_problems(path: str, figure: Mapping[str, Any]) -> list[str]:

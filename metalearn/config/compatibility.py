@@ -31,6 +31,28 @@ FREE = (
     "trainer.dry_run",
 )
 VALIDATION = ("eval.val_episodes", "eval.seed", "eval.monitor")  # what weights and records follow from
+# Keys whose values a saved run has under an older name.
+RENAMED = {"eval.batch_size": "eval.chunk"}
+# Keys with another name now, which the command line answers.
+MOVED = {
+    **RENAMED,
+    "algo.plan": "device.plan",
+    "algo.chunk": "device.chunk",
+    "algo.norm_statistics": "model.norm_statistics",
+    "optimizer.schedule.name": "optimizer/schedule",
+}
+# Of an older run: what its method suits, from which nothing follows but defaults of other keys.
+SUITS = ("plan", "chunk", "norm_statistics")
+# Keys that a run may be older than, and the values that do what was done before there were any.
+BEFORE: dict[str, Any] = {
+    "logger._target_": "metalearn.loggers.Logger",  # there was no logger
+    "trainer.keep_best": 1,  # the best checkpoint alone was kept
+    "trainer.shutdown_timeout_s": 86_400,  # a process that hung was not ended; this is the longest wait
+    "eval.chunk": None,  # no number depends on it
+    "eval.monitor": None,  # the primary metric chose the best checkpoint
+    "device.deterministic": False,  # PyTorch's own choice of kernels
+    "device.channels_last": False,  # PyTorch's own memory layout
+}
 PROSE = ("about",)
 METHOD = ("algo", "data", "model", "optimizer")  # what a run lacks here is never filled in
 
@@ -47,6 +69,7 @@ def refuse_new_science(old: dict[str, Any], new: dict[str, Any], places: Places 
 
     Older runs hold the places of their data to be science, so that these are passed over here as well.
     """
+    old, new = without_suits(old), without_suits(new)
     newer = {key for key in new if key not in old and key.partition(".")[0] not in METHOD}
     moved = {key for key, place in places.items() if place.holds(old.get(key)) and place.holds(new.get(key))}
     changed = [key for key in sorted({*old, *new} - newer - moved) if old.get(key) != new.get(key)]
@@ -64,6 +87,22 @@ def refuse_new_science(old: dict[str, Any], new: dict[str, Any], places: Places 
         f"a resumed run must keep its method and data, but:\n{diff}\nStart a new run with metalearn train. "
         f"These may change: {allowed}"
     )
+
+
+def without_suits(leaves: dict[str, Any]) -> dict[str, Any]:
+    """Keys and values without what an algorithm's YAML once said among its arguments."""
+    return {key: value for key, value in leaves.items() if key not in {f"algo.{name}" for name in SUITS}}
+
+
+def as_today(saved: dict[str, Any]) -> dict[str, Any]:
+    """A configuration in which what the method suits stands in `algo.about`, as in the YAMLs of today."""
+    algo = saved.get("algo")
+    if not isinstance(algo, dict) or algo.keys().isdisjoint(SUITS):
+        return saved
+    about = algo.get("about") if isinstance(algo.get("about"), dict) else {}
+    suits = {key: algo[key] for key in SUITS if key in algo}
+    rest = {key: value for key, value in algo.items() if key not in SUITS and key != "about"}
+    return {**saved, "algo": {"about": {**about, "suits": suits}, **rest}}
 
 
 def refuse_other_data(trained_on: str, found: str) -> None:

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from metalearn import choices
 from metalearn.choices import GROUPS
-from metalearn.config import schema
+from metalearn.config import compatibility, plugins, schema
 from metalearn.config.about import about_problems
 from metalearn.config.loader import Library, plain, plugin_problems
 from metalearn.config.safety import hydra_problems, target_problems
@@ -47,13 +47,16 @@ def compose(overrides: list[str], config_dir: str | None = None) -> dict[str, An
         if base["hydra"]["runtime"]["choices"].get("experiment")
         else base
     )
+    names = base["hydra"]["runtime"]["choices"]
     values, found = known_values(request.values, allowed, library)
     composed = library.load([*request.choices, *values]) if values else dict(base)
     hydra = composed.pop("hydra")
+    found += plugins.file_problems(composed, library, names)
+    allowed, composed = (plugins.with_ranges(tree, library, names) for tree in (allowed, composed))
     cfg, wrong = schema.check_types(
         {key: value for key, value in allowed.items() if key != "hydra"}, composed
     )
-    wrong = [blame_experiment(problem, base["hydra"]["runtime"]["choices"]) for problem in wrong]
+    wrong = [blame_experiment(problem, names) for problem in wrong]
     problems += (
         found
         + wrong
@@ -66,7 +69,6 @@ def compose(overrides: list[str], config_dir: str | None = None) -> dict[str, An
     problems += target_problems(cfg, trusted) + about_problems(cfg)
     problems += [] if "hydra" in trusted else library.foreign_settings(hydra, [*request.choices, *values])
     raise_if(problems)
-    names = hydra["runtime"]["choices"]
     return {choices.KEY: {group: names.get(group) for group in GROUPS}, **cfg}
 
 
@@ -111,7 +113,10 @@ def reopen(
         elif group in CHOSEN_ANEW:
             problems.append(f"{choice}: an evaluation has no {group}; leave it out")
         elif group == "data" and sizes is not None:
-            config[group] = OmegaConf.create(with_sizes(library.load([choice])["data"], sizes))
+            chosen = library.load([choice])
+            problems += plugins.file_problems({"data": chosen["data"]}, library, {"data": option})
+            data = plugins.with_ranges({"data": chosen["data"]}, library, {"data": option})["data"]
+            config[group] = OmegaConf.create(with_sizes(data, sizes))
             names[group] = option
         else:
             problems.append(
@@ -243,6 +248,9 @@ def known_values(
     for override in values:
         key = override.key_or_group
         exists, _ = schema.lookup(allowed, key)
+        if key in compatibility.MOVED:
+            problems.append(moved(override))
+            continue
         candidates = (
             schema.known_keys(allowed["hydra"], "hydra.")
             if key.startswith("hydra.") and "hydra" in allowed
@@ -266,6 +274,12 @@ def options_with(key: str, library: Library) -> list[str]:
     return [option for option in options if schema.lookup(library.read(group, option), rest)[0]]
 
 
+def moved(override: Override) -> str:
+    """The answer to a key that has another name now."""
+    key, new = override.key_or_group, compatibility.MOVED[override.key_or_group]
+    return f"{written(override)}: {key} is now {new}; write {new}={override.get_value_element_as_str()}"
+
+
 def chosen_without_experiment(base: dict[str, Any]) -> list[str]:
     names = base["hydra"]["runtime"]["choices"]
     return [f"{group}={names[group]}" for group in GROUPS if group != "experiment" and names.get(group)]
@@ -279,6 +293,8 @@ def blame_experiment(problem: str, names: Mapping[str, Any]) -> str:
     group = key.partition(".")[0]
     if not is_key or not names.get("experiment"):
         return problem
+    if key in compatibility.MOVED:
+        return f"experiment={names['experiment']} sets {key}, which is now {compatibility.MOVED[key]}"
     return f"experiment={names['experiment']} sets {key}, which {group}={names.get(group)} does not have"
 
 

@@ -65,8 +65,9 @@ class Library:
         homes: dict[str, Path] = {}
         problems = []
         for folder in self.folders:
-            for path in sorted(p for group in GROUPS for p in (folder / group).glob("*.yaml")):
-                name = f"{path.parent.name}/{path.stem}"
+            for name, path in (
+                (f"{group}/{path.stem}", path) for group in GROUPS for path in choices_in(folder / group)
+            ):
                 if name in homes:
                     problems.append(f"{path} has the name of {homes[name]}; rename it")
                 homes.setdefault(name, path)
@@ -80,13 +81,39 @@ class Library:
         return next(p for folder in self.folders if (p := folder / group / f"{option}.yaml").is_file())
 
     def read(self, group: str, option: str) -> dict[str, Any]:
-        """One YAML as it stands, interpolations included."""
+        """The keys of one YAML, over those of its bases, interpolations as they stand."""
+        merged = OmegaConf.merge(*(content for _, content in self.files(group, option)))
+        content = OmegaConf.to_container(merged)
+        return (
+            {str(key): value for key, value in content.items() if key != "defaults"}
+            if isinstance(content, dict)
+            else {}
+        )
+
+    def files(self, group: str, option: str, seen: tuple[str, ...] = ()) -> list[tuple[Path, Any]]:
+        """(file, content) of a YAML and, before it, of the bases that its defaults list names."""
+        path = self.path(group, option)
         try:
-            check_yaml(self.path(group, option))
-            content = OmegaConf.to_container(OmegaConf.load(self.path(group, option)))
+            check_yaml(path)
+            content = OmegaConf.load(path)
+            listed = OmegaConf.to_container(content).get("defaults") if OmegaConf.is_dict(content) else None
         except MISTAKES as error:
-            raise ConfigError(f"{self.path(group, option)} cannot be read: {one_line(error)}") from error
-        return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
+            raise ConfigError(f"{path} cannot be read: {one_line(error)}") from error
+        bases = [
+            name
+            for name in (listed if isinstance(listed, list) else [])
+            if isinstance(name, str) and is_base(name) and name not in seen
+        ]
+        above = [
+            file
+            for name in bases
+            if self.has(group, name)  # Hydra has a sentence for one that is not there
+            for file in self.files(group, name, (*seen, option))
+        ]
+        return [*above, (path, content if OmegaConf.is_dict(content) else OmegaConf.create())]
+
+    def has(self, group: str, option: str) -> bool:
+        return any((folder / group / f"{option}.yaml").is_file() for folder in self.folders)
 
     def primary(self) -> dict[str, Any]:
         """train.yaml as it stands."""
@@ -224,6 +251,13 @@ def one_line(error: BaseException) -> str:
     return " ".join(lines[:2])
 
 
+class OurLoader(ConfigLoaderImpl):  # type: ignore[misc]
+    """Hydra's loader, but for what groups share, which is no choice of theirs."""
+
+    def get_group_options(self, *args: Any, **kwargs: Any) -> list[str]:
+        return [option for option in super().get_group_options(*args, **kwargs) if not is_base(option)]
+
+
 class CheckedRepository(ConfigRepository):  # type: ignore[misc]
     """Hydra's reader of YAMLs, but for a look at those of a user before each is read."""
 
@@ -244,7 +278,7 @@ class CheckedRepository(ConfigRepository):  # type: ignore[misc]
 def loader_of(folders: tuple[Path, ...]) -> ConfigLoaderImpl:
     Plugins.instance()  # registers the kinds of folders that a search path may name
     setup_globals()
-    loader = ConfigLoaderImpl(search_path_of(folders))
+    loader = OurLoader(search_path_of(folders))
     loader.repository = CheckedRepository(loader.config_search_path)
     return loader
 
@@ -268,7 +302,17 @@ def packaged_folder() -> Path:
 
 def packaged_options(group: str) -> list[str]:
     """The choices of a group that are ours."""
-    return sorted(path.stem for path in (packaged_folder() / group).glob("*.yaml"))
+    return [path.stem for path in choices_in(packaged_folder() / group)]
+
+
+def choices_in(folder: Path) -> list[Path]:
+    """The YAMLs of a group's folder that can be chosen, by name."""
+    return sorted(path for path in folder.glob("*.yaml") if not is_base(path.stem))
+
+
+def is_base(name: str) -> bool:
+    """Whether a YAML of this name holds what others share, and is no choice itself."""
+    return name.startswith("_") and name != "_self_"
 
 
 def user_folders(config_dir: str | None) -> list[Path]:

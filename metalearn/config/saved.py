@@ -1,9 +1,9 @@
 """What the configuration of a run folder must hold, and what it may lack because the run is older than the
 key.
 
-A new key of `trainer`, `eval`, `device` or of a new group has its default of today in older runs. Nothing
-stands in for a key of `algo`, `data`, `model` or `optimizer`, from which results follow; an argument that a
-class did not have then is left to the class: its own default, or a refusal if it has none.
+A key of `trainer`, `eval`, `device` or of a group that is newer than a run has there the value that does what
+was done before it (`compatibility.BEFORE`). Nothing stands in for a key of `algo`, `data`, `model` or
+`optimizer`, from which results follow.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Any
 
 from metalearn import choices
 from metalearn.choices import GROUPS
-from metalearn.config import schema
+from metalearn.config import plugins, ranges, schema
 from metalearn.config.about import about_problems
+from metalearn.config.compatibility import BEFORE, RENAMED, as_today
 from metalearn.config.interpolation import saved_problems
 from metalearn.config.loader import Library
 from metalearn.errors import ConfigError, raise_if
@@ -40,7 +41,8 @@ def damages(saved: dict[str, Any]) -> Iterator[str]:
         group, _, key = name.partition(".")
         exists, value = schema.lookup(saved, name)
         if exists:
-            yield from schema.fit(name, None if is_reference(default) else default, value)[1]
+            allowed = schema.common_ranges().get(name)
+            yield from schema.fit(name, None if is_reference(default) else default, value, allowed)[1]
         elif group in absent or (group not in ALWAYS and group not in saved):
             continue
         elif key and not isinstance(saved.get(group), dict):
@@ -48,7 +50,7 @@ def damages(saved: dict[str, Any]) -> Iterator[str]:
             absent.add(group)
         elif group in BUILT:
             yield f"{name} is missing, and results follow from it, so that no default can stand in for it"
-        elif name not in defaults():
+        elif name not in BEFORE:
             yield f"{name} is missing"
     for name, _ in schema.leaves({group: saved[group] for group in CLOSED if group in saved}):
         if name not in primary_values():
@@ -57,7 +59,7 @@ def damages(saved: dict[str, Any]) -> Iterator[str]:
 
 def with_new_words(saved: dict[str, Any]) -> dict[str, Any]:
     """A saved configuration with the keys that were renamed since, under their present names."""
-    for old, new in schema.RENAMED.items():
+    for old, new in RENAMED.items():
         there, value = schema.lookup(saved, old)
         if there and not schema.lookup(saved, new)[0]:
             group, _, key = old.partition(".")
@@ -68,14 +70,16 @@ def with_new_words(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def newer_keys(saved: dict[str, Any]) -> dict[str, Any]:
-    """Dotted names and defaults of the keys that are newer than a saved configuration without damages."""
-    return {name: default for name, default in defaults().items() if not schema.lookup(saved, name)[0]}
+    """Dotted names of the keys that are newer than a saved configuration without damages, with the values
+    that do what was done before them.
+    """
+    return {name: value for name, value in BEFORE.items() if not schema.lookup(saved, name)[0]}
 
 
 @functools.cache
 def defaults() -> Mapping[str, Any]:
-    """Dotted names of the keys that a run may lack, with the values that it then means. Keys of classes are
-    not among them.
+    """Dotted names and defaults of the keys of trainer, eval, device and logger. A job of a sweep is known by
+    what differs from them, so that a new key makes no new jobs.
     """
     needed = {*ALWAYS} - {*GROWING}
     return {
@@ -107,15 +111,18 @@ def primary_values() -> dict[str, Any]:
     }
     values["device"] = library.read("device", "auto")
     values["logger"] = library.read("logger", "none")
-    values["optimizer"] = {key: library.read("optimizer", "adam")[key] for key in ("schedule", "clip")}
+    values["optimizer"] = {
+        "schedule": library.read("optimizer/schedule", "constant"),
+        "clip": library.read("optimizer/clip", "none"),
+    }
     return dict(schema.leaves(values))
 
 
 def read_saved(run_dir: Path) -> dict[str, Any]:
     """The configuration that a run was started with. ConfigError naming everything that is damaged in it.
 
-    A run that is older than some key has that key's default of today. Not so for `algo`, `data`, `model` and
-    `optimizer`, from which results follow: there, only the arguments of a class may be left to the class.
+    A run that is older than some key has the value there that does what was done before it. Not so for
+    `algo`, `data`, `model` and `optimizer`, from which results follow. Ranges are the run's own, if any.
     """
     return read_saved_with_notes(run_dir)[0]
 
@@ -139,13 +146,15 @@ def read_saved_with_notes(run_dir: Path) -> tuple[dict[str, Any], list[str]]:
         *saved_problems(groups),
         *about_problems(groups),
         *choices.choice_problems(groups),
+        *(f"{name}: {problem}" for name, problem in ranges.problems_of_plugins(groups)),
         *damages(groups),
     ]
     raise_if(f"{path} is damaged: {problem}; restore it from a backup" for problem in problems)
+    groups = plugins.with_todays(as_today(groups))
     newer = newer_keys(groups)
     values = ", ".join(f"{name}={schema.show(value)}" for name, value in newer.items())
     notes = (
-        [f"{path} is older than {', '.join(newer)}; going on with today's defaults: {values}"]
+        [f"{path} is older than {', '.join(newer)}; going on with what was done before: {values}"]
         if newer
         else []
     )

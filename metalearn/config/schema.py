@@ -1,40 +1,58 @@
 """Which keys there are, of what type their values are, and what these may be. Checked without torch.
 
-The composed YAML is the schema. The tables below hold only what a default cannot tell: the type of a key
-whose default is null, the range of a shared key, and the words that a key chooses from.
+The composed YAML is the schema: its keys, and the types of its defaults. What a default cannot tell is a
+range (see `metalearn.config.ranges`): of the keys of algorithms, data and models it stands in their own YAML,
+and of the keys that every run has in the table below.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-# Types of the keys whose default is null; null stays allowed.
-TYPES: dict[str, tuple[type, ...]] = {
-    "run_dir": (str,),
-    "sweep": (str,),
-    "trainer.patience": (int,),
-    "eval.monitor": (str,),
-    "eval.chunk": (int,),
-    "device.threads": (int,),
-    "device.compile": (bool, str),
-    "optimizer.clip.norm": (float,),
-    "optimizer.clip.value": (float,),
-    "data.root": (str,),
-    "data.cache_dir": (str,),
-    "data.train.way": (int,),
-    "data.train.shot": (int,),
-    "data.train.query_shot": (int,),
-}
-MIXED: dict[str, tuple[type, ...]] = {
-    "algo.adapts": (str, list),
-    "device.ranks": (int, str),
-}  # keys that take more than their default's type
+from metalearn.config import ranges
+from metalearn.config.ranges import Range
 
-# What our words were called before. Saved runs may use them; on a command line the new word is named.
-RENAMED: dict[str, str] = {"eval.batch_size": "eval.chunk"}
+SEED = f"int >= 0 <= {2**63 - 1}"  # the tasks are hashed from int64
+RANGES: dict[str, str] = {
+    "seed": SEED,
+    "run_dir": "path | null",
+    "sweep": "text | null",
+    "trainer.outer_steps": "int >= 0",
+    "trainer.meta_batch_size": "int >= 1",
+    "trainer.batch_size": "int >= 1",
+    "trainer.log_every": "int >= 1",
+    "trainer.eval_every": "int >= 1",
+    "trainer.checkpoint_every": "int >= 1",
+    "trainer.keep_last": "int >= 1",
+    "trainer.keep_best": "int >= 1",
+    "trainer.patience": "int >= 1 | null",
+    "trainer.on_nan": "stop | skip | rollback",
+    "trainer.shutdown_timeout_s": "int >= 1 <= 86400",  # a day
+    "eval.episodes": "int >= 2",
+    "eval.val_episodes": "int >= 2",
+    "eval.split": "train | val | test",
+    "eval.seed": SEED,
+    "eval.monitor": "text | null",
+    "eval.chunk": "int >= 1 | null",
+    "device.plan": "auto | loop | vmap",
+    "device.chunk": "int >= 0",
+    "device.threads": "int >= 1 | null",
+    "device.compile": "auto | bool | null",
+    "device.ranks": "int >= 1 | auto",
+    "device.precision": "float32 | float64 | bfloat16",
+    "optimizer.lr": "float > 0",
+    "optimizer.weight_decay": "float >= 0",
+    "optimizer.schedule.name": "constant | cosine | linear | step",
+    "optimizer.schedule.final": "float >= 0",
+    "optimizer.schedule.gamma": "float > 0",
+    "optimizer.schedule.every": "int >= 1",
+    "optimizer.clip.norm": "float > 0 | null",
+    "optimizer.clip.value": "float > 0 | null",
+}
 
 # What others call our words; difflib would not find them.
 SYNONYMS: dict[str, str] = {
@@ -94,8 +112,6 @@ def closest(word: str, names: Iterable[str]) -> str | None:
 
 def hint(word: str, names: Iterable[str]) -> str:
     """`; did you mean NAME?`, or nothing."""
-    if word in RENAMED:
-        return f"; it is now {RENAMED[word]}"
     found = closest(word, names)
     return f"; did you mean {found}?" if found else ""
 
@@ -122,12 +138,29 @@ def lookup(tree: Any, key: str) -> tuple[bool, Any]:
     return True, tree
 
 
+@functools.cache
+def common_ranges() -> dict[str, Range]:
+    """Of the keys that every run has."""
+    return {key: ranges.parse(text) for key, text in RANGES.items()}
+
+
+def ranges_of(tree: Mapping[str, Any]) -> dict[str, Range]:
+    """By dotted key: those that every run has, and those that stand in the tree's `about:` blocks."""
+    return {**common_ranges(), **ranges.of_plugins(tree)}
+
+
 def check_types(
-    schema: dict[str, Any], tree: dict[str, Any], prefix: str = ""
+    schema: dict[str, Any],
+    tree: dict[str, Any],
+    prefix: str = "",
+    allowed: Mapping[str, Range] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """The tree with whole numbers made float where the schema says float, and a sentence per key that does
     not fit.
+
+    allowed: the ranges by dotted name; those of the schema where it is a whole configuration.
     """
+    allowed = ranges_of(schema) if allowed is None else allowed
     fitted, problems = {}, []
     for key, value in tree.items():
         name = f"{prefix}{key}"
@@ -136,10 +169,10 @@ def check_types(
         elif key not in schema:
             problems.append(f"{name} is not a key{hint(name, known_keys(schema, prefix))}")
         elif isinstance(schema[key], dict) and isinstance(value, dict):
-            fitted[key], found = check_types(schema[key], value, f"{name}.")
+            fitted[key], found = check_types(schema[key], value, f"{name}.", allowed)
             problems += found
         else:
-            fitted[key], problem = fit(name, schema[key], value)
+            fitted[key], problem = fit(name, schema[key], value, allowed.get(name))
             problems += problem
     return fitted, problems
 
@@ -149,42 +182,52 @@ def known_keys(schema: dict[str, Any], prefix: str = "") -> list[str]:
     return [prefix + name for name, _ in leaves(schema)]
 
 
-def fit(name: str, default: Any, value: Any) -> tuple[Any, list[str]]:
-    """The value as its type, and what is wrong with it."""
-    if value is None and (default is None or name in TYPES):
+def fit(name: str, default: Any, value: Any, allowed: Range | None = None) -> tuple[Any, list[str]]:
+    """The value as its type, and what is wrong with it. allowed: what the key may be, if a range says so."""
+    if value is None and (default is None or (allowed is not None and allowed.has("null"))):
         return None, []
-    allowed = TYPES.get(name) or MIXED.get(name) or (None if default is None else (type(default),))
-    if allowed is None:
+    if allowed is not None and allowed.types:
+        types = allowed.types
+    elif default is None:
         return value, []
+    else:
+        types = (type(default),)
     if isinstance(default, dict):
         some = ", ".join(f"{name}.{key}" for key in list(default)[:4])
         return value, [f"{name}={show(value)}: {name} holds several keys; set one of them: {some}"]
     if (
-        str in allowed
-        and type(value) not in allowed
+        str in types
+        and type(value) not in types
         and isinstance(value, (int, float))
         and not isinstance(value, bool)
     ):
         return str(value), []
-    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
+    if float in types and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if type(value) not in allowed:
-        expected = " or ".join(WORDS[kind] for kind in allowed)
+    if type(value) not in types:
+        expected = " or ".join(WORDS[kind] for kind in types)
         return value, [f"{name}={show(value)} is not {expected} (default: {show(default)})"]
     if isinstance(value, float) and not math.isfinite(value):
         return value, [f"{name}={value} is not a finite number (default: {show(default)})"]
-    if isinstance(value, list) and isinstance(default, list) and default:
-        return fit_elements(name, default, value)
+    if isinstance(value, list):
+        return fit_elements(
+            name, default if isinstance(default, list) else [], value, allowed.elements if allowed else None
+        )
     return value, []
 
 
-def fit_elements(name: str, default: list[Any], value: list[Any]) -> tuple[Any, list[str]]:
-    """Every element of a list must be of the type of the default's first element; one that the default holds
-    is right as it is.
+def fit_elements(
+    name: str, default: list[Any], value: list[Any], allowed: Range | None
+) -> tuple[Any, list[str]]:
+    """Every element of a list must be of the type that its range says, or else of the default's first
+    element; one that the default holds is right as it is.
 
     A mapping may have the keys that any mapping of the default has, and not all of them.
     """
-    if isinstance(default[0], Mapping):
+    first = default[0] if default else None
+    if first is None and allowed is None:
+        return value, []
+    if isinstance(first, Mapping):
         keys: dict[str, Any] = {}
         for element in default:
             keys = {**element, **keys} if isinstance(element, Mapping) else keys
@@ -193,7 +236,7 @@ def fit_elements(name: str, default: list[Any], value: list[Any]) -> tuple[Any, 
             for i, element in enumerate(value)
         ]
     else:
-        results = [fit(f"{name}[{i}]", default[0], element) for i, element in enumerate(value)]
+        results = [fit(f"{name}[{i}]", first, element, allowed) for i, element in enumerate(value)]
     return [element for element, _ in results], [problem for _, found in results for problem in found]
 
 
@@ -203,7 +246,7 @@ def fit_mapping(name: str, schema: dict[str, Any], element: Any) -> tuple[Any, l
             f"{name}={show(element)} is not several keys, such as "
             f"{{{', '.join(f'{key}: …' for key in list(schema)[:4])}}}"
         ]
-    return check_types(schema, element, f"{name}.")
+    return check_types(schema, element, f"{name}.", {})
 
 
 def show(value: Any) -> str:
@@ -213,99 +256,51 @@ def show(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-# Lowest value that is allowed; exclusive where the table says so.
-AT_LEAST: dict[str, int] = {
-    "seed": 0,
-    "trainer.outer_steps": 0,
-    "trainer.meta_batch_size": 1,
-    "trainer.batch_size": 1,
-    "trainer.log_every": 1,
-    "trainer.eval_every": 1,
-    "trainer.checkpoint_every": 1,
-    "trainer.keep_last": 1,
-    "trainer.keep_best": 1,
-    "trainer.patience": 1,
-    "trainer.shutdown_timeout_s": 1,
-    "eval.episodes": 2,
-    "eval.val_episodes": 2,
-    "eval.seed": 0,
-    "eval.chunk": 1,
-    "data.way": 2,
-    "data.shot": 1,
-    "data.query_shot": 1,
-    "data.train.way": 2,
-    "data.train.shot": 1,
-    "data.train.query_shot": 1,
-    "data.seed": 0,
-    "data.partition_seed": 0,
-    "data.image_size": 1,
-    "data.min_images": 0,
-    "data.num_classes": 1,
-    "data.num_drawings": 1,
-    "data.num_items": 1,
-    "data.num_users": 1,
-    "data.min_ratings": 1,
-    "data.max_ratings": 1,
-    "data.channels": 1,
-    "model.channels": 1,
-    "model.embedding_dim": 1,
-    "algo.adaptation_steps": 0,
-    "algo.eval_adaptation_steps": 0,
-    "algo.inner_batch_size": 1,
-    "algo.eval_inner_batch_size": 1,
-    "optimizer.weight_decay": 0,
-    "optimizer.schedule.final": 0,
-    "optimizer.schedule.every": 1,
-    "device.chunk": 0,
-    "device.threads": 1,
-    "device.ranks": 1,
-}
-LARGEST_SEED = 2**63 - 1  # the tasks are hashed from int64
-AT_MOST = {
-    **dict.fromkeys(("seed", "eval.seed", "data.seed", "data.partition_seed"), LARGEST_SEED),
-    "trainer.shutdown_timeout_s": 86_400,  # a day
-}
-ABOVE_ZERO = {
-    "algo.inner_lr",
-    "optimizer.lr",
-    "optimizer.schedule.gamma",
-    "optimizer.clip.norm",
-    "optimizer.clip.value",
-}
-
-CHOICES: dict[str, tuple[str, ...]] = {
-    "trainer.on_nan": ("stop", "skip", "rollback"),
-    "eval.split": ("train", "val", "test"),
-    "optimizer.schedule.name": ("constant", "cosine", "linear", "step"),
-    "device.plan": ("auto", "loop", "vmap"),
-    "device.compile": ("auto", "true", "false"),
-    "device.precision": ("float32", "float64", "bfloat16"),
-}
-SPLITS = ("train", "val", "test")
-
-
 def value_problems(cfg: Mapping[str, Any]) -> list[str]:
     """Values out of range, unknown words, and keys that contradict each other. Wrong types are not judged
     here.
     """
-    problems = []
-    for name, value in leaves(cfg):
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if number and value < AT_LEAST.get(name, value):
-            problems.append(f"{name}={value} must be at least {AT_LEAST[name]}")
-        if number and value > AT_MOST.get(name, value):
-            problems.append(f"{name}={value} must be at most {AT_MOST[name]}")
-        if number and name in ABOVE_ZERO and value <= 0:
-            problems.append(f"{name}={value} must be greater than 0")
-        if isinstance(value, str) and value not in CHOICES.get(name, (value,)):
-            problems.append(
-                f"{name}={value} is none of {', '.join(CHOICES[name])}{hint(value, CHOICES[name])}"
-            )
+    allowed = ranges_of(cfg)
+    problems = [
+        problem
+        for name, value in leaves(cfg)
+        if name in allowed
+        for problem in range_problems(name, value, allowed[name])
+    ]
     return problems + rules(cfg)
 
 
+def range_problems(name: str, value: Any, allowed: Range, of: str = "") -> list[str]:
+    """What a range says against a value. of: the list whose element it is."""
+    if isinstance(value, list) and allowed.elements is not None:
+        return [
+            problem
+            for i, element in enumerate(value)
+            for problem in range_problems(f"{name}[{i}]", element, allowed.elements, of=name)
+        ]
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    numeric = [one for one in allowed.alternatives if one.kind in ("int", "float")]
+    if value is None or isinstance(value, (list, Mapping)) or show(value) in allowed.few:
+        return []
+    if isinstance(value, float) and not math.isfinite(value):
+        return []  # a matter of its type
+    if number and numeric:
+        broken = [one.broken(value) for one in numeric]
+        return [] if None in broken else [f"{name}={value} must be {broken[0]}"]
+    if not allowed.few or (isinstance(value, str) and allowed.has("text", "path")):
+        return []
+    close = hint(show(value), allowed.few)
+    if numeric:
+        return [
+            f"{name}={show(value)} is neither {WORDS[ranges.KINDS[numeric[0].kind]]} nor "
+            f"{' or '.join(allowed.few)}{close}"
+        ]
+    said = f"{of} names {show(value)}, which" if of else f"{name}={show(value)}"
+    return [f"{said} is none of {', '.join(allowed.few)}{close}"]
+
+
 def rules(cfg: Mapping[str, Any]) -> list[str]:
-    """Rules between keys, and dials whose other settings do not exist yet."""
+    """Rules between keys that every run has, and what no range can say of one of them."""
     get = dict(leaves(cfg)).get
     problems = []
     problems += rank_problems(get("device.ranks"), get("trainer.meta_batch_size"))
@@ -326,19 +321,10 @@ def rules(cfg: Mapping[str, Any]) -> list[str]:
             f"eval.checkpoint={checkpoint} is none of best, last, "
             f"step-NUMBER{hint(checkpoint, ['best', 'last'])}"
         )
-    rotations = get("data.rotations")
-    for split in rotations if isinstance(rotations, list) else []:
-        if split not in SPLITS:
-            problems.append(
-                f"data.rotations names {show(split)}, which is none of train, val, "
-                f"test{hint(str(split), SPLITS)}"
-            )
     return problems
 
 
 def rank_problems(ranks: Any, tasks: Any) -> list[str]:
-    if isinstance(ranks, str) and ranks != "auto":
-        return [f"device.ranks={ranks} is neither a whole number nor auto{hint(ranks, ['auto'])}"]
     if type(ranks) is int and type(tasks) is int and 1 <= tasks < ranks:
         return [
             f"device.ranks={ranks} but trainer.meta_batch_size={tasks}: a rank without a task has nothing to "

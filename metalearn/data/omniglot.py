@@ -6,6 +6,7 @@ Partitions: `vinyals` divides by alphabet (Vinyals et al. 2016, the split of Mat
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,20 @@ import torch
 from metalearn.core import Location, Split
 from metalearn.data.files.cache import CACHE, ORIGIN, cached, key_of
 from metalearn.data.files.image_file import class_sha256, pixels_sha256
-from metalearn.data.files.omniglot import CONTENT, DRAWINGS, NUM_CHARACTERS, Character, locate, read_drawings
+from metalearn.data.files.omniglot import (
+    CONTENT,
+    DRAWINGS,
+    NUM_CHARACTERS,
+    Character,
+    locate,
+    read_drawings,
+    verify,
+)
 from metalearn.data.files.resize import METHODS, resize_ink
 from metalearn.data.images import ImageClasses, ImageSet
 from metalearn.data.partition import random_partition
 from metalearn.data.sampling import SPLITS
-from metalearn.errors import ConfigError
+from metalearn.errors import ConfigError, DataError
 from metalearn.files import cache_folder
 
 VERSION = 2  # of the preparation; part of the cache's name
@@ -74,6 +83,21 @@ class Omniglot(ImageClasses):
         self.root, self.folder = root, cache_folder(cache_dir)
         self.partition, self.partition_seed, self.resize = partition, partition_seed, resize
         self._check_dials()
+
+    @classmethod
+    def audit(cls) -> str:
+        cache = cache_folder(None)
+        found = verify(locate(None, cache))
+        missing = [part for part, path in found.items() if path is None]
+        fetch = (
+            f"(looked in {os.environ.get('METALEARN_DATA') or cache}); fetch it with: metalearn data prepare "
+            "omniglot"
+        )
+        if len(missing) == len(found):
+            raise FileNotFoundError(f"not here {fetch}")
+        if missing:
+            raise DataError(f"{', '.join(missing)} is not here, though the rest of Omniglot is {fetch}")
+        return ", ".join(f"{path} has the published sha256" for path in found.values())
 
     def _check_dials(self) -> None:
         """All that the dials alone can tell, so that nothing is downloaded for a run that cannot be."""

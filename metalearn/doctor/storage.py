@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from metalearn.build.instantiate import BASES, resolve
 from metalearn.config.loader import Library, packaged_options
-from metalearn.data.files.omniglot import locate, verify
 from metalearn.doctor.checks import Check, FailedError, SkippedError
 from metalearn.errors import CheckpointError
-from metalearn.files import cache_folder
 from metalearn.messages import listening
 from metalearn.rundir.checkpoint_files import WEIGHTS_FILE
 from metalearn.rundir.checkpoints import CheckpointStore
@@ -62,23 +61,17 @@ def audits() -> list[Check]:
 
 def audit(name: str) -> str:
     """Whether what lies on this machine is the data that was published. Nothing is fetched."""
-    if name == "omniglot":
-        return omniglot()
-    if "root" in Library().read("data", name):
+    node = Library().read("data", name)
+    cls: Any = resolve("data._target_", node["_target_"], BASES["data"], [])
+    try:
+        found: str | None = cls.audit()
+    except FileNotFoundError as error:
+        raise SkippedError(str(error)) from error
+    if found is not None:
+        return found
+    if any(not location.made for location in cls.locations):
         raise SkippedError(
             "your own files, of which nothing is known; read all of them with: metalearn data prepare "
             f"{name} data.root=PATH"
         )
     return "made by metalearn itself, nothing to audit"
-
-
-def omniglot() -> str:
-    found = verify(locate(None, cache_folder(None)))
-    missing = [part for part, path in found.items() if path is None]
-    where = os.environ.get("METALEARN_DATA") or cache_folder(None)
-    fetch = f"(looked in {where}); fetch it with: metalearn data prepare omniglot"
-    if len(missing) == len(found):
-        raise SkippedError(f"not here {fetch}")
-    if missing:
-        raise FailedError(f"{', '.join(missing)} is not here, though the rest of Omniglot is {fetch}")
-    return ", ".join(f"{path} has the published sha256" for path in found.values())

@@ -74,7 +74,7 @@ def about_blocks(conf_dir: Path, group: str) -> list[tuple[str, dict[str, Any]]]
     """(name, about block) of every YAML of a group that has one, by name."""
     found = [
         (path.stem, (read_yaml(path) or {}).get("about"))
-        for path in sorted((conf_dir / group).glob("*.yaml"))
+        for path in sorted((conf_dir / group).glob("[!_]*.yaml"))
     ]
     return [(name, about) for name, about in found if about]
 

@@ -183,7 +183,8 @@ def identity(cfg: dict[str, Any]) -> str:
     """
     known = defaults()
     leaves = schema.leaves({key: value for key, value in cfg.items() if key not in ("logger", choices.KEY)})
-    facts = {
+    suits = (cfg["algo"].get("about") or {}).get("suits") or {}  # which stood among the arguments once
+    facts = {f"algo.{key}": value for key, value in suits.items()} | {
         key: value
         for key, value in leaves
         if key not in NOT_IDENTITY and (key not in known or known[key] != value)

@@ -36,7 +36,7 @@ def built(*overrides: str) -> tuple[dict[str, Any], Source, Algorithm]:
 
 def factors(name: str, *steps: int, **dials: Any) -> list[float]:
     words = [f"optimizer.schedule.{key}={value}" for key, value in dials.items()]
-    schedule = build_schedule(compose(f"optimizer.schedule.name={name}", "trainer.outer_steps=100", *words))
+    schedule = build_schedule(compose(f"optimizer/schedule={name}", "trainer.outer_steps=100", *words))
     return [schedule(step) for step in steps]
 
 
@@ -51,7 +51,7 @@ def test_schedules_against_hand_computed_factors() -> None:
 
 
 def test_the_plan_is_the_algorithm_s_own_unless_the_device_says_otherwise() -> None:
-    assert plan_wish(compose("algo.chunk=7")).plan() == TaskPlan("vmap", 7)
+    assert plan_wish(compose("device.chunk=7")).plan() == TaskPlan("vmap", 7)
     assert plan_wish(compose("device.plan=loop", "device.chunk=3")).plan() == TaskPlan("loop", 3)
 
 
@@ -148,8 +148,8 @@ class TestFolders:
 
 
 def test_a_refusal_of_a_class_that_is_not_ours_names_the_group() -> None:
-    cfg, _, algorithm = built("optimizer.betas=[2.0,3.0]")
-    with pytest.raises(ConfigError, match=r"^optimizer: Invalid beta parameter"):
+    cfg, _, algorithm = built("optimizer=sgd", "optimizer.nesterov=true")
+    with pytest.raises(ConfigError, match=r"^optimizer: Nesterov momentum requires a momentum"):
         build_optimizer(cfg, algorithm)
 
 

@@ -39,6 +39,8 @@ def test_a_relative_that_is_a_yaml_alone_keeps_its_own_name(own: str) -> None:
         "data": "omniglot",
         "model": "conv4",
         "optimizer": "sgd",
+        "optimizer/schedule": "constant",
+        "optimizer/clip": "none",
         "device": "auto",
         "logger": "none",
         "experiment": None,
@@ -47,7 +49,7 @@ def test_a_relative_that_is_a_yaml_alone_keeps_its_own_name(own: str) -> None:
 
 
 def test_a_recipe_is_named_with_what_it_chose() -> None:
-    names = compose(["experiment=omniglot_protonet", "data=glyphs"])["choices"]
+    names = compose(["experiment=omniglot_protonet", "data=glyphs", "data.partition=random"])["choices"]
     assert (names["experiment"], names["algo"], names["data"]) == ("omniglot_protonet", "protonet", "glyphs")
 
 

@@ -31,8 +31,8 @@ def tab(line: str) -> list[str]:
         ("metalearn train algo=protonet algo.inn", []),
         ("metalearn train algo=nonsense algo.inn", ["algo.inner_lr="]),
         (
-            "metalearn train optimizer.schedule.name=c",
-            ["optimizer.schedule.name=constant", "optimizer.schedule.name=cosine"],
+            "metalearn train optimizer/schedule=c",
+            ["optimizer/schedule=constant", "optimizer/schedule=cosine"],
         ),
         ("metalearn train trainer.dry_run=", ["trainer.dry_run=false", "trainer.dry_run=true"]),
         ("metalearn train hydra/laun", []),

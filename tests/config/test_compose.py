@@ -31,7 +31,7 @@ def test_the_defaults_compose_to_plain_values() -> None:
     cfg = compose([])
     assert cfg["algo"]["_target_"] == "metalearn.algorithms.maml.MAML"
     assert cfg["data"]["_target_"] == "metalearn.data.glyphs.Glyphs"
-    assert cfg["device"]["plan"] == cfg["algo"]["plan"]
+    assert cfg["device"]["plan"] == cfg["algo"]["about"]["suits"]["plan"]
     assert "hydra" not in cfg
     assert type(cfg["optimizer"]["betas"]) is list
 
@@ -49,7 +49,7 @@ def test_the_defaults_compose_to_plain_values() -> None:
         ),
         ("lr=1", "lr=1: lr is not a key; did you mean optimizer.lr?"),
         ("xyzzy=1", "xyzzy=1: xyzzy is not a key"),
-        ("eval.batch_size=1", "eval.batch_size=1: eval.batch_size is not a key; it is now eval.chunk"),
+        ("eval.batch_size=1", "eval.batch_size=1: eval.batch_size is now eval.chunk; write eval.chunk=1"),
         ("alg=maml", "alg=maml: alg is not a key; did you mean algo?"),
         ("hydra.swep.dir=x", "hydra.swep.dir=x: hydra.swep.dir is not a key; did you mean hydra.sweep.dir?"),
         (
@@ -77,9 +77,35 @@ def test_the_defaults_compose_to_plain_values() -> None:
         ("optimizer.lr=0", "optimizer.lr=0.0 must be greater than 0"),
         ("seed=-1", "seed=-1 must be at least 0"),
         (
-            "optimizer.schedule.name=cosin",
-            "optimizer.schedule.name=cosin is none of constant, cosine, linear, step; did you mean cosine?",
+            "optimizer/schedule=cosin",
+            "optimizer/schedule=cosin does not exist; did you mean optimizer/schedule=cosine? choices: "
+            "constant, cosine, linear, step",
         ),
+        (
+            "optimizer.schedule.name=cosine",
+            "optimizer.schedule.name=cosine: optimizer.schedule.name is now optimizer/schedule; write "
+            "optimizer/schedule=cosine",
+        ),
+        ("algo.plan=loop", "algo.plan=loop: algo.plan is now device.plan; write device.plan=loop"),
+        ("algo.chunk=2", "algo.chunk=2: algo.chunk is now device.chunk; write device.chunk=2"),
+        (
+            "algo.norm_statistics=running",
+            "algo.norm_statistics=running: algo.norm_statistics is now model.norm_statistics; write "
+            "model.norm_statistics=running",
+        ),
+        (
+            "model.downsample=strid",
+            "model.downsample=strid is none of stride, pool; did you mean stride?",
+        ),
+        (
+            "model.norm_statistics=runing",
+            "model.norm_statistics=runing is none of transductive, support, support_and_one, running; did "
+            "you mean running?",
+        ),
+        ("algo.order=3", "algo.order=3 is none of 1, 2"),
+        ("algo.inner_lr=0", "algo.inner_lr=0.0 must be greater than 0"),
+        ("optimizer.betas=[0.9,1]", "optimizer.betas[1]=1.0 must be less than 1"),
+        ("device=_base", "device=_base does not exist; choices: auto, cpu, cuda"),
         ("eval.split=tests", "eval.split=tests is none of train, val, test; did you mean test?"),
         (
             "eval.checkpoint=bset",
@@ -172,11 +198,11 @@ def test_null_is_kept_where_the_default_is_null_and_a_number_is_a_name_where_tex
 def test_every_key_whose_default_is_null_has_a_type() -> None:
     library = Library()
     for data in library.options("data"):
-        leaves = schema.leaves(
-            {key: value for key, value in compose([f"data={data}"]).items() if key != "choices"}
-        )
-        untyped = [name for name, value in leaves if value is None and name not in schema.TYPES]
-        assert untyped == [], f"data={data}: say in schema.TYPES what type these keys have"
+        cfg = compose([f"data={data}"])
+        allowed = schema.ranges_of(cfg)
+        leaves = schema.leaves({key: value for key, value in cfg.items() if key != "choices"})
+        untyped = [name for name, value in leaves if value is None and name not in allowed]
+        assert untyped == [], f"data={data}: say in about.ranges, or in schema.RANGES, what these keys may be"
 
 
 @pytest.mark.parametrize("experiment", Library().options("experiment"))
@@ -223,7 +249,7 @@ def test_a_folder_of_ones_own_adds_choices(tmp_path: Path, monkeypatch: pytest.M
     user_yaml(
         tmp_path,
         "algo/mine",
-        "_target_: metalearn.algorithms.protonet.ProtoNet\nmy_dial: 2\nplan: loop\nchunk: 0\n",
+        "about: {suits: {plan: loop}}\n_target_: metalearn.algorithms.protonet.ProtoNet\nmy_dial: 2\n",
     )
     assert compose(["algo=mine", "algo.my_dial=3"], str(tmp_path))["algo"]["my_dial"] == 3
     assert problems("algo=mine") == [

@@ -13,6 +13,7 @@ import torch
 
 from metalearn.build.device import M_MMAP_MAX
 from metalearn.cli import main as cli
+from metalearn.data import omniglot
 from metalearn.doctor import checks, gradients, machine, storage
 from metalearn.doctor.checks import FailedError, SkippedError
 from metalearn.doctor.examine import examine_machine
@@ -262,9 +263,9 @@ class TestStorage:
 
     def test_one_part_of_omniglot_without_the_other_is_noticed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         found = {"images_background": Path("images_background.zip"), "images_evaluation": None}
-        monkeypatch.setattr(storage, "verify", lambda places: found)
+        monkeypatch.setattr(omniglot, "verify", lambda places: found)
         with pytest.raises(
-            FailedError,
+            DataError,
             match=r"images_evaluation is not here, .*\(looked in .*\); fetch it with: metalearn data prepare",
         ):
             storage.audit("omniglot")

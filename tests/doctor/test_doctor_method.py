@@ -112,7 +112,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
     known = set(sys.modules)
     (tmp_path / "conf" / "algo").mkdir(parents=True)
     (tmp_path / "conf" / "algo" / "mine.yaml").write_text(
-        "about: {title: Mine}\n_target_: mine.Mine\nplan: vmap\n"
+        "about: {title: Mine, suits: {plan: vmap}}\n_target_: mine.Mine\n"
     )
 
     def make(

@@ -26,11 +26,11 @@ from metalearn.models.convolution import normalised
 from tests.engine.toy import ToyAlgorithm, ToySource
 
 CONF = Path(__file__).parents[2] / "conf"
-OPTIMIZERS = sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml"))
+OPTIMIZERS = sorted(path.stem for path in (CONF / "optimizer").glob("[!_]*.yaml"))
 MODELS = {"conv4": "glyphs", "mlp": "sinusoid", "user_item": "synthetic_ratings"}
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "model").glob("[!_]*.yaml")))
 def test_no_convolution_before_a_norm_has_a_bias(name: str, tmp_path: Path) -> None:
     cache = [f"data.cache_dir={tmp_path}"] if name == "conv4" else []
     cfg = compose([f"data={MODELS[name]}", f"model={name}", "device=cpu", *cache])

@@ -31,7 +31,9 @@ from metalearn.engine.update import Clip, Updater
 from tests.engine.test_trainer import SETTINGS
 from tests.test_contract import built
 
-OPTIMIZERS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "optimizer").glob("*.yaml"))
+OPTIMIZERS = sorted(
+    path.stem for path in (Path(__file__).parents[2] / "conf" / "optimizer").glob("[!_]*.yaml")
+)
 ANSWERS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 COPIES = {
     Tensor.cpu,

@@ -29,9 +29,9 @@ def test_a_folder_of_yamls_may_have_a_space_in_its_name(tmp_path: Path) -> None:
     folder = tmp_path / "my conf%20ig"
     (folder / "algo").mkdir(parents=True)
     (folder / "algo" / "mine.yaml").write_text(
-        "_target_: metalearn.algorithms.protonet.ProtoNet\nplan: loop\nchunk: 0\n"
+        "_target_: metalearn.algorithms.protonet.ProtoNet\nscale: 1.0\n"
     )
-    assert compose(["algo=mine"], str(folder))["algo"]["plan"] == "loop"
+    assert compose(["algo=mine"], str(folder))["algo"]["scale"] == 1.0
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ CASES: dict[str, list[str]] = {
 
 def cases() -> dict[str, list[str]]:
     """Overrides of every run by its name; each algorithm of conf/ has at least one."""
-    found = {path.stem: IMAGES for path in sorted((CONF / "algo").glob("*.yaml"))} | CASES
+    found = {path.stem: IMAGES for path in sorted((CONF / "algo").glob("[!_]*.yaml"))} | CASES
     return {name: [f"algo={name.partition(',')[0]}", *words, *COMMON] for name, words in found.items()}
 
 

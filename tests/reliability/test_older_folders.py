@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
+from metalearn.config.compatibility import BEFORE
 from metalearn.config.compose import compose
-from metalearn.config.saved import read_saved
+from metalearn.config.saved import primary_values, read_saved
 from metalearn.errors import ConfigError
 from metalearn.run import resume as resuming
 from metalearn.run.evaluate import evaluate_run
@@ -26,7 +27,7 @@ from tests.reliability.harness import KILLED, QUICK, TINY, finish, resume, train
 from tests.security.test_run_folders import sign
 
 NOTE = (
-    "is older than trainer.keep_best, device.deterministic; going on with today's defaults: "
+    "is older than trainer.keep_best, device.deterministic; going on with what was done before: "
     "trainer.keep_best=1, device.deterministic=false"
 )
 
@@ -45,6 +46,60 @@ def forget(run_dir: Path, *names: str) -> Path:
         (folder / METADATA).write_text(json.dumps(facts))
         sign(folder)
     return run_dir
+
+
+# Keys of train.yaml, devices and loggers in the first version that wrote run folders.
+FIRST = {
+    *("seed", "run_dir", "trusted"),
+    *(f"trainer.{key}" for key in ("outer_steps", "meta_batch_size", "batch_size", "on_nan", "dry_run")),
+    *(f"trainer.{key}" for key in ("log_every", "eval_every", "checkpoint_every", "keep_last", "patience")),
+    *(f"eval.{key}" for key in ("episodes", "val_episodes", "split", "seed", "checkpoint", "batch_size")),
+    *(f"device.{key}" for key in ("name", "plan", "chunk", "threads", "compile", "ranks", "precision")),
+    *(f"optimizer.schedule.{key}" for key in ("name", "final", "gamma", "every")),
+    *("optimizer.clip.norm", "optimizer.clip.value"),
+}
+
+
+def test_every_newer_key_says_what_was_done_before_it() -> None:
+    newer = primary_values().keys() - FIRST
+    assert newer == BEFORE.keys(), "a key that older runs lack needs its entry in compatibility.BEFORE"
+
+
+def before_the_ranges(run_dir: Path) -> Path:
+    """Make the folder one of the version whose YAMLs had no ranges, and said among the arguments of a method
+    what it suits.
+    """
+    cfg = yaml.safe_load((run_dir / "config.yaml").read_text())
+    about = cfg["algo"].pop("about")
+    suits = about.pop("suits")
+    cfg["algo"] = {"about": {key: about[key] for key in about if key != "ranges"}, **cfg["algo"], **suits}
+    for group in ("data", "model", "optimizer"):
+        del cfg[group]["about"]
+    for group in ("optimizer/schedule", "optimizer/clip"):
+        del cfg["choices"][group]
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(cfg, sort_keys=False))
+    store = CheckpointStore(run_dir)
+    for folder in map(store.path, store.steps()):
+        facts = json.loads((folder / METADATA).read_text())
+        facts["config"] |= {f"algo.{key}": value for key, value in suits.items()}
+        (folder / METADATA).write_text(json.dumps(facts))
+        sign(folder)
+    return run_dir
+
+
+def test_a_run_from_before_the_ranges_goes_on_exactly_and_is_judged(killed: Path, reference: Path) -> None:
+    before_the_ranges(killed)
+    with pytest.raises(ConfigError, match="^data.way=1 must be at least 2$"):
+        evaluate_run(killed, ["data.way=1"])
+    with pytest.raises(
+        ConfigError, match="^algo.plan=loop: algo.plan is now device.plan; write device.plan=loop"
+    ):
+        resuming.resume(killed, ["algo.plan=loop"])
+    assert finish(resume(killed)) == 0
+    for name in ("results.json", "eval_test.csv"):
+        assert (killed / name).read_bytes() == (reference / name).read_bytes()
+    assert harness.metrics(killed) == harness.metrics(reference)
+    assert evaluate_run(killed, ["eval.episodes=4"]) == 0
 
 
 @pytest.fixture
@@ -83,11 +138,9 @@ def test_an_older_run_is_judged_with_the_defaults_and_says_so(
 def test_a_value_that_an_older_run_cannot_have_had_is_refused(killed: Path) -> None:
     forget(killed, "trainer.keep_best")
     cfg = yaml.safe_load((killed / "config.yaml").read_text())
-    del cfg["trainer"]["meta_batch_size"]  # damaged, not older: its checkpoints know it
+    del cfg["trainer"]["meta_batch_size"]  # damaged, not older: every run has had it
     (killed / "config.yaml").write_text(yaml.safe_dump(cfg))
-    with pytest.raises(
-        ConfigError, match=r"must keep its method and data, but:\n  trainer.meta_batch_size: 2 -> 8\n"
-    ):
+    with pytest.raises(ConfigError, match="config.yaml is damaged: trainer.meta_batch_size is missing"):
         resuming.resume(killed, [])
 
 
@@ -124,7 +177,7 @@ def test_a_group_that_is_newer_than_the_run_is_filled_in_too(killed: Path, refer
     harness.assert_same_end(killed, reference)
     default = "logger._target_=metalearn.loggers.Logger"
     assert (
-        f"is older than logger._target_; going on with today's defaults: {default}\n"
+        f"is older than logger._target_; going on with what was done before: {default}\n"
         in (killed / "train.log").read_text()
     )
     assert read_saved(killed)["logger"] == {"_target_": "metalearn.loggers.Logger"}
@@ -176,7 +229,7 @@ def test_a_run_with_a_key_that_was_renamed_is_evaluated_and_resumed_without_a_wo
     assert finish(resume(killed)) == 0
     assert (killed / "results.json").read_bytes() == (reference / "results.json").read_bytes()
     with pytest.raises(
-        ConfigError, match=r"^eval.batch_size=2: eval.batch_size is not a key; it is now eval.chunk$"
+        ConfigError, match=r"^eval.batch_size=2: eval.batch_size is now eval.chunk; write eval.chunk=2$"
     ):
         evaluate_run(killed, ["eval.batch_size=2"])
 

@@ -37,7 +37,7 @@ VARIANTS = {
         "algo=baseline",
         "model.norm_statistics=running",
         "optimizer=sgd",
-        "optimizer.schedule.name=cosine",
+        "optimizer/schedule=cosine",
         "algo.eval_adaptation_steps=2",
     ],
     "reptile": [

@@ -17,7 +17,7 @@ from metalearn.config.compose import compose, reopen
 from metalearn.config.safety import hydra_problems, target_problems
 from metalearn.errors import ConfigError
 
-SHAPE = "plan: loop\nchunk: 0\n"
+SHAPE = "scale: 1.0\n"
 
 
 def write(folder: Path, name: str, text: str) -> str:

@@ -105,7 +105,7 @@ def test_everything_that_numbers_follow_from_makes_another_job() -> None:
         (["algo=maml", "seed=0"], "maml_seed-0"),
         (["data.way=5", "algo.inner_lr=0.01"], "way-5_inner_lr-0.01"),
         (["seed=3", "data.seed=4"], "seed-3_data.seed-4"),
-        (["optimizer.schedule.name=cosine"], "schedule.name-cosine"),
+        (["optimizer/schedule=cosine"], "cosine"),
         (["data.rotations=[train,val]", "seed=-1"], "rotations-train-val_seed--1"),
         (["data.root='/my data/../x y'"], "root-my-data-..-x-y"),
         (["data.root=/" + 90 * "long"], "root-" + 13 * "long" + "lon"),
