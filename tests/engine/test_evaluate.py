@@ -3,7 +3,6 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from metalearn.engine.evaluate import curve_steps, decimals, draw_tasks, evaluat
 from metalearn.engine.executor import TaskPlan
 from metalearn.errors import ConfigError
 from tests.engine.toy import ToyAlgorithm, ToySource
-from tests.test_contract import built
+from tests.plugins import METHODS, class_of, in_memory
 
 VMAP = TaskPlan("vmap")
 
@@ -213,9 +212,9 @@ class Gradients(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("algo", ["maml", "reptile", "baseline"])
-def test_curve_costs_no_further_adaptation(algo: str, folder: Path) -> None:
-    algorithm, source = built(algo, "glyphs", folder)
+@pytest.mark.parametrize("method", [m for m in METHODS if "classification" in class_of(m).kinds])
+def test_curve_costs_no_further_adaptation(method: str) -> None:
+    algorithm, source = in_memory(method, "classification")
     batch = draw_tasks(algorithm, source, "val", seed=5, first=0, count=2)
     counts = []
     for curve in (False, True):
