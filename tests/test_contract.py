@@ -1,139 +1,133 @@
-"""The contract that every algorithm keeps on every data source; new YAML files are taken in by themselves."""
+"""The contract that every method and every source keeps; new YAML files are taken in by themselves.
+
+Each method meets tasks in memory of every kind that it declares, each source a cheap method; all methods on
+all sources are `slow`.
+"""
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from pathlib import Path
+from typing import Any, get_args
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from metalearn.algorithms.baseline import Baseline
 from metalearn.algorithms.maml import MAML
-from metalearn.algorithms.pixel_nn import PixelNN
-from metalearn.algorithms.protonet import ProtoNet
-from metalearn.algorithms.reptile import Reptile
-from metalearn.build.instantiate import resolve
-from metalearn.build.objects import build_algorithm, build_source
+from metalearn.build.objects import build_source
 from metalearn.config.compose import compose
-from metalearn.core import Algorithm, Source, TaskSpec
-from metalearn.errors import ConfigError
+from metalearn.core import Kind, Source, TaskSpec
 from metalearn.testing.algorithms import (
     ALGORITHM_CHECKS,
     Trial,
     a_compiled_gradient_is_that_of_the_loop,
-    refused_as_declared,
+    check_algorithm,
 )
 from metalearn.testing.checking import Check, ContractError, NotApplicable, name_of, run
+from metalearn.testing.sources import SOURCE_CHECKS, SourceTrial, check_source
+from tests import plugins
+from tests.in_memory import InMemory
+from tests.plugins import CPU, METHODS, PAIRS, SOURCES
 
-CONF = Path(__file__).parents[1] / "conf"
-ALGOS = sorted(path.stem for path in (CONF / "algo").glob("[!_]*.yaml"))
-DATA = sorted(path.stem for path in (CONF / "data").glob("[!_]*.yaml"))
-CPU = torch.device("cpu")
-SAME_FORM = ("omniglot", "image_folder")
+KINDS: tuple[Kind, ...] = get_args(Kind)
+CHECKS = [check for check in ALGORITHM_CHECKS if check is not a_compiled_gradient_is_that_of_the_loop]
+# What a check may be left out for: a declaration of the method or of its tasks.
 DECLARATIONS = ("trains_on=", "order_matters=", "ragged=", "plans=", "kind=", "norm_statistics ")
+SOURCE_DECLARATIONS = ("kind=", "input_spec has codes", "members=", "way is no dial")
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return filled(tmp_path_factory.getbasetemp() / "contract")
-
-
-# tests/engine takes the fixture over, for another one as pytest sees it: what the pairs read and draw is made
-# once all the same
-@cache
-def filled(root: Path) -> Path:
-    """An image folder of 16 classes with 8 drawings each, and a cache that all pairs share."""
-    rng = np.random.default_rng(0)
-    for number in range(16):
-        (root / "images" / f"class_{number:02}").mkdir(parents=True)
-        template = rng.integers(0, 256, (20, 20))
-        for drawing in range(8):
-            noisy = np.clip(template + rng.normal(0, 20, (20, 20)), 0, 255).astype(np.uint8)
-            Image.fromarray(noisy).save(root / "images" / f"class_{number:02}" / f"{drawing}.png")
-    return root
-
-
-def overrides(algo: str, data: str, folder: Path) -> list[str]:
-    words = [f"algo={algo}", f"data={data}", "device=cpu"]
-    cache = f"data.cache_dir={folder / 'cache'}"
-    small = {
-        "glyphs": [cache, "data.way=3", "data.query_shot=2"],
-        "omniglot": [cache, "data.way=3", "data.query_shot=2"],
-        "image_folder": [cache, f"data.root={folder / 'images'}", "data.way=3", "data.query_shot=2"],
-    }
-    words += small.get(data, [])
-    words += ["model.channels=8"] if data in small else []
-    words += ["model.norm_statistics=support"] if data in small and algo in ("maml", "reptile") else []
-    words += ["algo.eval_adaptation_steps=3"] if algo in ("maml", "reptile", "baseline") else []
-    words += ["algo.inner_lr=0.01"] if algo == "maml" else []  # a rate that every kind of task can stand
-    return words
-
-
-@cache
-def built(algo: str, data: str, folder: Path) -> tuple[Algorithm, Source] | str:
-    """What the pair is, or the refusal that the method declares; ContractError for one that it does not."""
-    cfg = compose(overrides(algo, data, folder))
-    source = build_source(cfg, CPU)
+def hold(check: Check, trial: Any, declarations: tuple[str, ...] = DECLARATIONS) -> None:
     try:
-        return build_algorithm(cfg, source, CPU), source
-    except ConfigError as refusal:
-        return refused_as_declared(
-            resolve("algo._target_", cfg["algo"]["_target_"], Algorithm, []), source, str(refusal)
-        )
-
-
-@pytest.fixture(params=[(a, d) for d in DATA for a in ALGOS], ids=lambda pair: f"{pair[0]}-{pair[1]}")
-def pair(request: pytest.FixtureRequest, folder: Path) -> tuple[Algorithm, Source]:
-    algo, data = request.param
-    if data == "omniglot" and not os.environ.get("METALEARN_DATA"):
-        pytest.skip("real Omniglot: set METALEARN_DATA to a folder that holds it")
-    result = built(algo, data, folder)
-    if isinstance(result, str):
-        pytest.skip(result)
-    return result
-
-
-@pytest.mark.parametrize("check", ALGORITHM_CHECKS, ids=name_of)
-def test_contract(check: Check, pair: tuple[Algorithm, Source]) -> None:
-    algorithm, source = pair
-    if check is a_compiled_gradient_is_that_of_the_loop and source.name in SAME_FORM:
-        pytest.skip("tasks of the same form as those of glyphs, which were compiled")
-    try:
-        assert run(check, Trial(algorithm, source))
+        assert run(check, trial)
     except NotApplicable as reason:
-        assert str(reason).startswith(DECLARATIONS), f"{reason}: no declaration of the method or of its tasks"
+        assert str(reason).startswith(declarations), f"{reason}: no declaration of the method or of its tasks"
         pytest.skip(str(reason))
 
 
-def test_our_methods_declare_what_they_have_always_taken() -> None:
-    """What they declare decides which pairs the contract leaves out."""
-    every = ("classification", "regression", "rating")
-    declared = {
-        cls: (cls.kinds, cls.handles_ragged, cls.order_matters, cls.plans)
-        for cls in (MAML, Reptile, ProtoNet, Baseline, PixelNN)
-    }
-    assert declared == {
-        MAML: (every, True, False, ("loop", "vmap")),
-        Reptile: (every, False, True, ("loop", "vmap")),
-        ProtoNet: (("classification",), False, False, ("loop", "vmap")),
-        Baseline: (("classification",), False, True, ("loop", "vmap")),
-        PixelNN: (("classification",), True, False, ("loop", "vmap")),
-    }
+@pytest.mark.parametrize("check", CHECKS, ids=name_of)
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_a_method_keeps_it_on_every_kind_that_it_declares(pair: tuple[str, Kind], check: Check) -> None:
+    hold(check, Trial(*plugins.in_memory(*pair)))
 
 
-def test_a_refusal_that_no_declaration_promises_is_no_pass(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_keeps_it_when_it_is_compiled(method: str) -> None:
+    hold(a_compiled_gradient_is_that_of_the_loop, Trial(*plugins.two_layers(method)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_refuses_what_it_does_not_declare(method: str) -> None:
+    declared = plugins.class_of(method)
+    for kind in KINDS:
+        if kind not in declared.kinds:
+            assert isinstance(plugins.built(plugins.configuration(method, kind), method, InMemory(kind)), str)
+    if "rating" in declared.kinds and not declared.handles_ragged:
+        ragged = InMemory("rating", ragged=True)
+        assert isinstance(plugins.built(plugins.configuration(method, "rating"), method, ragged), str)
+
+
+@pytest.mark.parametrize("check", SOURCE_CHECKS, ids=name_of)
+@pytest.mark.parametrize("data", SOURCES)
+def test_a_source_keeps_it(data: str, check: Check, folder: Path) -> None:
+    if reason := plugins.missing(data):
+        pytest.skip(reason)
+    hold(check, source_trial(data, folder), SOURCE_DECLARATIONS)
+
+
+@cache
+def source_trial(data: str, folder: Path) -> SourceTrial:
+    cfg = compose(plugins.data_words(data, folder))
+
+    def make(**dials: Any) -> Source:
+        return build_source({**cfg, "data": {**cfg["data"], **dials}}, CPU)
+
+    return SourceTrial(make if "way" in cfg["data"] else lambda: make())
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=name_of)
+@pytest.mark.parametrize("data", SOURCES)
+def test_a_cheap_method_keeps_it_on_every_source(data: str, check: Check, folder: Path) -> None:
+    if reason := plugins.missing(data):
+        pytest.skip(reason)
+    pair = plugins.on_source(plugins.cheap(plugins.source_of(data, folder)), data, folder)
+    assert not isinstance(pair, str), pair
+    hold(check, Trial(*pair))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", SOURCES)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_keeps_it_on_every_source(method: str, data: str, folder: Path) -> None:
+    if reason := plugins.missing(data):
+        pytest.skip(reason)
+    pair = plugins.on_source(method, data, folder)
+    if isinstance(pair, str):
+        pytest.skip(pair)
+    check_algorithm(*pair)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
+def test_the_tasks_in_memory_are_a_source_like_any_other(kind: Kind, ragged: bool) -> None:
+    if ragged and kind != "rating":
+        return
+    check_source(lambda: InMemory(kind, ragged=ragged))
+
+
+def test_what_our_methods_and_sources_declare_is_met_by_a_cheap_one() -> None:
+    """What they declare decides what the contract leaves out: nothing may be left out everywhere."""
+    assert {kind for _, kind in PAIRS} == set(KINDS)
+    assert any(plugins.class_of(method).handles_ragged for method, kind in PAIRS if kind == "rating")
+    assert {plugins.class_of(method).trains_on for method in METHODS} == {"tasks", "examples", None}
+
+
+def test_a_refusal_that_no_declaration_promises_is_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: MAML, spec: TaskSpec) -> None:
         raise ValueError("not for curves")
 
     monkeypatch.setattr(MAML, "check", refuse)
+    cfg = plugins.configuration("maml", "regression")
     with pytest.raises(
         ContractError,
         match="MAML refuses tasks of regression that it declares to take .*not for curves.*`kinds`",
     ):
-        built.__wrapped__("maml", "sinusoid", folder)
+        plugins.built(cfg, "maml", InMemory("regression"))

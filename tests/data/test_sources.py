@@ -1,27 +1,23 @@
-"""What every source promises: the checks of `metalearn.testing` over ours, and that each notices what it is
-for.
+"""That each check of what a source promises notices what it is for; ours are held to them in
+tests/test_contract.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from metalearn.core import Examples, Member, Members, Source, Split, TaskBatch
+from metalearn.core import Examples, Member, Members, Split, TaskBatch
 from metalearn.data import sampling
 from metalearn.data.glyphs import Glyphs
 from metalearn.data.sinusoid import Sinusoid
-from metalearn.data.synthetic_ratings import SyntheticRatings
 from metalearn.testing import sources as checks
-from metalearn.testing.checking import Check, ContractError, NotApplicable, name_of, run
-from metalearn.testing.sources import SOURCE_CHECKS, SourceTrial, check_source
+from metalearn.testing.checking import Check, ContractError, run
+from metalearn.testing.sources import SourceTrial, check_source
 
 CPU = torch.device("cpu")
-DECLARATIONS = ("kind=", "input_spec has codes", "members=")
-Make = Callable[..., Source]
 
 
 @pytest.fixture(scope="module")
@@ -33,25 +29,6 @@ def glyphs(cache: str, cls: type[Glyphs] = Glyphs, **dials: Any) -> Glyphs:
     train = {"way": 7, "shot": 2, "query_shot": None}
     usual = {"num_classes": 120, "rotations": ["train"], "query_shot": 3, "train": train}
     return cls(device=CPU, cache_dir=cache, **{**usual, **dials})
-
-
-@pytest.fixture(params=["glyphs", "sinusoid", "synthetic_ratings"])
-def make(request: pytest.FixtureRequest, cache: str) -> Make:
-    made: dict[str, Make] = {
-        "glyphs": lambda **dials: glyphs(cache, **dials),
-        "sinusoid": lambda: Sinusoid(device=CPU),
-        "synthetic_ratings": lambda: SyntheticRatings(device=CPU, num_users=200),
-    }
-    return made[request.param]
-
-
-@pytest.mark.parametrize("check", SOURCE_CHECKS, ids=name_of)
-def test_contract(check: Check, make: Make) -> None:
-    try:
-        assert run(check, SourceTrial(make))
-    except NotApplicable as reason:
-        assert str(reason).startswith(DECLARATIONS)
-        pytest.skip(str(reason))
 
 
 class Leaking(Glyphs):

@@ -1,5 +1,12 @@
-"""Every algorithm on every data source that suits it, as in the contract."""
+from __future__ import annotations
 
-from tests.test_contract import folder, pair
+import pytest
 
-__all__ = ["folder", "pair"]
+from metalearn.core import Algorithm, Source
+from tests import plugins
+
+
+@pytest.fixture(params=plugins.PAIRS, ids="-".join)
+def pair(request: pytest.FixtureRequest) -> tuple[Algorithm, Source]:
+    """Every method on tasks in memory of every kind that it declares."""
+    return plugins.in_memory(*request.param)

@@ -4,7 +4,6 @@ import copy
 import math
 import statistics
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from metalearn.engine.evaluate import (
 from metalearn.engine.executor import TaskPlan
 from metalearn.errors import ConfigError
 from tests.engine.toy import ToyAlgorithm, ToySource
-from tests.test_contract import built
+from tests.plugins import METHODS, class_of, in_memory
 
 VMAP = TaskPlan("vmap")
 SPEC = EvalSpec("val", seed=5, episodes=3)
@@ -217,9 +216,9 @@ class Gradients(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("algo", ["maml", "reptile", "baseline"])
-def test_curve_costs_no_further_adaptation(algo: str, folder: Path) -> None:
-    algorithm, source = built(algo, "glyphs", folder)
+@pytest.mark.parametrize("method", [m for m in METHODS if "classification" in class_of(m).kinds])
+def test_curve_costs_no_further_adaptation(method: str) -> None:
+    algorithm, source = in_memory(method, "classification")
     batch = draw_tasks(algorithm, source, "val", seed=5, first=0, count=2)
     counts = []
     for curve in (False, True):

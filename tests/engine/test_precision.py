@@ -28,7 +28,7 @@ from metalearn.errors import ConfigError
 from metalearn.rundir.checkpoints import CheckpointStore
 from metalearn.rundir.state import pack, restore
 from metalearn.testing.algorithms import Trial
-from tests.test_contract import built
+from tests.plugins import METHODS, class_of, in_memory
 
 LOW = torch.bfloat16
 
@@ -60,12 +60,12 @@ def test_model_computes_in_bfloat16_and_all_around_it_in_float32(
     plan: TaskPlan, pair: tuple[Algorithm, Source]
 ) -> None:
     algorithm, source = pair
-    if algorithm.trains_on is None or source.name in ("omniglot", "image_folder"):
-        return  # nothing to train, or tasks of the same form as those of glyphs
+    if algorithm.trains_on is None:
+        return  # nothing to train
     actor, batch = lowered(algorithm), Trial(algorithm, source).batch()
     with Types() as seen:
         sums = Executor(actor, plan).sums(batch)
-    if source.name == "glyphs":
+    if source.spec("train").kind == "classification":
         assert seen.found["convolution"] == seen.found["convolution_backward"] == {LOW}
     else:
         assert any(LOW in seen.found.get(product, set()) for product in ("addmm", "mm", "bmm", "baddbmm"))
@@ -87,7 +87,7 @@ def assert_near(low: Sums, full: Sums) -> None:
 
 def test_weights_statistics_and_scores_stay_in_float32(pair: tuple[Algorithm, Source]) -> None:
     algorithm, source = pair
-    if source.name != "glyphs" or algorithm.trains_on is None:
+    if source.spec("train").kind != "classification" or algorithm.trains_on is None:
         return
     actor = lowered(algorithm)
     with Types() as seen:
@@ -108,8 +108,8 @@ def test_weights_statistics_and_scores_stay_in_float32(pair: tuple[Algorithm, So
     }  # chunks are added up in float64
 
 
-def test_plans_are_compared_in_float32_and_timed_in_bfloat16(folder: Path) -> None:
-    algorithm, source = built("maml", "glyphs", folder)
+def test_plans_are_compared_in_float32_and_timed_in_bfloat16() -> None:
+    algorithm, source = in_memory("maml", "classification")
     actor = lowered(algorithm)
     actor.adaptation_steps, actor.inner_lr = 2, 0.4
     with Types() as seen:
@@ -170,11 +170,14 @@ def test_determinism_is_set_for_one_job_and_not_for_the_next(
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-@pytest.mark.parametrize("algo", ["maml", "protonet", "reptile", "baseline"])
+@pytest.mark.parametrize(
+    "method",
+    [m for m in METHODS if "classification" in class_of(m).kinds and class_of(m).trains_on is not None],
+)
 def test_channels_last_changes_no_gradient_and_no_update_and_survives_a_checkpoint(
-    algo: str, folder: Path, tmp_path: Path
+    method: str, tmp_path: Path
 ) -> None:
-    algorithm, source = built(algo, "glyphs", folder)
+    algorithm, source = in_memory(method, "classification")
     plain, moved = copy.deepcopy(algorithm), copy.deepcopy(algorithm).to(memory_format=torch.channels_last)
     assert any(not p.is_contiguous() for p in moved.parameters())
     batch, ends = Trial(algorithm, source).batch(), []
