@@ -96,7 +96,8 @@ class Library:
         try:
             check_yaml(path)
             content = OmegaConf.load(path)
-            listed = OmegaConf.to_container(content).get("defaults") if OmegaConf.is_dict(content) else None
+            plain = OmegaConf.to_container(content)
+            listed = plain.get("defaults") if isinstance(plain, dict) else None
         except MISTAKES as error:
             raise ConfigError(f"{path} cannot be read: {one_line(error)}") from error
         bases = [

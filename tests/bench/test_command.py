@@ -70,8 +70,8 @@ def test_a_mistake_is_one_line_and_exit_2(
 
 def test_help_lists_the_workloads_without_torch() -> None:
     code = (
-        "import sys; from metalearn import cli; cli.main(['bench', '--help']); sys.exit('torch' in "
-        "sys.modules)"
+        "import sys; from metalearn.cli.main import main; main(['bench', '--help']); "
+        "sys.exit('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -271,10 +271,10 @@ def test_the_configuration_is_made_small_unless_words_say_its_size(
 ) -> None:
     sizes = []
     monkeypatch.setattr(
-        "metalearn.doctor.examine.methods.ALGORITHM_CHECKS",
+        "metalearn.doctor.methods.ALGORITHM_CHECKS",
         [lambda trial: sizes.append(trial.source.spec("val").query_size) or ""],
     )
-    monkeypatch.setattr("metalearn.doctor.examine.methods.name_of", lambda check: "noted")
+    monkeypatch.setattr("metalearn.doctor.methods.name_of", lambda check: "noted")
     write()
     given = ["algo=mine", "trusted=[mine]", "data=sinusoid"]
     assert [examine_method([*given, *more], "conf") for more in ([], ["data.query_shot=7"])] == [0, 0]

@@ -312,7 +312,7 @@ SWEPT = st.sampled_from(
 def test_sweeps_of_anything(
     words: list[str], place: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("metalearn.sweep.multirun.jobs.MOST_JOBS", 4)
+    monkeypatch.setattr("metalearn.sweep.jobs.MOST_JOBS", 4)
     assert answer(["train", "-m", *words, "seed=no-number"], place, watch) == 2  # so that nothing is ever run
 
 
