@@ -48,6 +48,8 @@ BEFORE: dict[str, Any] = {
     "device.deterministic": False,  # PyTorch's own choice of kernels
     "device.channels_last": False,  # PyTorch's own memory layout
 }
+# The same for keys that a class of ours has gained since it first ran: by its name, values of its keys.
+GAINED: dict[str, dict[str, Any]] = {}
 FREE_EVAL = ("eval.episodes", "eval.split", "eval.checkpoint", "eval.batch_size")
 PROSE = ("about",)
 METHOD = ("algo", "data", "model", "optimizer")  # what a run lacks here is never filled in
@@ -67,6 +69,7 @@ def refuse_new_science(old: dict[str, Any], new: dict[str, Any], places: Places 
     """
     old, new = without_suits(old), without_suits(new)
     newer = {key for key in new if key not in old and key.partition(".")[0] not in METHOD}
+    newer |= {key for key, value in gained(new).items() if key not in old and new.get(key) == value}
     moved = {key for key, place in places.items() if place.holds(old.get(key)) and place.holds(new.get(key))}
     changed = [key for key in sorted({*old, *new} - newer - moved) if old.get(key) != new.get(key)]
     if not changed:
@@ -79,6 +82,15 @@ def refuse_new_science(old: dict[str, Any], new: dict[str, Any], places: Places 
         f"a resumed run must keep its method and data, but:\n{diff}\nStart a new run with metalearn train. "
         f"These may change: {allowed}"
     )
+
+
+def gained(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """By dotted key, what was done before the classes of a configuration had that key. leaves: its values."""
+    return {
+        f"{group}.{key}": value
+        for group in METHOD
+        for key, value in GAINED.get(str(leaves.get(f"{group}._target_")), {}).items()
+    }
 
 
 def without_suits(leaves: dict[str, Any]) -> dict[str, Any]:

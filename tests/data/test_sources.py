@@ -18,6 +18,7 @@ from metalearn.data.synthetic_ratings import SyntheticRatings
 from metalearn.testing import sources as checks
 from metalearn.testing.checking import Check, ContractError, NotApplicable, name_of, run
 from metalearn.testing.sources import SOURCE_CHECKS, SourceTrial, check_source
+from tests.shipped import built
 
 CPU = torch.device("cpu")
 DECLARATIONS = ("kind=", "input_spec has codes", "members=")
@@ -32,15 +33,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 def glyphs(cache: str, cls: type[Glyphs] = Glyphs, **dials: Any) -> Glyphs:
     train = {"way": 7, "shot": 2, "query_shot": None}
     usual = {"num_classes": 120, "rotations": ["train"], "query_shot": 3, "train": train}
-    return cls(device=CPU, cache_dir=cache, **{**usual, **dials})
+    source: Glyphs = built(cls, device=CPU, cache_dir=cache, **{**usual, **dials})
+    return source
 
 
 @pytest.fixture(params=["glyphs", "sinusoid", "synthetic_ratings"])
 def make(request: pytest.FixtureRequest, cache: str) -> Make:
     made: dict[str, Make] = {
         "glyphs": lambda **dials: glyphs(cache, **dials),
-        "sinusoid": lambda: Sinusoid(device=CPU),
-        "synthetic_ratings": lambda: SyntheticRatings(device=CPU, num_users=200),
+        "sinusoid": lambda: built(Sinusoid, device=CPU),
+        "synthetic_ratings": lambda: built(SyntheticRatings, device=CPU, num_users=200),
     }
     return made[request.param]
 
@@ -180,4 +182,4 @@ def test_the_first_promise_that_is_not_kept_is_named() -> None:
         ContractError,
         match="^Silent: fingerprint and protocol are stable and json: the protocol of train lacks data",
     ):
-        check_source(lambda: Silent(device=CPU))
+        check_source(lambda: built(Silent, device=CPU))
