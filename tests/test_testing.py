@@ -29,18 +29,19 @@ from metalearn.testing.algorithms import Trial, check_algorithm
 from metalearn.testing.checking import Check, ContractError, NotApplicable, name_of, run
 from metalearn.testing.models import MODEL_CHECKS, ModelTrial, check_model
 from tests.cli.conftest import answer
+from tests.shipped import built
 
 CPU = torch.device("cpu")
 IMAGES, POINTS = InputSpec((1, 12, 12)), InputSpec((3,))
 CODES = {"user": InputSpec((2,), 5), "item": InputSpec((3,), 7), "age": InputSpec((1,))}
 MODELS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
-    "conv4-stride": lambda: (Conv4(IMAGES, channels=4), IMAGES),
+    "conv4-stride": lambda: (built(Conv4, IMAGES, channels=4), IMAGES),
     "conv4-pool": lambda: (
-        Conv4(InputSpec((1, 16, 16)), channels=4, downsample="pool"),
+        built(Conv4, InputSpec((1, 16, 16)), channels=4, downsample="pool"),
         InputSpec((1, 16, 16)),
     ),
-    "mlp": lambda: (MLP(POINTS, hidden=[5]), POINTS),
-    "user_item": lambda: (UserItem(CODES, embedding_dim=3, decision=[4]), CODES),
+    "mlp": lambda: (built(MLP, POINTS, hidden=[5]), POINTS),
+    "user_item": lambda: (built(UserItem, CODES, embedding_dim=3, decision=[4]), CODES),
 }
 
 
@@ -105,7 +106,7 @@ class Fused(Planted):
 def test_a_fault_planted_in_a_model_is_found(planted: type[Planted], sentence: str) -> None:
     torch.manual_seed(0)
     with pytest.raises(ContractError, match=sentence):
-        check_model(planted(POINTS, hidden=[5], init="xavier"), POINTS)
+        check_model(built(planted, POINTS, hidden=[5], init="xavier"), POINTS)
 
 
 def test_a_wrong_second_order_under_vmap_is_found() -> None:
@@ -114,7 +115,7 @@ def test_a_wrong_second_order_under_vmap_is_found() -> None:
     with pytest.raises(
         ContractError, match=r"\(order 2\) is .* off under vmap; write affines as multiply-add"
     ):
-        run(second_order, ModelTrial(Fused(POINTS, hidden=[5], init="xavier"), POINTS))
+        run(second_order, ModelTrial(built(Fused, POINTS, hidden=[5], init="xavier"), POINTS))
 
 
 class Spoiled(ProtoNet):
@@ -156,7 +157,7 @@ class Detached(Spoiled):
 @pytest.fixture(scope="module")
 def glyphs(tmp_path_factory: pytest.TempPathFactory) -> Glyphs:
     dials = {"num_classes": 48, "num_drawings": 6, "image_size": 12, "way": 3, "query_shot": 2}
-    return Glyphs(device=CPU, cache_dir=str(tmp_path_factory.mktemp("cache")), **dials)
+    return built(Glyphs, device=CPU, cache_dir=str(tmp_path_factory.mktemp("cache")), **dials)
 
 
 @pytest.mark.parametrize(
@@ -185,22 +186,22 @@ def test_a_fault_planted_in_a_method_is_found(
     planted: type[ProtoNet], check: Check, sentence: str, glyphs: Glyphs
 ) -> None:
     torch.manual_seed(0)
-    algorithm = planted(Conv4(InputSpec((1, 12, 12)), channels=4), glyphs.spec("train"))
+    algorithm = built(planted, built(Conv4, InputSpec((1, 12, 12)), channels=4), glyphs.spec("train"))
     with pytest.raises(ContractError, match=sentence):
         run(check, Trial(algorithm, glyphs))
 
 
 def test_one_class_alone_finds_what_the_first_query_alone_does_not(glyphs: Glyphs) -> None:
-    algorithm = OfAllQueries(Conv4(InputSpec((1, 12, 12)), channels=4), glyphs.spec("train"))
+    algorithm = built(OfAllQueries, built(Conv4, InputSpec((1, 12, 12)), channels=4), glyphs.spec("train"))
     assert run(checks.inductive_predictions_do_not_depend_on_other_queries, Trial(algorithm, glyphs))
 
 
 def test_an_algorithm_is_not_checked_on_tasks_that_it_does_not_declare() -> None:
-    source = Sinusoid(device=CPU)
+    source = built(Sinusoid, device=CPU)
     with pytest.raises(
         ContractError, match="ProtoNet takes tasks of classification .*, but these are tasks of regression"
     ):
-        check_algorithm(ProtoNet(MLP(InputSpec((1,))), source.spec("train")), source)
+        check_algorithm(built(ProtoNet, built(MLP, InputSpec((1,))), source.spec("train")), source)
 
 
 def untraceable(glyphs: Glyphs) -> ProtoNet:
@@ -213,7 +214,7 @@ def untraceable(glyphs: Glyphs) -> ProtoNet:
             loss, metrics = super().task_loss(task)
             return (loss if float(loss.detach()) > 0 else 2 * loss), metrics
 
-    return Branching(Conv4(InputSpec((1, 12, 12)), channels=4), glyphs.spec("train"))
+    return built(Branching, built(Conv4, InputSpec((1, 12, 12)), channels=4), glyphs.spec("train"))
 
 
 def test_what_cannot_be_compiled_fails_unless_nothing_is_to_be(glyphs: Glyphs) -> None:
@@ -229,7 +230,7 @@ def test_what_cannot_be_compiled_fails_unless_nothing_is_to_be(glyphs: Glyphs) -
 def test_without_vmap_the_reason_is_the_one_that_holds(glyphs: Glyphs) -> None:
     with pytest.raises(NotApplicable, match=r"^plans=\('loop',\): there is no other"):
         run(checks.loop_equals_vmap, Trial(untraceable(glyphs), glyphs))
-    declared = ProtoNet(Conv4(InputSpec((1, 12, 12)), channels=4), glyphs.spec("train"))
+    declared = built(ProtoNet, built(Conv4, InputSpec((1, 12, 12)), channels=4), glyphs.spec("train"))
     with pytest.raises(
         NotApplicable, match=r"^only loop is asked for, as by device.plan=loop: there is no other"
     ):

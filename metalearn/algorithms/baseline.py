@@ -44,12 +44,12 @@ class Baseline(Algorithm):
         model: nn.Module,
         spec: TaskSpec,
         *,
-        inner_lr: float = 0.01,
-        momentum: float = 0.9,
-        dampening: float = 0.9,
-        weight_decay: float = 0.001,
-        inner_batch_size: int = 4,
-        eval_adaptation_steps: int = 100,
+        inner_lr: float,
+        momentum: float,
+        dampening: float,
+        weight_decay: float,
+        inner_batch_size: int,
+        eval_adaptation_steps: int,
     ) -> None:
         super().__init__(spec)
         self.model = model

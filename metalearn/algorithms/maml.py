@@ -21,7 +21,8 @@ from metalearn.functional import descend
 
 
 class MAML(NetworkAlgorithm):
-    """adapts: `all`, or prefixes of the parameters that the inner loop changes, such as [head] (ANIL)."""
+    """order: 2 differentiates through the inner steps, 1 is the first-order approximation. adapts: `all`, or
+    prefixes of the parameters that the inner loop changes, such as [head] (ANIL)."""
 
     def __init__(
         self,
@@ -31,15 +32,11 @@ class MAML(NetworkAlgorithm):
         inner_lr: float,
         adaptation_steps: int,
         eval_adaptation_steps: int,
-        order: int = 2,
-        adapts: str | Sequence[str] = "all",
+        order: int,
+        adapts: str | Sequence[str],
     ) -> None:
         super().__init__(model, spec)
-        if order not in (1, 2):
-            raise ValueError(
-                f"algo.order={order} is none of 1 (first-order approximation), 2 (differentiate through the "
-                "inner steps)"
-            )
+        assert order in (1, 2), order
         self.adapts = adapts
         self.inner_lr, self.order = inner_lr, order
         self.adaptation_steps, self.eval_adaptation_steps = adaptation_steps, eval_adaptation_steps

@@ -21,10 +21,9 @@ class PixelNN(Algorithm):
     handles_ragged = True
     trains_on = None
 
-    def __init__(self, model: nn.Module, spec: TaskSpec, *, distance: str = "cosine") -> None:
+    def __init__(self, model: nn.Module, spec: TaskSpec, *, distance: str) -> None:
         super().__init__(spec)
-        if distance not in ("cosine", "euclidean"):
-            raise ValueError(f"algo.distance={distance} is none of cosine, euclidean")
+        assert distance in ("cosine", "euclidean"), distance
         self.distance = distance
 
     def check(self, spec: TaskSpec) -> None:

@@ -26,12 +26,9 @@ class ProtoNet(Algorithm):
 
     kinds = ("classification",)
 
-    def __init__(
-        self, model: nn.Module, spec: TaskSpec, *, distance: str = "euclidean", scale: float = 10.0
-    ) -> None:
+    def __init__(self, model: nn.Module, spec: TaskSpec, *, distance: str, scale: float) -> None:
         super().__init__(spec)
-        if distance not in ("euclidean", "cosine"):
-            raise ValueError(f"algo.distance={distance} is none of euclidean, cosine")
+        assert distance in ("euclidean", "cosine"), distance
         self.model, self.distance, self.scale = model, distance, scale
         self.norm_statistics: str = model.norm_statistics
         self.transductive = self.norm_statistics == "transductive"

@@ -53,6 +53,8 @@ BEFORE: dict[str, Any] = {
     "device.deterministic": False,  # PyTorch's own choice of kernels
     "device.channels_last": False,  # PyTorch's own memory layout
 }
+# The same for keys that a class of ours has gained since it first ran: by its name, values of its keys.
+GAINED: dict[str, dict[str, Any]] = {}
 PROSE = ("about",)
 METHOD = ("algo", "data", "model", "optimizer")  # what a run lacks here is never filled in
 
@@ -71,6 +73,7 @@ def refuse_new_science(old: dict[str, Any], new: dict[str, Any], places: Places 
     """
     old, new = without_suits(old), without_suits(new)
     newer = {key for key in new if key not in old and key.partition(".")[0] not in METHOD}
+    newer |= {key for key, value in gained(new).items() if key not in old and new.get(key) == value}
     moved = {key for key, place in places.items() if place.holds(old.get(key)) and place.holds(new.get(key))}
     changed = [key for key in sorted({*old, *new} - newer - moved) if old.get(key) != new.get(key)]
     if not changed:
@@ -89,6 +92,15 @@ def refuse_new_science(old: dict[str, Any], new: dict[str, Any], places: Places 
     )
 
 
+def gained(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """By dotted key, what was done before the classes of a configuration had that key. leaves: its values."""
+    return {
+        f"{group}.{key}": value
+        for group in METHOD
+        for key, value in GAINED.get(str(leaves.get(f"{group}._target_")), {}).items()
+    }
+
+
 def without_suits(leaves: dict[str, Any]) -> dict[str, Any]:
     """Keys and values without what an algorithm's YAML once said among its arguments."""
     return {key: value for key, value in leaves.items() if key not in {f"algo.{name}" for name in SUITS}}
@@ -99,7 +111,8 @@ def as_today(saved: dict[str, Any]) -> dict[str, Any]:
     algo = saved.get("algo")
     if not isinstance(algo, dict) or algo.keys().isdisjoint(SUITS):
         return saved
-    about = algo.get("about") if isinstance(algo.get("about"), dict) else {}
+    about = algo.get("about")
+    about = about if isinstance(about, dict) else {}
     suits = {key: algo[key] for key in SUITS if key in algo}
     rest = {key: value for key, value in algo.items() if key not in SUITS and key != "about"}
     return {**saved, "algo": {"about": {**about, "suits": suits}, **rest}}

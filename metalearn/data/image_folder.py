@@ -40,21 +40,21 @@ class ImageFolder(ImageClasses):
         self,
         *,
         device: torch.device,
-        root: str | None = None,
-        cache_dir: str | None = None,
-        partition: str = "random",
-        partition_seed: int = 0,
-        fractions: Sequence[float] = (0.6, 0.2, 0.2),
-        way: int = 5,
-        shot: int = 1,
-        query_shot: int = 15,
-        train: Mapping[str, int | None] | None = None,
-        min_images: int = 0,
-        rotations: Sequence[Split] = (),
-        resize: str = "area",
-        invert: bool = False,
-        image_size: int = 84,
-        channels: int = 3,
+        root: str | None,
+        cache_dir: str | None,
+        partition: str,
+        partition_seed: int,
+        fractions: Sequence[float],
+        way: int,
+        shot: int,
+        query_shot: int,
+        train: Mapping[str, int | None] | None,
+        min_images: int,
+        rotations: Sequence[Split],
+        resize: str,
+        invert: bool,
+        image_size: int,
+        channels: int,
     ) -> None:
         super().__init__(
             device=device,
@@ -70,15 +70,13 @@ class ImageFolder(ImageClasses):
         self.cache = cache_folder(cache_dir)
         self.partition, self.partition_seed, self.fractions = partition, partition_seed, tuple(fractions)
         self.min_images, self.resize, self.channels = min_images, resize, channels
+        assert channels in (1, 3), channels
+        assert resize in METHODS, resize
         self._check_dials()
         self.root, self.folders, self.layout, self.split_classes = self._survey(root)
 
     def _check_dials(self) -> None:
         problems = []
-        if self.channels not in (1, 3):
-            problems.append(f"data.channels={self.channels}; expected 1 (grey) or 3 (colour)")
-        if self.resize not in METHODS:
-            problems.append(f"data.resize={self.resize}; expected one of {', '.join(METHODS)}")
         if len(self.fractions) != 3 or min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6:
             problems.append(
                 f"data.fractions={list(self.fractions)}; expected three shares of train, val and test that "

@@ -29,8 +29,7 @@ from metalearn.data.files.omniglot import (
 from metalearn.data.files.resize import METHODS, resize_ink
 from metalearn.data.images import ImageClasses, ImageSet
 from metalearn.data.partition import random_partition
-from metalearn.data.sampling import SPLITS
-from metalearn.errors import ConfigError, DataError
+from metalearn.errors import DataError
 from metalearn.files import cache_folder
 
 VERSION = 2  # of the preparation; part of the cache's name
@@ -57,18 +56,18 @@ class Omniglot(ImageClasses):
         self,
         *,
         device: torch.device,
-        root: str | None = None,
-        cache_dir: str | None = None,
-        partition: str = "vinyals",
-        partition_seed: int = 0,
-        way: int = 5,
-        shot: int = 1,
-        query_shot: int = 15,
-        train: Mapping[str, int | None] | None = None,
-        rotations: Sequence[Split] = ("train", "val", "test"),
-        resize: str = "nearest",
-        invert: bool = True,
-        image_size: int = 28,
+        root: str | None,
+        cache_dir: str | None,
+        partition: str,
+        partition_seed: int,
+        way: int,
+        shot: int,
+        query_shot: int,
+        train: Mapping[str, int | None] | None,
+        rotations: Sequence[Split],
+        resize: str,
+        invert: bool,
+        image_size: int,
     ) -> None:
         super().__init__(
             device=device,
@@ -82,7 +81,8 @@ class Omniglot(ImageClasses):
         )
         self.root, self.folder = root, cache_folder(cache_dir)
         self.partition, self.partition_seed, self.resize = partition, partition_seed, resize
-        self._check_dials()
+        assert partition in ("vinyals", "random"), partition
+        assert resize in METHODS, resize
 
     @classmethod
     def audit(cls) -> str:
@@ -98,16 +98,6 @@ class Omniglot(ImageClasses):
         if missing:
             raise DataError(f"{', '.join(missing)} is not here, though the rest of Omniglot is {fetch}")
         return ", ".join(f"{path} has the published sha256" for path in found.values())
-
-    def _check_dials(self) -> None:
-        """All that the dials alone can tell, so that nothing is downloaded for a run that cannot be."""
-        problems = []
-        if self.partition not in ("vinyals", "random"):
-            problems.append(f"data.partition={self.partition}; expected vinyals or random")
-        if self.resize not in METHODS:
-            problems.append(f"data.resize={self.resize}; expected one of {', '.join(METHODS)}")
-        if problems:
-            raise ConfigError(problems + self._size_problems(SPLITS))
 
     def _counts(self) -> dict[Split, tuple[int, int]]:
         sizes = VINYALS_SIZES if self.partition == "vinyals" else RANDOM_SIZES

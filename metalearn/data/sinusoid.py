@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,9 +24,9 @@ from metalearn.core import (
     TaskBatch,
     TaskSpec,
 )
-from metalearn.data.images import EpisodeShape, episode_shapes, shape_problems
+from metalearn.data.images import EpisodeShape, episode_shapes
 from metalearn.data.sampling import task_keys
-from metalearn.errors import ConfigError
+from metalearn.errors import raise_if
 from metalearn.hashing import fold, uniform
 from metalearn.objectives import Regression
 
@@ -45,22 +44,21 @@ class Sinusoid(Source):
         self,
         *,
         device: torch.device,
-        shot: int = 10,
-        query_shot: int = 10,
-        train: Mapping[str, int | None] | None = None,
-        amplitude: Sequence[float] = (0.1, 5.0),
-        phase: Sequence[float] = (0.0, math.pi),
-        interval: Sequence[float] = (-5.0, 5.0),
+        shot: int,
+        query_shot: int,
+        train: Mapping[str, int | None] | None,
+        amplitude: Sequence[float],
+        phase: Sequence[float],
+        interval: Sequence[float],
     ) -> None:
         self.device = torch.device(device)
         self.shapes: dict[Split, EpisodeShape] = episode_shapes(2, shot, query_shot, train)
         self.ranges = {"amplitude": tuple(amplitude), "phase": tuple(phase), "interval": tuple(interval)}
-        problems = shape_problems(self.shapes)
-        for key, values in self.ranges.items():
-            if len(values) != 2 or not values[0] <= values[1]:
-                problems.append(f"data.{key}={list(values)}; expected [low, high] with low <= high")
-        if problems:
-            raise ConfigError(problems)
+        raise_if(
+            f"data.{key}={list(values)}; expected [low, high] with low <= high"
+            for key, values in self.ranges.items()
+            if len(values) != 2 or not values[0] <= values[1]
+        )
 
     def prepare(self) -> None:
         """Nothing to prepare: tasks are computed."""

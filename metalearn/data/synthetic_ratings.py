@@ -61,13 +61,13 @@ class SyntheticRatings(Source):
         self,
         *,
         device: torch.device,
-        num_users: int = 4000,
-        num_items: int = 500,
-        min_ratings: int = 5,
-        max_ratings: int = 40,
-        query_shot: int = 3,
-        seed: int = 0,
-        noise: float = 0.3,
+        num_users: int,
+        num_items: int,
+        min_ratings: int,
+        max_ratings: int,
+        query_shot: int,
+        seed: int,
+        noise: float,
     ) -> None:
         self.device = torch.device(device)
         self.num_users, self.num_items = num_users, num_items
@@ -79,12 +79,6 @@ class SyntheticRatings(Source):
 
     def _problems(self) -> list[str]:
         found = []
-        if self.num_users < 10:
-            found.append(
-                f"data.num_users={self.num_users}; expected at least 10, so that every split has users"
-            )
-        if self.query_shot < 1:
-            found.append(f"data.query_shot={self.query_shot}; expected at least 1")
         if self.query_shot >= self.min_ratings:
             found.append(
                 f"data.query_shot={self.query_shot} leaves nothing to adapt on for users with "
@@ -98,8 +92,6 @@ class SyntheticRatings(Source):
                 f"data.max_ratings={self.max_ratings} but there are data.num_items={self.num_items} to rate; "
                 "raise data.num_items"
             )
-        if not self.noise >= 0:
-            found.append(f"data.noise={self.noise}; expected at least 0")
         return found
 
     def prepare(self) -> None:

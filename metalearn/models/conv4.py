@@ -21,12 +21,12 @@ class Conv4(Model):
         self,
         input_spec: InputSpec,
         *,
-        channels: int = 64,
-        downsample: str = "stride",
-        readout: str = "mean",
-        norm_statistics: str = "transductive",
-        init: str = "xavier",
-        head_init: str = "default",
+        channels: int,
+        downsample: str,
+        readout: str,
+        norm_statistics: str,
+        init: str,
+        head_init: str,
     ) -> None:
         super().__init__(init=init, head_init=head_init)
         if isinstance(input_spec, dict) or len(input_spec.shape) != 3:
@@ -34,13 +34,9 @@ class Conv4(Model):
                 "model=conv4 needs images (channels, height, width); choose model=mlp for vectors or "
                 "model=user_item for mappings"
             )
-        for name, value, allowed in (
-            ("downsample", downsample, ("stride", "pool")),
-            ("readout", readout, ("mean", "flatten")),
-            ("norm_statistics", norm_statistics, STATISTICS),
-        ):
-            if value not in allowed:
-                raise ValueError(f"model.{name}={value!r} is none of {', '.join(allowed)}")
+        assert downsample in ("stride", "pool"), downsample
+        assert readout in ("mean", "flatten"), readout
+        assert norm_statistics in STATISTICS, norm_statistics
         self.downsample, self.readout, self.norm_statistics = downsample, readout, norm_statistics
         in_channels, height, width = input_spec.shape
         self.convs, self.bns = nn.ModuleList(), nn.ModuleList()

@@ -19,9 +19,9 @@ class MLP(Model):
         self,
         input_spec: InputSpec,
         *,
-        hidden: Sequence[int] = (40, 40),
-        init: str = "truncated_normal",
-        head_init: str = "truncated_normal",
+        hidden: Sequence[int],
+        init: str,
+        head_init: str,
     ) -> None:
         super().__init__(init=init, head_init=head_init)
         if isinstance(input_spec, dict):

@@ -26,10 +26,10 @@ class UserItem(Model):
         self,
         input_spec: dict[str, InputSpec],
         *,
-        embedding_dim: int = 32,
-        decision: Sequence[int] = (64, 64),
-        init: str = "xavier",
-        head_init: str = "default",
+        embedding_dim: int,
+        decision: Sequence[int],
+        init: str,
+        head_init: str,
     ) -> None:
         super().__init__(init=init, head_init=head_init)
         if not isinstance(input_spec, dict):

@@ -21,6 +21,7 @@ from hydra.errors import HydraException
 from metalearn import choices
 from metalearn.choices import GROUPS
 from metalearn.config import schema
+from metalearn.config.compatibility import gained
 from metalearn.config.compose import compose
 from metalearn.config.loader import Library
 from metalearn.config.saved import defaults, read_saved
@@ -181,12 +182,14 @@ def identity(cfg: dict[str, Any]) -> str:
     Neither what a logger shows nor the names of what was chosen are among them. A key that an older run may
     lack counts only with another value than its default, so that a new key makes no new jobs.
     """
-    known = defaults()
-    leaves = schema.leaves({key: value for key, value in cfg.items() if key not in ("logger", choices.KEY)})
+    leaves = dict(
+        schema.leaves({key: value for key, value in cfg.items() if key not in ("logger", choices.KEY)})
+    )
+    known = {**defaults(), **gained(leaves)}
     suits = (cfg["algo"].get("about") or {}).get("suits") or {}  # which stood among the arguments once
     facts = {f"algo.{key}": value for key, value in suits.items()} | {
         key: value
-        for key, value in leaves
+        for key, value in leaves.items()
         if key not in NOT_IDENTITY and (key not in known or known[key] != value)
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]

@@ -103,6 +103,8 @@ def test_the_defaults_compose_to_plain_values() -> None:
             "you mean running?",
         ),
         ("algo.order=3", "algo.order=3 is none of 1, 2"),
+        ("data.partition=vinyals", "data.partition=vinyals is none of random"),
+        ("data.image_size=0", "data.image_size=0 must be at least 1"),
         ("algo.inner_lr=0", "algo.inner_lr=0.0 must be greater than 0"),
         ("optimizer.betas=[0.9,1]", "optimizer.betas[1]=1.0 must be less than 1"),
         ("device=_base", "device=_base does not exist; choices: auto, cpu, cuda"),
@@ -156,6 +158,29 @@ def test_the_defaults_compose_to_plain_values() -> None:
 )
 def test_a_mistake_is_answered_with_value_expectation_and_fix(override: str, sentence: str) -> None:
     assert problems(override) == [sentence]
+
+
+@pytest.mark.parametrize(
+    ("data", "word", "sentence"),
+    [
+        ("omniglot", "partition=vinyls", "is none of vinyals, random; did you mean vinyals?"),
+        ("omniglot", "resize=cubic", "is none of nearest, area, lanczos"),
+        ("image_folder", "channels=2", "is none of 1, 3"),
+        ("image_folder", "fractions=[1.5,0,0]", None),
+        ("synthetic_ratings", "num_users=5", "must be at least 10"),
+        ("synthetic_ratings", "noise=-1", None),
+        ("sinusoid", "train.shot=0", "must be at least 1"),
+    ],
+)
+def test_what_a_source_may_be_asked_for_is_known_before_torch(
+    data: str, word: str, sentence: str | None
+) -> None:
+    [said] = problems(f"data={data}", f"data.{word}")
+    wanted = {
+        "fractions=[1.5,0,0]": "data.fractions[0]=1.5 must be at most 1",
+        "noise=-1": "data.noise=-1.0 must be at least 0",
+    }
+    assert said == wanted.get(word, f"data.{word} {sentence}")
 
 
 def test_a_whole_group_cannot_be_set_at_once() -> None:

@@ -26,6 +26,7 @@ from metalearn.data.images import share_with_twins
 from metalearn.data.omniglot import Omniglot
 from metalearn.data.sampling import SPLITS
 from metalearn.errors import ConfigError
+from tests.shipped import built
 
 CPU = torch.device("cpu")
 SMALL = ["data.num_classes=48", "data.num_drawings=6", "data.num_users=40", "data.way=2", "data.query_shot=2"]
@@ -72,8 +73,8 @@ def made(make_folder: Callable[..., Path], tmp_path: Path) -> Callable[..., Sour
 
 @pytest.fixture(scope="session")
 def omniglot_made(omniglot_root: Path, omniglot_cache: Path) -> Callable[..., Source]:
-    return lambda **dials: Omniglot(
-        device=CPU, root=str(omniglot_root), cache_dir=str(omniglot_cache), **dials
+    return lambda **dials: built(
+        Omniglot, device=CPU, root=str(omniglot_root), cache_dir=str(omniglot_cache), **dials
     )
 
 

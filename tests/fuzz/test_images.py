@@ -23,6 +23,7 @@ from metalearn.data.files.image_file import decode
 from metalearn.data.image_folder import ImageFolder
 from metalearn.errors import ConfigError, DataError
 from tests.fuzz.cases import answered, cases, mutations
+from tests.shipped import built
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 9, 3), dtype=np.uint8)
 
@@ -138,8 +139,8 @@ def test_a_folder_of_anything_is_a_dataset_or_refused(
             "channels": channels,
             "fractions": (0.34, 0.33, 0.33),
         }
-        data = ImageFolder(
-            device=torch.device("cpu"), root=str(root), cache_dir=str(folder / "cache"), **dials
+        data = built(
+            ImageFolder, device=torch.device("cpu"), root=str(root), cache_dir=str(folder / "cache"), **dials
         )  # type: ignore[arg-type]
         data.prepare()
         data.tasks("train", seed=0, first=0, count=1)

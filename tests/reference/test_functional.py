@@ -12,6 +12,7 @@ from metalearn.core import Examples, InputSpec, Task, TaskSpec, blank_query
 from metalearn.functional import Adam, Loss, Momentum, Update, descend
 from metalearn.models.base import Model, Norm
 from metalearn.objectives import Classification
+from tests.shipped import built
 
 A = torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 START = torch.linspace(-1, 1, 6, dtype=torch.float64)
@@ -152,7 +153,7 @@ def plane_task() -> tuple[TaskSpec, Task]:
 
 def test_protonet_logits_are_negative_squared_distances_to_class_means() -> None:
     spec, task = plane_task()
-    algorithm = ProtoNet(Identity(), spec)
+    algorithm = built(ProtoNet, Identity(), spec)
     logits = algorithm.predict(algorithm.adapt(blank_query(task), steps=0), task.query.x, task.query.mask)
     # Class means (0, 1) and (4, 1); queries at distance 1 and 3 from them.
     torch.testing.assert_close(logits[:, :2], torch.tensor([[-1.0, -9.0], [-9.0, -1.0]]))
@@ -161,7 +162,7 @@ def test_protonet_logits_are_negative_squared_distances_to_class_means() -> None
 
 def test_pixel_nn_takes_the_class_of_the_nearest_row() -> None:
     spec, task = plane_task()
-    algorithm = PixelNN(Identity(), spec, distance="euclidean")
+    algorithm = built(PixelNN, Identity(), spec, distance="euclidean")
     assert not list(algorithm.parameters())
     prediction = algorithm.predict(algorithm.adapt(task, steps=0), task.query.x, task.query.mask)
     assert prediction.argmax(-1).tolist() == [0, 1]

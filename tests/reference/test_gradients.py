@@ -13,15 +13,16 @@ from metalearn.core import Algorithm, Task
 from metalearn.engine.executor import TaskPlan, execute
 from metalearn.models.conv4 import Conv4
 from tests.reference.tasks import IMAGE, image_spec, image_tasks, with_draws
+from tests.shipped import built
 
 PLANS = [TaskPlan("loop"), TaskPlan("vmap"), TaskPlan("vmap", 2)]
 
 
 def maml(order: int = 2, norm_statistics: str = "transductive", downsample: str = "stride") -> MAML:
     torch.manual_seed(0)
-    model = Conv4(IMAGE, channels=4, norm_statistics=norm_statistics, downsample=downsample)
-    algorithm = MAML(
-        model, image_spec(), inner_lr=0.3, adaptation_steps=2, eval_adaptation_steps=3, order=order
+    model = built(Conv4, IMAGE, channels=4, norm_statistics=norm_statistics, downsample=downsample)
+    algorithm = built(
+        MAML, model, image_spec(), inner_lr=0.3, adaptation_steps=2, eval_adaptation_steps=3, order=order
     )
     return perturbed(algorithm)
 
@@ -37,19 +38,21 @@ def perturbed(algorithm: Algorithm) -> Algorithm:
 
 def protonet() -> ProtoNet:
     torch.manual_seed(0)
-    return perturbed(ProtoNet(Conv4(IMAGE, channels=4, norm_statistics="running"), image_spec()))
+    return perturbed(
+        built(ProtoNet, built(Conv4, IMAGE, channels=4, norm_statistics="running"), image_spec())
+    )
 
 
 def reptile() -> Reptile:
     torch.manual_seed(0)
-    model = Conv4(IMAGE, channels=4)
+    model = built(Conv4, IMAGE, channels=4)
     dials = {
         "adaptation_steps": 3,
         "eval_adaptation_steps": 4,
         "inner_batch_size": 4,
         "eval_inner_batch_size": 6,
     }
-    return perturbed(Reptile(model, image_spec(), inner_lr=0.01, **dials))
+    return perturbed(built(Reptile, model, image_spec(), inner_lr=0.01, **dials))
 
 
 def gradients(algorithm: Algorithm, tasks: Task, plan: TaskPlan) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ from metalearn.rundir.checkpoint_files import METADATA
 from metalearn.rundir.checkpoints import CheckpointStore
 from tests.reliability import harness
 from tests.security.run_folders import sign
+from tests.shipped import built
 
 WORDS = [
     *("device=cpu", "device.threads=1", "data=image_folder", "algo=protonet", "model.channels=4"),
@@ -440,8 +441,8 @@ class TestLoad:
             "channels": 1,
         }
         partition = str(place / "splits.json")
-        source = ImageFolder(
-            device=torch.device("cpu"), root=str(place / "images"), partition=partition, **dials
+        source = built(
+            ImageFolder, device=torch.device("cpu"), root=str(place / "images"), partition=partition, **dials
         )  # type: ignore[arg-type]
         prepared = metalearn.load(place / "run").prepare([place / "images" / "class0" / "0.png"])
         assert torch.equal(prepared, source._images("train", torch.tensor([0])))

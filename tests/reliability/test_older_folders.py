@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from metalearn.config.compatibility import BEFORE
+from metalearn.config.compatibility import BEFORE, GAINED
 from metalearn.config.compose import compose
 from metalearn.config.saved import primary_values, read_saved
 from metalearn.errors import ConfigError
@@ -63,6 +63,24 @@ FIRST = {
 def test_every_newer_key_says_what_was_done_before_it() -> None:
     newer = primary_values().keys() - FIRST
     assert newer == BEFORE.keys(), "a key that older runs lack needs its entry in compatibility.BEFORE"
+
+
+def test_a_key_that_a_class_gains_does_in_older_runs_what_was_done_before(
+    killed: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = compose([*TINY, *QUICK])
+    before = jobs.identity({**cfg, "algo": {key: cfg["algo"][key] for key in cfg["algo"] if key != "scale"}})
+    forget(killed, "algo.scale")
+    with pytest.raises(ConfigError, match="missing a required.* argument: 'scale'"):
+        resuming.resume(killed, [])
+    monkeypatch.setitem(GAINED, "metalearn.algorithms.protonet.ProtoNet", {"scale": 10.0})
+    assert jobs.identity(cfg) == before
+    assert finish(resume(killed)) == 0
+    assert (killed / "results.json").read_bytes() == (reference / "results.json").read_bytes()
+    assert (
+        "older than algo.scale; going on with what was done before: algo.scale=10.0\n"
+        in (killed / "train.log").read_text()
+    )
 
 
 def before_the_ranges(run_dir: Path) -> Path:

@@ -1,0 +1,33 @@
+"""A default stands in one place, the YAML: a constructor that a YAML names has none for the keys there."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from metalearn.build.instantiate import BASES, NOT_ARGUMENTS, resolve
+from metalearn.choices import GROUPS
+from metalearn.config.loader import Library, packaged_options
+
+
+@pytest.mark.parametrize(
+    ("group", "option"),
+    [
+        (group, option)
+        for group in GROUPS
+        for option in packaged_options(group)
+        if group in BASES and group != "optimizer"  # whose classes are PyTorch's
+    ],
+)
+def test_no_default_is_typed_in_yaml_and_code(group: str, option: str) -> None:
+    node = Library().read(group, option)
+    cls = resolve(f"{group}._target_", node["_target_"], BASES[group], [])
+    taken = inspect.signature(cls).parameters
+    keys = node.keys() - {"_target_", "about", *NOT_ARGUMENTS.get(group, ())}
+    twice = [key for key in sorted(keys) if taken[key].default is not inspect.Parameter.empty]
+    assert twice == [], (
+        f"{cls.__name__} has defaults for {', '.join(twice)}, which conf/{group}/{option} sets"
+    )
+    positional = [key for key in sorted(keys) if taken[key].kind is not inspect.Parameter.KEYWORD_ONLY]
+    assert positional == [], f"{cls.__name__} takes {', '.join(positional)} by position"
