@@ -70,7 +70,6 @@ ALLOWED: dict[str, set[str]] = {
         "core",
         "fault_injection",
         "files",
-        "functional",
         "errors",
     },
     "sweep": {"run", "build", "report", "config", "rundir", "choices", "messages", "errors"},
