@@ -10,12 +10,12 @@ from typing import Any
 
 import yaml
 
-from metalearn.choices import GROUPS
 from metalearn.cli.arguments import add_config_dir
 from metalearn.config.compose import compose
 from metalearn.config.loader import Library
 from metalearn.config.schema import lookup
 from metalearn.errors import ConfigError
+from metalearn.rundir.choices import GROUPS
 
 
 def run(args: argparse.Namespace) -> int:

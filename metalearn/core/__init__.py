@@ -3,8 +3,7 @@
 Everything else leans on these types and imports them from here; nothing here imports anything else of ours.
 """
 
-from metalearn.core.algorithm import Algorithm, Metrics, Plan
-from metalearn.core.parameters import Parameters, is_transformed, starting_with
+from metalearn.core.algorithm import Algorithm, Metrics, Parameters, Plan, is_transformed, starting_with
 from metalearn.core.source import DRAWN_WITHOUT_END, Location, Member, Members, Source
 from metalearn.core.tasks import (
     Batch,

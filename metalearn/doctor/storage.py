@@ -14,8 +14,8 @@ from metalearn.data.files.omniglot import locate, verify
 from metalearn.doctor.checks import Check, FailedError, SkippedError
 from metalearn.errors import CheckpointError
 from metalearn.files import cache_folder
-from metalearn.messages import listening
 from metalearn.rundir.checkpoints import TENSORS, CheckpointStore
+from metalearn.rundir.messages import listening
 
 
 def bit_flip() -> str:

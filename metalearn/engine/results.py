@@ -9,13 +9,13 @@ import re
 from dataclasses import asdict
 from typing import Any
 
-from metalearn.choices import NAMED_IN_RESULTS, chosen
 from metalearn.core import Algorithm, Source
 from metalearn.engine.evaluate import Evaluation
 from metalearn.engine.formats import formats
 from metalearn.engine.history import ValidationHistory
 from metalearn.errors import CheckpointError, ConfigError
 from metalearn.rundir.checkpoints import Checkpoint, CheckpointStore
+from metalearn.rundir.choices import NAMED_IN_RESULTS, chosen
 
 LONGEST_NAME = 120  # bytes of a file's name are limited to 255
 REQUIRED = (

@@ -22,9 +22,9 @@ from metalearn.errors import CheckpointError, ConfigError
 from metalearn.files import LineFile, read_json, read_yaml, replace_file
 from metalearn.loggers import Logger
 from metalearn.loggers.guard import LoggerGuard
-from metalearn.messages import echo, listening
 from metalearn.rundir.checkpoints import SaveError
 from metalearn.rundir.lock import refuse_links, take_lock
+from metalearn.rundir.messages import echo, listening
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metalearn.choices import GROUPS
+from metalearn.rundir.choices import GROUPS
 from metalearn.cli import completion, verbs
 from metalearn.cli import main as cli
 from metalearn.config import schema
