@@ -105,9 +105,7 @@ def report(*, verbose: bool) -> str:
         lines += [f"    {Path(file).name}:{function}" for file, function in places if verbose]
     graph = rooms()
     lines.append(f"{len(graph)} rooms, {sum(map(len, graph.values()))} imports between them")
-    lines += [
-        f"    {room} -> {' '.join(sorted(others))}" for room, others in sorted(graph.items()) if verbose
-    ]
+    lines += [f"    {room} -> {' '.join(sorted(graph[room]))}" for room in sorted(graph) if verbose]
     return "\n".join(lines)
 
 

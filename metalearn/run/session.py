@@ -1,4 +1,4 @@
-"""One process's share in a run: build, rehearse, train, judge once, and leave word of how it went."""
+"""One process's share in a run: build, rehearse, train, evaluate once, and leave word of how it went."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from metalearn.engine.explain import explained
 from metalearn.engine.membership import seen_in
 from metalearn.engine.nonfinite import LIMITS, NonFiniteError
 from metalearn.engine.preflight import rehearse
-from metalearn.engine.results import choose, load_chosen, result_of
+from metalearn.engine.results import choose, load_chosen, result_of, write_evaluation
 from metalearn.engine.settings import Settings
 from metalearn.engine.strategy import SingleProcess
 from metalearn.engine.trainer import Trainer, flat
@@ -301,7 +301,7 @@ class Session:
         cfg, split = self.cfg, self.spec.split
         self.log.metric(step, split, {**flat(result.summary), "episodes": result.episodes, **times})
         self.log.sync_metrics()
-        self.log.write_csv(f"eval_{split}.csv", result.columns)
+        write_evaluation(self.log, split, result)
         fault("end:before_results")
         novelty = {"seen_in": seen_in(split)}
         results = result_of(

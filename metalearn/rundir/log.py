@@ -146,12 +146,12 @@ class RunLog:
         writer.writerows(zip(*columns.values(), strict=True))
         self.write(name, text.getvalue())
 
-    def write(self, name: str, text: str) -> None:
+    def write(self, name: str, content: str | bytes) -> None:
         """Write a file of the run whole or not at all. SaveError if the folder refuses."""
         path = self.run_dir / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, text.encode())
+            replace_file(path, content.encode() if isinstance(content, str) else content)
         except OSError as error:
             raise SaveError(f"cannot write {path}: {error.strerror or error}") from error
 
