@@ -98,16 +98,16 @@ def rooms(root: Path = PACKAGE) -> dict[str, set[str]]:
     return {room: (imports & names_of_rooms) - {room} for room, imports in found.items()}
 
 
-def report(verbose: bool) -> None:
+def report(*, verbose: bool) -> str:
+    lines = []
     for name, places in stacks().items():
-        print(f"{name}: {len(places)} frames, {changes_of_file(places)} changes of file")
-        if verbose:
-            print(*(f"    {Path(file).name}:{function}" for file, function in places), sep="\n")
+        lines.append(f"{name}: {len(places)} frames, {changes_of_file(places)} changes of file")
+        lines += [f"    {Path(file).name}:{function}" for file, function in places if verbose]
     graph = rooms()
-    print(f"{len(graph)} rooms, {sum(map(len, graph.values()))} imports between them")
-    if verbose:
-        print(*(f"    {room} -> {' '.join(sorted(to))}" for room, to in sorted(graph.items())), sep="\n")
+    lines.append(f"{len(graph)} rooms, {sum(map(len, graph.values()))} imports between them")
+    lines += [f"    {room} -> {' '.join(sorted(graph[room]))}" for room in sorted(graph) if verbose]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    report(verbose="-v" in sys.argv[1:])
+    sys.stdout.write(f"{report(verbose='-v' in sys.argv[1:])}\n")

@@ -21,10 +21,8 @@ ROOT = Path(metalearn.__file__).parent
 ALLOWED: dict[str, set[str]] = {
     # words and tools that everything may lean on
     "errors": set(),
-    "choices": set(),
     "files": set(),
     "fault_injection": set(),
-    "messages": {"errors"},
     "core": set(),
     "hashing": {"core"},
     "objectives": {"core"},
@@ -35,16 +33,16 @@ ALLOWED: dict[str, set[str]] = {
     "algorithms": {"core", "functional", "objectives", "hashing"},
     "data": {"core", "hashing", "files", "objectives", "errors"},
     # what a run leaves, and what is made of it for people
-    "rundir": {"files", "loggers", "choices", "fault_injection", "messages", "errors"},
+    "rundir": {"files", "loggers", "fault_injection", "errors"},
     "report": {"rundir", "core", "errors"},
     # the loops
-    "engine": {"rundir", "choices", "core", "fault_injection", "hashing", "messages", "errors"},
+    "engine": {"rundir", "core", "fault_injection", "hashing", "errors"},
     "testing": {"engine", "core", "errors"},
     # from words to objects
-    "config": {"choices", "core", "files", "errors"},
-    "build": {"engine", "config", "rundir", "loggers", "data", "core", "files", "errors", "messages"},
-    "distributed": {"build", "engine", "core", "fault_injection", "messages", "errors"},
-    "inference": {"build", "engine", "config", "rundir", "data", "core", "hashing", "errors"},
+    "config": {"rundir", "core", "files", "errors"},
+    "build": {"engine", "config", "rundir", "loggers", "data", "core", "files", "errors"},
+    "distributed": {"build", "engine", "rundir", "core", "fault_injection", "errors"},
+    "inference": {"build", "engine", "config", "rundir", "data", "core", "errors"},
     "doctor": {
         "testing",
         "build",
@@ -54,7 +52,6 @@ ALLOWED: dict[str, set[str]] = {
         "data",
         "core",
         "files",
-        "messages",
         "errors",
     },
     # whole runs, and many of them
@@ -65,15 +62,12 @@ ALLOWED: dict[str, set[str]] = {
         "engine",
         "config",
         "rundir",
-        "loggers",
-        "choices",
         "core",
         "fault_injection",
         "files",
-        "functional",
         "errors",
     },
-    "sweep": {"run", "build", "report", "config", "rundir", "choices", "messages", "errors"},
+    "sweep": {"run", "build", "report", "config", "rundir", "errors"},
     "bench": {
         "run",
         "distributed",
@@ -98,8 +92,6 @@ ALLOWED: dict[str, set[str]] = {
         "report",
         "config",
         "rundir",
-        "choices",
-        "messages",
         "errors",
     },
     "__main__": {"cli"},
@@ -111,7 +103,7 @@ MAY_IMPORT_HYDRA = {"config", "build", "sweep"}
 NO_TORCH_AT_IMPORT = [
     "metalearn",
     "metalearn.bench.workloads",
-    "metalearn.choices",
+    "metalearn.rundir.choices",
     "metalearn.cli.main",
     *(
         f"metalearn.{path.parent.name}.{path.stem}"

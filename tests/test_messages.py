@@ -13,8 +13,8 @@ import pytest
 from metalearn.cli import main as cli
 from metalearn.config.compose import compose
 from metalearn.errors import MetalearnError
-from metalearn.messages import LOGGER, listening, overhearing, unheard
 from metalearn.run.train import train
+from metalearn.rundir.messages import LOGGER, listening, overhearing, unheard
 
 TINY = [
     "device=cpu",

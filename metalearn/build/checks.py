@@ -34,7 +34,7 @@ from metalearn.build.objects import (
 from metalearn.core import Algorithm, Source
 from metalearn.errors import ConfigError, DataError, MetalearnError, raise_all
 from metalearn.loggers import Logger
-from metalearn.messages import overhearing
+from metalearn.rundir.messages import overhearing
 
 log = logging.getLogger(__name__)
 

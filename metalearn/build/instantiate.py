@@ -90,7 +90,7 @@ def resolve(path: str, target: str, base: type | tuple[type, ...], trusted: list
     found = locate(path, target, trusted)
     kinds = base if isinstance(base, tuple) else (base,)
     if not isinstance(found, type) or not issubclass(found, kinds):
-        names = " or ".join(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)
+        names = " or ".join(map(public_name, kinds))
         raise ConfigError(f"{path}={target} is not a class that derives from {names}")
     if not is_allowed(f"{found.__module__}.{found.__qualname__}", trusted):
         raise ConfigError(
@@ -137,3 +137,10 @@ def import_part(path: str, target: str, name: str) -> ModuleType | None:
         raise ConfigError(
             f"{path}={target}: importing {name} failed: {type(error).__name__}: {error}"
         ) from error
+
+
+def public_name(kind: type) -> str:
+    """By which a class is imported: from the package that exports it, or else from its module."""
+    package = kind.__module__.rpartition(".")[0]
+    exported = getattr(sys.modules.get(package), kind.__qualname__, None) is kind
+    return f"{package if exported else kind.__module__}.{kind.__qualname__}"

@@ -23,7 +23,7 @@ from metalearn.engine.fitting import misfits, obstacles, plan_misfits
 from metalearn.errors import ConfigError, MetalearnError, raise_if
 from metalearn.loggers import Logger
 from metalearn.loggers.guard import failure
-from metalearn.messages import overhearing
+from metalearn.rundir.messages import overhearing
 
 log = logging.getLogger(__name__)
 

@@ -13,14 +13,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from metalearn import choices
 from metalearn.bench import workloads
-from metalearn.choices import GROUPS
 from metalearn.cli.verbs import VERBS
 from metalearn.config import schema
 from metalearn.config.loader import Library
 from metalearn.config.saved import read_saved
 from metalearn.errors import ConfigError, MetalearnError
+from metalearn.rundir import choices
+from metalearn.rundir.choices import GROUPS
 
 SHELLS = ("bash", "zsh")
 FLAGS = {

@@ -6,13 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from metalearn.choices import GROUPS, NAMED_IN_RESULTS
 from metalearn.cli.arguments import add_config_dir
 from metalearn.config.about import about_problems
 from metalearn.config.loader import Library
 from metalearn.config.schema import closest
 from metalearn.errors import ConfigError, raise_if
 from metalearn.report.tables import grid, published
+from metalearn.rundir.choices import GROUPS, NAMED_IN_RESULTS
 from metalearn.rundir.reader import names_of, result_of, state_of
 
 

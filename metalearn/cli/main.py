@@ -20,7 +20,7 @@ from metalearn.cli.verbs import RUNS, VERBS
 from metalearn.config.schema import closest
 from metalearn.distributed import entry
 from metalearn.errors import ConfigError, MetalearnError
-from metalearn.messages import echo, listening
+from metalearn.rundir.messages import echo, listening
 
 
 class Parser(argparse.ArgumentParser):

@@ -11,7 +11,6 @@ from typing import Any
 
 import yaml
 
-from metalearn.choices import GROUPS
 from metalearn.cli.arguments import add_config_dir
 from metalearn.config.compose import compose
 from metalearn.config.loader import Library
@@ -20,6 +19,7 @@ from metalearn.config.schema import lookup
 from metalearn.errors import ConfigError
 from metalearn.report.run import shown_checkpoint, shown_run
 from metalearn.rundir.checkpoint_files import located
+from metalearn.rundir.choices import GROUPS
 from metalearn.rundir.reader import existing_run
 
 

@@ -13,14 +13,14 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
-from metalearn import choices
-from metalearn.choices import GROUPS
 from metalearn.config import compatibility, plugins, schema
 from metalearn.config.about import about_problems
 from metalearn.config.loader import Library, plain, plugin_problems
 from metalearn.config.safety import hydra_problems, target_problems
 from metalearn.config.schema import hint
 from metalearn.errors import ConfigError, raise_if
+from metalearn.rundir import choices
+from metalearn.rundir.choices import GROUPS
 
 CHOSEN_ANEW = ("device", "logger")  # groups of a run that is resumed
 SIZES = (

@@ -31,11 +31,11 @@ from omegaconf import OmegaConf
 from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import OmegaConfBaseException
 
-from metalearn.choices import GROUPS
 from metalearn.config.interpolation import RESOLVERS, reference_problems
 from metalearn.config.safety import inner
 from metalearn.errors import ConfigError, raise_if
 from metalearn.files import check_yaml
+from metalearn.rundir.choices import GROUPS
 
 PRIMARY = "train"
 # What Hydra and OmegaConf answer to a YAML that cannot be composed; the built-in ones are their own mistakes

@@ -14,8 +14,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from metalearn import choices
-from metalearn.choices import GROUPS
 from metalearn.config import plugins, ranges, schema
 from metalearn.config.about import about_problems
 from metalearn.config.compatibility import BEFORE, RENAMED, as_today, gained
@@ -23,6 +21,8 @@ from metalearn.config.interpolation import saved_problems
 from metalearn.config.loader import Library
 from metalearn.errors import ConfigError, raise_if
 from metalearn.files import read_yaml
+from metalearn.rundir import choices
+from metalearn.rundir.choices import GROUPS
 
 BUILT = ("algo", "data", "model", "optimizer")  # groups that name a class
 GROWING = ("trainer", "eval", "device")  # groups whose keys have defaults

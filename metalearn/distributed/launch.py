@@ -38,7 +38,7 @@ from metalearn.engine.settings import Settings
 from metalearn.engine.strategy import SingleProcess
 from metalearn.errors import ConfigError
 from metalearn.fault_injection import fault
-from metalearn.messages import listening
+from metalearn.rundir.messages import listening
 
 log = logging.getLogger(__name__)
 

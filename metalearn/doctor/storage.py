@@ -13,9 +13,9 @@ from metalearn.build.instantiate import BASES, resolve
 from metalearn.config.loader import Library, packaged_options
 from metalearn.doctor.checks import Check, FailedError, SkippedError
 from metalearn.errors import CheckpointError
-from metalearn.messages import listening
 from metalearn.rundir.checkpoint_files import WEIGHTS_FILE
 from metalearn.rundir.checkpoints import CheckpointStore
+from metalearn.rundir.messages import listening
 
 
 def bit_flip() -> str:

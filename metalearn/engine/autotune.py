@@ -23,7 +23,7 @@ from metalearn.engine.executor import Executor, TaskPlan
 from metalearn.engine.explain import explanation
 from metalearn.engine.plan_check import PlanCheck, refuse_impure, with_ordinary_norms
 from metalearn.errors import ConfigError, MetalearnError
-from metalearn.messages import unheard
+from metalearn.rundir.messages import unheard
 
 log = logging.getLogger(__name__)
 

@@ -12,13 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.core import Algorithm, Objective, Plan, Source, Split, Task, TaskBatch, blank_query
+from metalearn.core import (
+    Algorithm,
+    Examples,
+    Objective,
+    Plan,
+    Source,
+    Split,
+    Task,
+    TaskBatch,
+    TaskSpec,
+    blank_query,
+)
 from metalearn.engine.batching import Batching, Score, batching, one_sentence
 from metalearn.engine.executor import TaskPlan
 from metalearn.engine.memory import Demand
 from metalearn.engine.pooling import pooled, pooled_part, scalars
 from metalearn.errors import ConfigError
-from metalearn.hashing import draw
+from metalearn.hashing import draw, fold
 
 TOTALS = "totals of "  # begins the names of what is no score of a task
 Z95 = 1.96
@@ -228,6 +239,15 @@ def draw_tasks(
     """A batch of tasks with the random numbers that the algorithm wants for each."""
     batch = source.tasks(split, seed=seed, first=first, count=count)
     return TaskBatch(*batch)._replace(draws=draw(batch.key, algorithm.draws(source.spec(split))))
+
+
+def task_of(algorithm: Algorithm, support: Examples, spec: TaskSpec) -> Task:
+    """A task of a person's own support, whose queries are not known yet: the support stands in for methods
+    that look at query inputs while they adapt.
+    """
+    key = fold(0, device=support.mask.device)
+    draws = {name: value[0] for name, value in draw(key[None], algorithm.draws(spec)).items()}
+    return blank_query(Task(support, support, key, draws))
 
 
 def curve_steps(last: int) -> list[int]:

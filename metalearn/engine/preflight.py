@@ -30,8 +30,8 @@ from metalearn.engine.memory import OVERHEAD, Demand, free_share, peak_bytes
 from metalearn.engine.settings import Settings
 from metalearn.engine.update import Updater
 from metalearn.errors import MetalearnError
-from metalearn.messages import unheard
 from metalearn.rundir.checkpoints import CheckpointStore
+from metalearn.rundir.messages import unheard
 from metalearn.rundir.state import pack, restore
 
 log = logging.getLogger(__name__)

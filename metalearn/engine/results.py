@@ -7,16 +7,19 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from metalearn.choices import NAMED_IN_RESULTS, chosen
-from metalearn.core import Algorithm, Source
+from metalearn.core import Algorithm, Source, Split
 from metalearn.engine.evaluate import Evaluation
 from metalearn.engine.formats import formats
 from metalearn.engine.history import ValidationHistory
 from metalearn.errors import CheckpointError, ConfigError
 from metalearn.rundir.checkpoints import Checkpoint, CheckpointStore
+from metalearn.rundir.choices import NAMED_IN_RESULTS, chosen
+from metalearn.rundir.log import RunLog
 
+WRITTEN = ("eval_*.csv",)  # by `write_evaluation`
 LONGEST_NAME = 120  # bytes of a file's name are limited to 255
 REQUIRED = (
     "way",
@@ -79,6 +82,17 @@ def result_of(
         "protocol": protocol,
         "seed": cfg["seed"],
     }
+
+
+def write_evaluation(runlog: RunLog, split: Split, evaluation: Evaluation) -> None:
+    """What results.json, which is written last, is a summary of."""
+    runlog.write_csv(f"eval_{split}.csv", evaluation.columns)
+
+
+def withdraw_evaluation(folder: Path) -> None:
+    """Remove what an evaluation has written."""
+    for path in (folder / "results.json", *(path for name in WRITTEN for path in folder.glob(name))):
+        path.unlink(missing_ok=True)
 
 
 def choose(store: CheckpointStore, rule: str, history: ValidationHistory | None = None) -> tuple[str, int]:

@@ -27,12 +27,11 @@ from metalearn.build.places import settled
 from metalearn.config.compatibility import refuse_other_data
 from metalearn.config.compose import reopen
 from metalearn.config.saved import read_saved
-from metalearn.core import Algorithm, Examples, Inputs, Task, TaskSpec, blank_query
+from metalearn.core import Algorithm, Examples, Inputs, TaskSpec
 from metalearn.data.preprocessing import Preprocessing
-from metalearn.engine.evaluate import frozen
+from metalearn.engine.evaluate import frozen, task_of
 from metalearn.engine.results import choose
 from metalearn.errors import CheckpointError, ConfigError, DataError
-from metalearn.hashing import draw, fold
 from metalearn.rundir.checkpoint_files import located
 from metalearn.rundir.checkpoints import CheckpointStore
 from metalearn.rundir.state import load_weights
@@ -132,11 +131,7 @@ class Loaded:
         support = Examples(
             x, self._targets(given, classes), torch.ones(count, dtype=torch.bool, device=self.device)
         )
-        key = fold(0, device=self.device)
-        # The queries are not known yet; the support stands in for methods that look at query inputs while
-        # they adapt.
-        task = blank_query(Task(support, support, key, draw(key[None], self.algorithm.draws(spec))))
-        task = task._replace(draws={name: value[0] for name, value in task.draws.items()})
+        task = task_of(self.algorithm, support, spec)
         with frozen(self.algorithm), torch.no_grad():
             learned = self.algorithm.inductive(self.algorithm.adapt(task, steps=steps), task)
         return Adapted(self, learned, classes)

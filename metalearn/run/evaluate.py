@@ -13,7 +13,14 @@ from metalearn.distributed.launch import open_strategy, pinned
 from metalearn.distributed.strategy import RankError
 from metalearn.engine.evaluate import EvalSpec
 from metalearn.engine.explain import explained
-from metalearn.engine.results import choose, load_chosen, protocol_name, result_of
+from metalearn.engine.results import (
+    choose,
+    load_chosen,
+    protocol_name,
+    result_of,
+    withdraw_evaluation,
+    write_evaluation,
+)
 from metalearn.errors import CheckpointError, ConfigError
 from metalearn.report import tables
 from metalearn.run.folder import pin_training
@@ -74,7 +81,7 @@ def evaluate_run(run_dir: Path, overrides: list[str], config_dir: str | None = N
                 open_strategy(cfg, parts, check=signals.check, give_up=give_up) as strategy,
             ):
                 result = strategy.evaluate(spec, lambda done: signals.check())
-            runlog.write_csv(f"eval_{spec.split}.csv", result.columns)
+            write_evaluation(runlog, spec.split, result)
             results = result_of(
                 cfg, parts.source, parts.algorithm, result, step=step, checkpoint=chosen, novelty=facts
             )
@@ -98,8 +105,7 @@ def evaluate_run(run_dir: Path, overrides: list[str], config_dir: str | None = N
 def discard_evaluation(runlog: RunLog) -> None:
     """Remove the folder of an evaluation without a result, and `evals` if it was the only one."""
     if not (runlog.run_dir / "results.json").exists():  # of an earlier evaluation under the same protocol
-        for path in runlog.run_dir.glob("eval_*.csv"):
-            path.unlink()
+        withdraw_evaluation(runlog.run_dir)
     runlog.discard()
     evals = runlog.run_dir.parent
     if not any(evals.iterdir()):

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from metalearn.build.places import places_of
-from metalearn.choices import as_file_name, chosen
 from metalearn.config.compatibility import refuse_new_science, science
 from metalearn.config.saved import read_saved
 from metalearn.errors import ConfigError
 from metalearn.run import slurm
+from metalearn.rundir.choices import as_file_name, chosen
 
 
 def new_run_dir(cfg: dict[str, Any], overrides: Sequence[str] = ()) -> Path:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from metalearn import functional
+import metalearn
 from metalearn.build.objects import plan_wish
 from metalearn.core import Algorithm, Source
 from metalearn.distributed.compiling import compile_ahead
@@ -156,10 +156,12 @@ def code_of(algorithm: Algorithm) -> str:
     """
     classes = {cls for module in algorithm.modules() for cls in type(module).__mro__}
     classes |= {Algorithm, Executor, type(algorithm.objective)}
-    modules = {functional.__name__, *(cls.__module__ for cls in classes)}
-    names = sorted(name for name in modules if name.partition(".")[0] not in ("torch", "builtins"))
-    files = (getattr(sys.modules[name], "__file__", None) for name in names)
-    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files if file)).hexdigest()
+    names = {cls.__module__ for cls in classes}
+    modules = [sys.modules[name] for name in names if name.partition(".")[0] not in ("torch", "builtins")]
+    files = {Path(file) for file in (getattr(module, "__file__", None) for module in modules) if file}
+    package = Path(metalearn.__file__).parent
+    files |= {package / "functional.py", *(package / "core").glob("*.py")}  # functions that they may call
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()
 
 
 def remembered(path: Path) -> Measured | None:

@@ -13,6 +13,7 @@ from metalearn.config.compatibility import refuse_new_science, science
 from metalearn.config.compose import reopen
 from metalearn.config.saved import read_saved_with_notes
 from metalearn.distributed.launch import pinned
+from metalearn.engine.results import withdraw_evaluation
 from metalearn.errors import ConfigError
 from metalearn.run import slurm
 from metalearn.run.session import Session
@@ -65,7 +66,7 @@ def resume(
 def refuse_unused_evaluation(
     run_dir: Path, old: dict[str, Any], new: dict[str, Any], overrides: list[str]
 ) -> None:
-    """A finished run was judged once; what asks for another judgement would be ignored."""
+    """A finished run was evaluated once; what asks for another evaluation would be ignored."""
     if new != old:
         words = [word for word in overrides if word.startswith("eval.")]
         raise ConfigError(
@@ -80,8 +81,7 @@ def reopen_end(cfg: dict[str, Any], runlog: RunLog, old_end: int, step: int) -> 
 
     step: where it stands; at its old end it has already done what is due at the last step.
     """
-    for path in (runlog.run_dir / "results.json", *runlog.run_dir.glob("eval_*.csv")):
-        path.unlink(missing_ok=True)
+    withdraw_evaluation(runlog.run_dir)
     schedule = cfg["optimizer"]["schedule"]["name"]
     if schedule in ("cosine", "linear"):
         log.warning(

@@ -1,4 +1,4 @@
-"""One process's share in a run: build, rehearse, train, judge once, and leave word of how it went."""
+"""One process's share in a run: build, rehearse, train, evaluate once, and leave word of how it went."""
 
 from __future__ import annotations
 
@@ -28,14 +28,13 @@ from metalearn.engine.explain import explained
 from metalearn.engine.membership import seen_in
 from metalearn.engine.nonfinite import LIMITS, NonFiniteError
 from metalearn.engine.preflight import rehearse
-from metalearn.engine.results import choose, load_chosen, result_of
+from metalearn.engine.results import choose, load_chosen, result_of, write_evaluation
 from metalearn.engine.settings import Settings
 from metalearn.engine.strategy import SingleProcess
 from metalearn.engine.trainer import Trainer, flat
 from metalearn.engine.update import Clip, Updater
 from metalearn.errors import MetalearnError
 from metalearn.fault_injection import fault
-from metalearn.loggers import Logger
 from metalearn.report import tables
 from metalearn.run import rollback, slurm
 from metalearn.run.plan import chosen_plan
@@ -95,7 +94,7 @@ class Session:
         settings, ranks = self.settings, self.cfg["device"]["ranks"]
         with self._ending():
             checkpoint = self._checkpoint()
-            parts, logger = self._build(checkpoint)
+            parts = self._build(checkpoint)
             if self.begin is not None and settings.dry_run:
                 log.info(f"{self.log.run_dir} can be resumed; nothing was changed (trainer.dry_run=true)")
                 return 0
@@ -122,7 +121,7 @@ class Session:
                 contextlib.nullcontext() if checkpoint is None else explained(parts.algorithm, parts.source)
             )
             with again, self._strategy(parts) as strategy:
-                trainer = self.trainer = self._trainer(parts, strategy, checkpoint, logger)
+                trainer = self.trainer = self._trainer(parts, strategy, checkpoint)
                 while True:
                     with rollback.instead_of_failing(trainer):
                         trainer.train()
@@ -164,8 +163,8 @@ class Session:
         self.log.status("running", **self.restarts)
         self.signals.last_word = self._ended_at_once
 
-    def _build(self, checkpoint: Checkpoint | None) -> tuple[Parts, Logger]:
-        """The parts and the logger. Whatever can be refused is refused here, and nothing in the folder
+    def _build(self, checkpoint: Checkpoint | None) -> Parts:
+        """The parts, and the logger. Whatever can be refused is refused here, and nothing in the folder
         changes.
         """
         for text in self.prebuilt.said(self._settled(), build_device(self.cfg)):
@@ -175,7 +174,8 @@ class Session:
             rollback.require_same(self.cfg, parts, checkpoint, self.log)
         elif self.begin is not None:
             rollback.require_same_start(parts, self.log)
-        return parts, self.prebuilt.logger(self._settled())
+        self.logger = self.prebuilt.logger(self._settled())
+        return parts
 
     def _open(self, parts: Parts, checkpoint: Checkpoint | None) -> None:
         """The folder, from here on that of a run that goes on."""
@@ -191,9 +191,7 @@ class Session:
     def _strategy(self, parts: Parts) -> contextlib.AbstractContextManager[SingleProcess]:
         return open_strategy(self._settled(), parts, check=self.signals.check, give_up=self._give_up)
 
-    def _trainer(
-        self, parts: Parts, strategy: SingleProcess, checkpoint: Checkpoint | None, logger: Logger
-    ) -> Trainer:
+    def _trainer(self, parts: Parts, strategy: SingleProcess, checkpoint: Checkpoint | None) -> Trainer:
         metadata = {
             "config": science(self.cfg, places_of(self.cfg)),
             "data_sha256": parts.source.fingerprint(),
@@ -215,7 +213,7 @@ class Session:
         if checkpoint is not None:
             rollback.go_on(trainer, checkpoint)
             log.info(f"resuming at step {checkpoint.step}")
-        self.log.guard(logger)
+        self.log.guard(self.logger)
         self.log.open_bar(trainer.outer_steps, trainer.step)
         return trainer
 
@@ -303,7 +301,7 @@ class Session:
         cfg, split = self.cfg, self.spec.split
         self.log.metric(step, split, {**flat(result.summary), "episodes": result.episodes, **times})
         self.log.sync_metrics()
-        self.log.write_csv(f"eval_{split}.csv", result.columns)
+        write_evaluation(self.log, split, result)
         fault("end:before_results")
         novelty = {"seen_in": seen_in(split)}
         results = result_of(

@@ -22,9 +22,9 @@ from metalearn.errors import CheckpointError, ConfigError
 from metalearn.files import LineFile, read_json, read_yaml, replace_file
 from metalearn.loggers import Logger
 from metalearn.loggers.guard import LoggerGuard
-from metalearn.messages import echo, listening
 from metalearn.rundir.checkpoints import SaveError
 from metalearn.rundir.lock import refuse_links, take_lock
+from metalearn.rundir.messages import echo, listening
 
 log = logging.getLogger(__name__)
 
@@ -146,12 +146,12 @@ class RunLog:
         writer.writerows(zip(*columns.values(), strict=True))
         self.write(name, text.getvalue())
 
-    def write(self, name: str, text: str) -> None:
+    def write(self, name: str, content: str | bytes) -> None:
         """Write a file of the run whole or not at all. SaveError if the folder refuses."""
         path = self.run_dir / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, text.encode())
+            replace_file(path, content.encode() if isinstance(content, str) else content)
         except OSError as error:
             raise SaveError(f"cannot write {path}: {error.strerror or error}") from error
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metalearn import files
-from metalearn.choices import chosen
 from metalearn.errors import ConfigError, DataError
+from metalearn.rundir.choices import chosen
 
 Line = dict[str, Any]  # one line of metrics.jsonl
 TIMED = ("data", "step", "eval", "save")

@@ -18,15 +18,14 @@ from typing import Any
 from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.errors import HydraException
 
-from metalearn import choices
-from metalearn.choices import GROUPS
 from metalearn.config import schema
 from metalearn.config.compatibility import gained
 from metalearn.config.compose import compose
 from metalearn.config.loader import Library
 from metalearn.config.saved import defaults, read_saved
 from metalearn.errors import ConfigError, DataError, MetalearnError, raise_all
-from metalearn.rundir import reader
+from metalearn.rundir import choices, reader
+from metalearn.rundir.choices import GROUPS
 
 # What may differ between two commands for the same job: where things lie, whose classes it may use, whether
 # it only rehearses.

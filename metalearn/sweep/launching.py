@@ -25,9 +25,9 @@ from omegaconf import DictConfig
 
 from metalearn.config.loader import PRIMARY, Library, search_path_of
 from metalearn.errors import InUseError, MetalearnError
-from metalearn.messages import echo, listening
 from metalearn.run import slurm
 from metalearn.rundir import reader
+from metalearn.rundir.messages import echo, listening
 from metalearn.sweep import table
 from metalearn.sweep.jobs import JOBS, Job, is_left
 from metalearn.sweep.stopping import Stops, SweepStopped, heeding, leave_mark, marked

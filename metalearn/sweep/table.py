@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from metalearn.choices import NAMED_IN_RESULTS
 from metalearn.errors import DataError
 from metalearn.report.tables import grid, natural
+from metalearn.rundir.choices import NAMED_IN_RESULTS
 from metalearn.rundir.reader import (
     Format,
     format_of,

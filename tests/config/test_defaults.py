@@ -7,8 +7,8 @@ import inspect
 import pytest
 
 from metalearn.build.instantiate import BASES, NOT_ARGUMENTS, resolve
-from metalearn.choices import GROUPS
 from metalearn.config.loader import Library, packaged_options
+from metalearn.rundir.choices import GROUPS
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from metalearn import choices
 from metalearn.config import ranges, schema
 from metalearn.config.compose import compose, reopen
 from metalearn.config.loader import Library, choices_in, packaged_folder
 from metalearn.config.saved import read_saved
 from metalearn.errors import ConfigError
+from metalearn.rundir import choices
 
 NETWORK = "about:\n  ranges:\n    {range}\n_target_: metalearn.models.mlp.MLP\n{key}\n"
 

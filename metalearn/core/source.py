@@ -1,0 +1,121 @@
+"""Where tasks come from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from metalearn.core.tasks import Examples, Split, TaskBatch, TaskSpec
+
+DRAWN_WITHOUT_END: Literal["drawn without end"] = "drawn without end"
+
+
+class Member(NamedTuple):
+    """A class, user or group that tasks are made from.
+
+    source: the data that it is of, as in `data=NAME`. name: within that, whatever is done to its inputs.
+    sha256: over what it is made of, before anything is done to it; None where nothing lies on a disk.
+    """
+
+    source: str
+    name: str
+    sha256: str | None = None
+
+
+Members = Sequence[Member] | Literal["drawn without end"] | None
+
+
+class Location(NamedTuple):
+    """A key of a source's YAML that says where something lies, not what it is.
+
+    key: its value is a path, or null. words: values of it that are no path.
+    made: what is not there is made anew, as a cache is.
+    """
+
+    key: str
+    words: tuple[str, ...] = ()
+    made: bool = False
+
+    def holds(self, value: Any) -> bool:
+        """Whether this value of the key is a path, or null."""
+        return value is None or (isinstance(value, str) and value not in self.words)
+
+
+class Source(ABC):
+    """Where tasks come from. Holds its data as tensors on one device and draws without any state.
+
+    name: as in `data=NAME`. locations: a run goes on from other places as long as `fingerprint` is equal.
+    """
+
+    name: str
+    locations: tuple[Location, ...] = ()
+
+    def prepare(self) -> None:  # noqa: B027 - a source that computes its tasks has nothing to fetch
+        """Fetch, verify and cache the data now rather than on first use."""
+
+    @classmethod
+    def audit(cls) -> str | None:
+        """What lies on this machine of published data, held against their sha256; nothing is fetched.
+
+        None: nothing of it was published. FileNotFoundError: none of it is here. DataError: it is incomplete,
+        or not what was published.
+        """
+        return None
+
+    def check(self, splits: Sequence[Split]) -> None:  # noqa: B027 - a source that draws without end has enough of everything
+        """Raise ConfigError if the data cannot give the tasks of these splits: all of them before training,
+        one before it is judged.
+        """
+
+    @abstractmethod
+    def spec(self, split: Split) -> TaskSpec:
+        """What the tasks of this split look like. No `check` of any split: judging one must not fail for want
+        of another.
+        """
+
+    @abstractmethod
+    def tasks(self, split: Split, *, seed: int, first: int, count: int) -> TaskBatch:
+        """Tasks number first … first+count-1 of (seed, split): a pure function of these, on the device."""
+
+    def examples(self, *, seed: int, first: int, count: int) -> Examples:
+        """Rows first … first+count-1 of an endless stream of shuffled epochs over the train split.
+
+        y: class numbers 0 … num_train_classes-1, int64 (count,).
+        """
+        raise ValueError(
+            f"data={self.name} has no labelled classes to draw flat minibatches from; choose an algorithm "
+            "that learns from tasks"
+        )
+
+    def num_tasks(self, split: Split) -> int | None:
+        """How many different tasks the split holds (users, say); None when they are drawn without end."""
+        return None
+
+    def members(self, split: Split) -> Members:
+        """Who is in the split, so that nobody is judged on what was trained on, whatever other data an
+        evaluation takes.
+
+        DRAWN_WITHOUT_END where no two tasks share anything. None: the source does not say, and a run on it
+        can only be judged on data of the same fingerprint.
+        """
+        return None
+
+    @abstractmethod
+    def protocol(self, split: Split) -> dict[str, Any]:
+        """Facts that a result must state: way, shot, query_shot, partition, augmentation, … JSON values."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """sha256 over the data that tasks are drawn from, their division into splits, and what lies at its
+        `locations`.
+        """
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What was done to inputs, to be done to a person's own: JSON values. Empty: they come as the model
+        takes them.
+
+        Of images: resize (nearest, area or lanczos) and invert (bool). Size and channels are those of the
+        specification.
+        """
+        return {}
