@@ -66,4 +66,5 @@ class MAML(NetworkAlgorithm):
 
     def update(self, weights: Parameters, grads: Parameters, step: int) -> Parameters:
         """One inner step: w ← w − inner_lr·∇."""
-        return {name: torch.add(w, grads[name], alpha=-self.inner_lr) for name, w in weights.items()}
+        # Not torch.add(…, alpha=-lr): Inductor of torch 2.14 makes it an addmm without the rate.
+        return {name: torch.sub(w, grads[name], alpha=self.inner_lr) for name, w in weights.items()}

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 import torch
 from torch import Tensor
 
+from metalearn.algorithms.maml import MAML
 from metalearn.algorithms.pixel_nn import PixelNN
 from metalearn.algorithms.protonet import ProtoNet
 from metalearn.core import Examples, InputSpec, Task, TaskSpec, blank_query
@@ -185,3 +189,16 @@ def test_norm_ignores_masked_rows() -> None:
     expected, expected_statistics = Norm(3)(x[:3])
     torch.testing.assert_close(y[:3], expected)
     torch.testing.assert_close(statistics, expected_statistics)
+
+
+def test_a_compiled_inner_step_on_a_matrix_product_is_that_of_pytorch() -> None:
+    """Inductor of torch 2.14 makes torch.add(w, x @ y, alpha=…) one addmm, and forgets alpha."""
+    generator = torch.Generator().manual_seed(0)
+    w, x, y = (torch.randn(shape, generator=generator) for shape in ((4, 4), (3, 4), (3, 4)))
+    maml = cast(MAML, SimpleNamespace(inner_lr=0.1))
+
+    def step(w: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return MAML.update(maml, {"w": w}, {"w": x.T @ y}, 0)["w"]
+
+    found = torch.compile(step, fullgraph=True)(w, x, y)
+    torch.testing.assert_close(found, w - 0.1 * x.T @ y)
