@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
-import subprocess
+import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from metalearn.cli import main as cli
 from metalearn.report.readme import fill
 from tests.reliability import report
 
@@ -35,20 +37,31 @@ def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
 
 
-def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a printed command line with this environment's `metalearn` first on the path, caches inside the
-    folder.
-    """
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {
-        **os.environ,
-        "PATH": path,
-        "XDG_CACHE_HOME": str(folder / "cache"),
-        "OMP_NUM_THREADS": "1",
-    }
-    return subprocess.run(
-        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working folder with its caches inside. What is imported from it is forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("METALEARN_DATA", raising=False)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    known, threads = set(sys.modules), torch.get_num_threads()
+    yield tmp_path
+    torch.set_num_threads(threads)
+    for name in set(sys.modules) - known:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file and Path(file).is_relative_to(tmp_path):
+            del sys.modules[name]
+
+
+def typed(line: str) -> int:
+    """The exit code of a printed command line, without a process of its own, which would take seconds."""
+    program, *words = shlex.split(line)
+    assert program == "metalearn", line
+    try:
+        return cli.main(words)
+    except SystemExit as end:  # --help
+        assert isinstance(end.code, int)
+        return end.code
 
 
 def test_readme_tables_are_those_of_the_about_blocks() -> None:
@@ -76,46 +89,45 @@ def test_ci_runs_the_second_command_of_the_readme() -> None:
     assert second in document(".ci/run")
 
 
-def test_every_verb_in_the_readme_exists(tmp_path: Path) -> None:
+def test_every_verb_in_the_readme_exists(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [overview] = blocks(document("README.md"), "text")
     verbs = list(dict.fromkeys(line.split()[1] for line in overview.splitlines()))
     assert len(verbs) > 5
     for verb in verbs:
-        done = shell(f"metalearn {verb} --help", tmp_path)
-        assert done.returncode == 0, f"metalearn {verb} --help: {done.stderr}"
+        assert typed(f"metalearn {verb} --help") == 0
+        assert f"metalearn {verb}" in capsys.readouterr().out
 
 
-def test_the_python_lines_of_the_readme_run(tmp_path: Path) -> None:
-    done = shell(f"metalearn train run_dir=RUN_DIR {' '.join(SMALL)}", tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_the_python_lines_of_the_readme_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert typed(f"metalearn train run_dir=RUN_DIR {' '.join(SMALL)}") == 0
     for number, name in enumerate(["a", "b", "c", "d", "e", "unknown_1", "unknown_2"]):
         picture = np.full((105, 105), 255, np.uint8)
         picture[10 * number : 10 * number + 20, 20:80] = 0
-        Image.fromarray(picture).save(tmp_path / f"{name}.png")
+        Image.fromarray(picture).save(place / f"{name}.png")
     [lines] = blocks(document("README.md"), "python")
     assert len([line for line in lines.splitlines() if line]) <= 6
-    (tmp_path / "six_lines.py").write_text(lines)
-    done = shell("python six_lines.py", tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert set(ast.literal_eval(done.stdout)) <= set("abcde")
+    capsys.readouterr()
+    exec(compile(lines, "README.md", "exec"), {})
+    assert set(ast.literal_eval(capsys.readouterr().out)) <= set("abcde")
 
 
 @pytest.mark.parametrize("section", ["An algorithm", "A dataset", "A logger"])
-def test_what_contributing_shows_works_in_an_empty_folder(section: str, tmp_path: Path) -> None:
+def test_what_contributing_shows_works_in_an_empty_folder(
+    section: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = document("CONTRIBUTING.md").split(f"\n## {section}\n")[1].split("\n## ")[0].split("\n# ")[0]
     files = re.findall(
         r"^`([\w/]+\.(?:py|yaml))`:\n\n```\w+\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE
     )
     assert len(files) in (2, 4)  # a file of code and a YAML for each thing that is added
     for name, content in files:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content)
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text(content)
     commands = "".join(blocks(text, "bash")).splitlines()
     assert any("metalearn train" in command for command in commands)
     for command in commands:
-        done = shell(command, tmp_path)
-        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-    assert list(tmp_path.glob("outputs/*/*/results.json"))
+        assert typed(command) == 0, f"{command}\n{capsys.readouterr()}"
+    assert list(place.glob("outputs/*/*/results.json"))
 
 
 def test_every_fault_has_a_test_that_injects_it() -> None:

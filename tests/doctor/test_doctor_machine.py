@@ -20,7 +20,7 @@ from metalearn.doctor.examine import examine_machine
 from metalearn.engine.executor import Executor, Sums, TaskPlan
 from metalearn.errors import DataError
 from metalearn.functional import descend
-from metalearn.rundir import checkpoints
+from metalearn.rundir import checkpoint_files
 
 M_MMAP_THRESHOLD = -3  # names of glibc's malloc.h
 pytestmark = pytest.mark.usefixtures("as_it_was")
@@ -246,9 +246,8 @@ class TestMachine:
 
 class TestStorage:
     def test_a_flipped_bit_that_is_not_noticed_is(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        read = lambda path, names: {name: (path / name).read_bytes() for name in names}  # noqa: E731
         assert "a flipped bit is refused" in storage.bit_flip()
-        monkeypatch.setattr(checkpoints, "verified", read)
+        monkeypatch.setattr(checkpoint_files, "_verified", lambda path, listed: path.read_bytes())
         with pytest.raises(
             FailedError, match="a checkpoint with a flipped bit is loaded as if it were whole"
         ):

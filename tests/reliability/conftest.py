@@ -5,9 +5,25 @@ from typing import Any
 
 import pytest
 
-from tests.reliability import harness
+from tests.reliability import harness, report
 
-SEEDS = (0, 1, 2)
+SEEDS, HERE = (0, 1, 2), Path(__file__).parent
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m leaves any out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of the places, signals, … that a test injects a fault with, the first one is fast and the others slow:
+    each costs whole runs. scripts/fault_report runs them all.
+    """
+    seen = set()
+    for item in items:
+        marks = (number for mark in item.iter_markers("fault") for number in mark.args)
+        if item.path.parent != HERE or not (faults := report.faults_of(item.name, marks)):
+            continue
+        kind = (item.path, getattr(item, "originalname", item.name), min(faults))
+        if kind in seen:
+            item.add_marker("slow")
+        seen.add(kind)
 
 
 @pytest.fixture(scope="session")

@@ -232,6 +232,7 @@ def test_fault_07_an_evaluation_that_cannot_be_written_leaves_nothing(
     assert not (run_dir / "evals").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.fault(7)
 def test_fault_07_standard_output_on_a_full_disk_does_not_end_a_run(cache: Path, tmp_path: Path) -> None:
     words = [*harness.TINY, *harness.QUICK, f"data.cache_dir={cache}", f"run_dir={tmp_path / 'run'}"]

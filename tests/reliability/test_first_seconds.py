@@ -172,6 +172,7 @@ def test_fault_24_a_reader_that_leaves_does_not_stop_a_run(cache: Path, tmp_path
     assert "run folder: " in (run_dir / "train.log").read_text()
 
 
+@pytest.mark.slow
 def test_fault_24_neither_does_a_terminal_that_is_closed(cache: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     words = [*harness.TINY, *harness.QUICK, f"data.cache_dir={cache}", f"run_dir={run_dir}"]

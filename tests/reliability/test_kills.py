@@ -117,6 +117,7 @@ def ranks_visits(
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.fault(1)
 @pytest.mark.parametrize("number", RANKS)
 def test_two_ranks_that_were_killed_end_as_if_they_had_not_been(
@@ -151,6 +152,7 @@ def sweep_visits(cache: Path, alone: dict[int, Path], tmp_path_factory: pytest.T
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.fault(1, 26)
 @pytest.mark.parametrize("number", SWEEP)
 def test_a_sweep_that_was_killed_ends_as_if_it_had_not_been(

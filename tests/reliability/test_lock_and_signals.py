@@ -126,6 +126,7 @@ def test_preflight_leaves_no_trace_in_the_numbers(
     assert_same_end(run_dir, reference)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(9)
 def test_command_line_stops_and_resumes(cfg: dict[str, Any], cache: Path, tmp_path: Path) -> None:
     words = [

@@ -281,6 +281,7 @@ def test_run_that_does_not_notice_a_lost_rank_is_ended(tmp_path: Path) -> None:
     assert (tmp_path / "last_word").read_text().startswith("rank 1 of 2 ended with exit code 1: a word")
 
 
+@pytest.mark.slow
 def test_torchrun_starts_the_same_run(cache: Path, reference: Path, tmp_path: Path) -> None:
     words = [*harness.TINY, *WORDS, f"data.cache_dir={cache}", f"run_dir={tmp_path / 'run'}"]
     torchrun = [

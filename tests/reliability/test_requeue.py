@@ -99,6 +99,7 @@ def test_fault_11_a_job_that_is_run_again_finds_its_run_and_goes_on(
     assert list((tmp_path / "outputs" / "protonet_glyphs").iterdir()) == [run_dir]
 
 
+@pytest.mark.slow
 @pytest.mark.fault(11)
 def test_fault_11_two_ranks_are_requeued_as_one_run(cache: Path, tmp_path: Path) -> None:
     """SLURM's signal reaches every process of the job. The run has a folder of its own name."""
@@ -130,6 +131,7 @@ def children(parent: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
 
 
+@pytest.mark.slow
 @pytest.mark.fault(11)
 def test_fault_11_a_job_killed_without_a_word_goes_on_too(
     cache: Path, reference: Path, tmp_path: Path
@@ -180,6 +182,7 @@ def test_a_command_that_is_given_twice_within_a_job_is_two_runs(cache: Path, tmp
     assert (own.name.startswith("slurm-77_"), dated.name.startswith("slurm")) == (True, False)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(11)
 def test_a_sweep_without_a_name_goes_on_when_its_job_is_run_again(cache: Path, tmp_path: Path) -> None:
     words = ["train", "-m", "seed=0,1", *harness.TINY, *harness.QUICK, f"data.cache_dir={cache}"]
@@ -251,6 +254,7 @@ def wait_for(*events: Callable[[], bool], seconds: float = 100) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(11)
 @pytest.mark.parametrize("whom", ["the sweep's process", "all processes", "a job's process"])
 def test_fault_11_a_sweep_side_by_side_saves_all_jobs_and_is_requeued_once(
@@ -283,6 +287,7 @@ def test_fault_11_a_sweep_side_by_side_saves_all_jobs_and_is_requeued_once(
     assert (tmp_path / "asked").read_text() == "requeue 77\n"
 
 
+@pytest.mark.slow
 @pytest.mark.fault(11)
 @pytest.mark.parametrize(
     ("place", "visit", "ends"),

@@ -78,6 +78,7 @@ def test_killed_at_an_awkward_moment(place: str, cache: Path, alone: dict[int, P
     assert_as_alone(tmp_path, alone)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(26)
 def test_half_begun_folders_are_begun_again(cache: Path, alone: dict[int, Path], tmp_path: Path) -> None:
     """What a kill can leave before config.yaml makes a folder a run, or while a refused run is taken back."""
@@ -130,6 +131,7 @@ def test_a_signal_ends_the_present_job_cleanly_and_says_how_to_go_on(
     assert_as_alone(tmp_path, alone)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(9)
 def test_a_signal_between_two_jobs_is_not_lost(cache: Path, tmp_path: Path) -> None:
     def interrupted() -> int:
@@ -216,6 +218,7 @@ def test_two_processes_share_a_sweep(
     assert_as_alone(tmp_path, alone)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(22)
 def test_two_processes_that_begin_at_once_do_every_job_once(
     cache: Path, alone: dict[int, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
