@@ -20,6 +20,7 @@ from metalearn.engine.executor import Executor, Sums, TaskPlan
 from metalearn.errors import DataError
 from metalearn.functional import descend
 from metalearn.rundir import checkpoints
+from tests.plugins import METHODS, class_of
 
 M_MMAP_THRESHOLD = -3  # names of glibc's malloc.h
 pytestmark = pytest.mark.usefixtures("as_it_was")
@@ -147,7 +148,7 @@ class TestGradients:
         with pytest.raises(FailedError, match="gradient of .* is inf off under vmap"):
             gradients.same_plans("maml")
 
-    @pytest.mark.parametrize("algo", ["maml", "reptile", "pixel_nn"])
+    @pytest.mark.parametrize("algo", {class_of(method).trains_on: method for method in METHODS}.values())
     def test_a_wrong_plan_is_noticed(self, monkeypatch: pytest.MonkeyPatch, algo: str) -> None:
         right = TaskPlan.map
 
