@@ -27,11 +27,16 @@ from metalearn.run.train import train
 from metalearn.rundir.checkpoints import CheckpointStore
 from tests.engine.test_no_sync import outer_step
 from tests.engine.test_trainer import SETTINGS
+from tests.plugins import METHODS, class_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICE = torch.device("cuda")
 CPU = torch.device("cpu")
-TRAINED = ["maml", "protonet", "reptile", "baseline"]
+TRAINED = [
+    method
+    for method in METHODS
+    if class_of(method).trains_on is not None and "classification" in class_of(method).kinds
+]
 
 
 def built(algo: str, device: torch.device, cache: Path) -> tuple[Algorithm, Source]:
@@ -96,7 +101,7 @@ def test_plans_agree(algo: str, plan: TaskPlan, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("plan", [TaskPlan("vmap", compile=True), TaskPlan("vmap", 2, compile=True)], ids=str)
-@pytest.mark.parametrize("algo", ["maml", "reptile"])
+@pytest.mark.parametrize("algo", [m for m in TRAINED if class_of(m).trains_on == "tasks"])
 def test_compiled_plans_agree_and_later_steps_leave_earlier_results_alone(
     algo: str, plan: TaskPlan, tmp_path: Path
 ) -> None:
@@ -188,7 +193,7 @@ def host() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("algo", ["maml", "protonet"])
+@pytest.mark.parametrize("algo", [m for m in TRAINED if class_of(m).trains_on == "tasks"][:2])
 def test_resumed_run_ends_in_the_bits_of_one_that_was_not_stopped(
     algo: str, host: None, tmp_path: Path
 ) -> None:

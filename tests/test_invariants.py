@@ -65,6 +65,7 @@ def built(place: Path, *overrides: str) -> tuple[dict[str, Any], Algorithm, Sour
 def test_invariant_01_equal_configurations_give_equal_runs(
     cfg: dict[str, Any], finished: Path, place: Path, tmp_path: Path
 ) -> None:
+    assert list((finished / "plots").glob("*.png"))
     assert finish(train(cfg, tmp_path / "again")) == 0
     assert_same_end(tmp_path / "again", finished)
     assert finish(train(harness.configuration(place / "cache", *QUICK, "seed=1"), tmp_path / "other")) == 0

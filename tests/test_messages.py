@@ -43,13 +43,6 @@ def left_as_it_was() -> None:
     assert (LOGGER.handlers, LOGGER.level, LOGGER.propagate) == ([], logging.NOTSET, True)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_plots() -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("metalearn.run.session.draw_plots", lambda *parts: None)
-        yield
-
-
 def test_what_the_data_say_reaches_screen_and_train_log_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -198,7 +198,7 @@ def answer(words: list[str], place: Path, watch: Watch) -> int:
     return code
 
 
-@cases(90)
+@cases(40)
 @given(words=st.lists(WORDS, min_size=1, max_size=4))
 def test_overrides_of_anything(words: list[str], place: Path, watch: Watch) -> None:
     answer(["train", *words, "--cfg", "job"], place, watch)
@@ -221,7 +221,7 @@ def test_rehearsals_with_small_numbers(dials: dict[str, str], data: str, place: 
     assert not (place / "run").exists()
 
 
-@cases(25)
+@cases(20)
 @given(
     verb=st.sampled_from(
         [
@@ -323,7 +323,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-@cases(50)
+@cases(25)
 @given(data=st.data(), verb=st.sampled_from(["resume", "eval", "ls"]))
 def test_damaged_run_folders(
     data: st.DataObject, verb: str, template: Path, place: Path, watch: Watch

@@ -52,5 +52,5 @@ def alone(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Pa
     harness.warm_up(harness.configuration(cache, *harness.QUICK), folder / "warm_up")
     for seed in SEEDS:
         seeded = harness.configuration(cache, *harness.QUICK, f"seed={seed}")
-        assert harness.finish(harness.train(seeded, folder / str(seed)), plots=True) == 0
+        assert harness.finish(harness.train(seeded, folder / str(seed))) == 0
     return {seed: folder / str(seed) for seed in SEEDS}

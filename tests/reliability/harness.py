@@ -32,6 +32,7 @@ from metalearn.run import train as training
 from metalearn.rundir.checkpoints import CheckpointStore
 
 KILLED = -signal.SIGKILL
+DRAW_PLOTS = session.draw_plots
 TINY = [
     "device=cpu",
     "device.threads=1",
@@ -73,8 +74,7 @@ def start(work: Callable[[], int], fault: str | None = None, *, plots: bool = Fa
         return child
     code = 99
     try:
-        if not plots:
-            session.draw_plots = lambda *parts: None  # half the time of a tiny run
+        session.draw_plots = DRAW_PLOTS if plots else lambda *parts: None  # half the time of a tiny run
         if fault is not None:
             os.environ["METALEARN_FAULT"] = fault
         code = work()

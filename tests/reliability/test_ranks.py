@@ -184,7 +184,7 @@ def test_what_is_not_finite_on_another_rank_stops_the_run_at_its_step(
         run_dir = tmp_path / f"run_{ranks}"
         words = [*WORDS, f"device.ranks={ranks}", "data._target_=spoiled.Infinite", "trusted=[spoiled]"]
         infinite = harness.configuration(cache, *words)
-        assert finish(from_folder(tmp_path, train(infinite, run_dir))) == 1
+        assert finish(forking_ranks(from_folder(tmp_path, train(infinite, run_dir)))) == 1
         [sentence] = [line for line in capfd.readouterr().err.splitlines() if "is not finite" in line]
         sentences.append(sentence.replace(str(run_dir), "RUN_DIR"))
         assert CheckpointStore(run_dir).newest().step == 3
@@ -192,6 +192,7 @@ def test_what_is_not_finite_on_another_rank_stops_the_run_at_its_step(
     assert "at step 3 (counted from 0), train task 11" in sentences[0]
 
 
+@pytest.mark.slow
 @pytest.mark.fault(1)
 def test_ranks_end_with_a_run_that_is_killed_and_do_not_hold_its_lock(
     cfg: dict[str, Any], reference: Path, tmp_path: Path
