@@ -20,15 +20,11 @@ from metalearn.doctor.examine import examine_machine
 from metalearn.engine.executor import Executor, Sums, TaskPlan
 from metalearn.errors import DataError
 from metalearn.functional import descend
-<<<<<<< HEAD
 from metalearn.rundir import checkpoint_files
-=======
-from metalearn.rundir import checkpoints
 from tests.plugins import METHODS, class_of
 
 # One method for each of what it may learn from, if a plan maps it at all.
 MAPPED = {class_of(m).trains_on: m for m in METHODS if class_of(m).trains_on != "examples"}.values()
->>>>>>> wt/suite
 
 M_MMAP_THRESHOLD = -3  # names of glibc's malloc.h
 pytestmark = pytest.mark.usefixtures("as_it_was")
