@@ -111,8 +111,8 @@ def as_today(saved: dict[str, Any]) -> dict[str, Any]:
     algo = saved.get("algo")
     if not isinstance(algo, dict) or algo.keys().isdisjoint(SUITS):
         return saved
-    about = algo.get("about")
-    about = about if isinstance(about, dict) else {}
+    said = algo.get("about")
+    about = said if isinstance(said, dict) else {}
     suits = {key: algo[key] for key in SUITS if key in algo}
     rest = {key: value for key, value in algo.items() if key not in SUITS and key != "about"}
     return {**saved, "algo": {"about": {**about, "suits": suits}, **rest}}

@@ -96,14 +96,14 @@ class Library:
         try:
             check_yaml(path)
             content = OmegaConf.load(path)
-            plain = OmegaConf.to_container(content)
-            listed = plain.get("defaults") if isinstance(plain, dict) else None
+            raw: Any = OmegaConf.to_container(content) if OmegaConf.is_dict(content) else {}
         except MISTAKES as error:
             raise ConfigError(f"{path} cannot be read: {one_line(error)}") from error
+        listed = raw.get("defaults")
         bases = [
             name
-            for name in (listed if isinstance(listed, list) else [])
-            if isinstance(name, str) and is_base(name) and name not in seen
+            for name in (listed if isinstance(listed, list) else ())
+            if isinstance(name, str) and is_base(name) and "/" not in name and name not in seen
         ]
         above = [
             file

@@ -40,8 +40,8 @@ class TestVerbs:
             (["train", "--foo"], "error: unrecognized arguments: --foo; see: metalearn train --help\n"),
             (
                 ["ls", "alg"],
-                "error: metalearn ls alg: alg is none of algo, data, model, optimizer, device, logger, "
-                "experiment, runs; "
+                "error: metalearn ls alg: alg is none of algo, data, model, optimizer, "
+                "optimizer/schedule, optimizer/clip, device, logger, experiment, runs; "
                 "did you mean algo?\n",
             ),
             (["show", "mamll"], "error: there is no config mamll; did you mean algo/maml?\n"),

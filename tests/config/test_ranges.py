@@ -138,6 +138,42 @@ def test_what_our_yamls_said_elsewhere_once_is_answered_in_a_users(tmp_path: Pat
     ]
 
 
+def test_what_a_group_shares_is_no_choice(tmp_path: Path) -> None:
+    """Neither listed, nor chosen, nor swept over, nor in the way of a file of that name."""
+    folder = user_yaml(tmp_path, "device/_base", "plan: nonsense\n")  # ours goes first
+    library = Library(folder)
+    for group in choices.GROUPS:
+        assert not any(option.startswith("_") for option in library.options(group))
+    assert problems("device=_base", config_dir=folder) == [
+        "device=_base does not exist; choices: auto, cpu, cuda"
+    ]
+    [every] = library.parse(["device=glob(*)"])
+    assert list(every.sweep_string_iterator()) == ["auto", "cpu", "cuda"]
+    assert compose(["device=cpu"], folder)["device"]["plan"] == "vmap"
+
+
+def test_a_base_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "secret.yaml").write_text("key: secret\n")
+    folder = user_yaml(
+        tmp_path / "conf", "model/mine", "defaults: ['_x/../../../secret', _self_]\n_target_: mine.Mine\n"
+    )
+    assert "key" not in Library(folder).read("model", "mine")
+    with pytest.raises(ConfigError, match="cannot be composed"):
+        compose(["model=mine", "trusted=[mine]"], folder)
+
+
+def test_schedules_and_clips_are_chosen_like_all_else() -> None:
+    cfg = compose(
+        ["optimizer=sgd", "optimizer/schedule=step", "optimizer.schedule.every=5", "optimizer/clip=norm"]
+    )
+    assert cfg["optimizer"]["schedule"] == {"name": "step", "final": 0.0, "gamma": 0.5, "every": 5}
+    assert cfg["optimizer"]["clip"] == {"norm": 1.0, "value": None}
+    assert cfg["choices"]["optimizer/schedule"] == "step"
+    assert compose(["experiment=omniglot_maml"])["optimizer"]["schedule"]["name"] == "cosine"
+    words = ["experiment=omniglot_maml", "optimizer/schedule=constant"]
+    assert compose(words)["optimizer"]["schedule"]["name"] == "constant"
+
+
 def saved_in(folder: Path, cfg: dict[str, Any]) -> dict[str, Any]:
     (folder / "config.yaml").write_text(yaml.safe_dump(cfg))
     return read_saved(folder)

@@ -17,7 +17,7 @@ from metalearn.config.compose import compose, reopen
 from metalearn.config.safety import hydra_problems, target_problems
 from metalearn.errors import ConfigError
 
-SHAPE = "scale: 1.0\n"
+SHAPE = "about: {suits: {plan: loop}}\n"
 
 
 def write(folder: Path, name: str, text: str) -> str:
@@ -271,7 +271,7 @@ class TestOnesOwnClasses:
             instantiate.resolve("algo._target_", "own_method.Mine", instantiate.BASES["algo"], ["own_method"])
 
     def test_a_key_that_the_class_does_not_take_is_named(self, folder: str) -> None:
-        write(Path(folder), "model/mine", "_target_: metalearn.models.mlp.MLP\nwidth: 3\n")
+        write(Path(folder), "model/mine", "defaults: [mlp, _self_]\nwidth: 3\n")
         cfg = compose(["model=mine"], folder)
         with pytest.raises(
             ConfigError, match=r"model: metalearn.models.mlp.MLP cannot be built from its YAML: .*'width'"
