@@ -16,13 +16,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metalearn.rundir.choices import GROUPS
 from metalearn.cli import completion, verbs
 from metalearn.cli import main as cli
 from metalearn.config import schema
 from metalearn.config.compose import compose
 from metalearn.config.loader import Library, packaged_folder
 from metalearn.rundir.checkpoints import CheckpointStore
+from metalearn.rundir.choices import GROUPS
 from tests.fuzz.cases import Watch, answered, cases, in_time, mutations
 from tests.fuzz.test_documents import LINES, TREES
 
