@@ -49,6 +49,7 @@ BEFORE: dict[str, Any] = {
     "trainer.keep_best": 1,  # the best checkpoint alone was kept
     "trainer.shutdown_timeout_s": 86_400,  # a process that hung was not ended; this is the longest wait
     "eval.chunk": None,  # no number depends on it
+    "eval.predictions": False,  # no predictions were written
     "eval.monitor": None,  # the primary metric chose the best checkpoint
     "device.deterministic": False,  # PyTorch's own choice of kernels
     "device.channels_last": False,  # PyTorch's own memory layout

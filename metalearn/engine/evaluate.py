@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,7 @@ from metalearn.engine.pooling import pooled, pooled_part, scalars
 from metalearn.errors import ConfigError
 from metalearn.hashing import draw, fold
 
-TOTALS = "totals of "  # begins the names of what is no score of a task
+TOTALS, ROWS = "totals of ", "rows of "  # begin the names of what is no score of a task
 Z95 = 1.96
 
 
@@ -45,6 +45,7 @@ class EvalSpec:
     chunk: tasks held at once, in whole units (see `metalearn.engine.batching`), None for as few as are fast;
     no number depends on it.
     steps: adaptation steps, None for the algorithm's own in evaluation.
+    predictions: also keep what was predicted for every query.
     curve: also report `<primary>_step_<k>` with fewer steps, which cost nothing more.
     """
 
@@ -55,18 +56,19 @@ class EvalSpec:
     checkpoint: str = "best"
     monitor: str | None = None
     chunk: int | None = None
+    predictions: bool = False
     steps: int | None = None
     curve: bool = True
 
     def validation(self) -> EvalSpec:
         """What is asked while a run trains."""
-        return replace(self, split="val", episodes=self.val_episodes, curve=False)
+        return replace(self, split="val", episodes=self.val_episodes, predictions=False, curve=False)
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """columns: one entry per task, `task_id` first. summary: {metric: {mean, ci95 (half-width), std}} over
-    tasks.
+    tasks. rows: one entry per query of all tasks, if predictions were asked for.
 
     A metric that is no mean over tasks has no column; `metalearn.engine.pooling.pooled` says what its summary
     is.
@@ -74,13 +76,16 @@ class Evaluation:
 
     columns: dict[str, list[Any]]
     summary: dict[str, dict[str, float]]
+    rows: dict[str, Tensor] = field(default_factory=dict)
 
     @staticmethod
     def of(found: dict[str, Tensor], objective: Objective) -> Evaluation:
         """From what `evaluate_batch` found of tasks 0, 1, 2, …: a column and a mean of each score, a metric
         from all totals.
         """
-        scores = {name: decimals(values) for name, values in found.items() if not name.startswith(TOTALS)}
+        rows = {name.removeprefix(ROWS): values for name, values in found.items() if name.startswith(ROWS)}
+        columns = {name: values for name, values in found.items() if not name.startswith((TOTALS, ROWS))}
+        scores = {name: decimals(values) for name, values in columns.items()}
         totals = {
             name.removeprefix(TOTALS): values for name, values in found.items() if name.startswith(TOTALS)
         }
@@ -89,7 +94,7 @@ class Evaluation:
         if pool is not None and totals:
             summary |= unlike(summary, pooled(pool, totals), pool, "summary")
         count = len(next(iter(found.values())))
-        return Evaluation({"task_id": list(range(count)), **scores}, summary)
+        return Evaluation({"task_id": list(range(count)), **scores}, summary, flat_rows(rows))
 
     @property
     def episodes(self) -> int:
@@ -142,7 +147,8 @@ def batching_of(
     """How many tasks to take at once, by its first one, and the memory for them."""
     with frozen(algorithm):
         task = draw_tasks(algorithm, source, spec.split, seed=spec.seed, first=0, count=1)
-        score = score_of(algorithm, source, spec, plan)
+        # Without predictions, so that no score depends on whether they are kept.
+        score = score_of(algorithm, source, replace(spec, predictions=False), plan)
         return batching(score, task, alone=plan.name == "loop", episodes=spec.episodes, limit=spec.chunk)
 
 
@@ -180,7 +186,8 @@ def evaluate_batch(
     """Loss and metrics (T,) of each task: those of the objective, the inductive primary, the method's report,
     the curve.
 
-    The objective's totals (T, …) are there too, under names that begin with TOTALS.
+    The objective's totals (T, …) are there too, under names that begin with TOTALS, and what was predicted
+    for the queries (T, Q, …), if that is asked, under names that begin with ROWS.
     """
     last = algorithm.eval_adaptation_steps if spec.steps is None else spec.steps
     counts = curve_steps(last) if spec.curve else [last]
@@ -208,6 +215,12 @@ def evaluate_batch(
         result |= unlike({**result, **points}, report, algorithm, "report")
         totals = {} if pool is None else pool.totals(prediction, task.query.y, task.query.mask)
         result |= {f"{TOTALS}{name}": values for name, values in totals.items()}
+        if spec.predictions:
+            result |= {
+                f"{ROWS}prediction": prediction,
+                f"{ROWS}y": task.query.y,
+                f"{ROWS}mask": task.query.mask,
+            }
         return {**result, **points} if spec.curve and last > 0 else result
 
     with torch.no_grad():
@@ -218,10 +231,21 @@ def evaluate_batch(
 def unlike(taken: Mapping[str, Any], more: dict[str, Any], owner: object, method: str) -> dict[str, Any]:
     """Further metrics; ConfigError if one has the name of another."""
     for name in more:
-        if name in taken or name.startswith(TOTALS):
+        if name in taken or name.startswith((TOTALS, ROWS)):
             source = f"{type(owner).__name__}.{method}"
             raise ConfigError(f"{source} gives {name}, which is the name of another metric; rename it")
     return more
+
+
+def flat_rows(rows: dict[str, Tensor]) -> dict[str, Tensor]:
+    """(T, Q, …) as (T·Q, …), with the number of each row's task."""
+    if not rows:
+        return {}
+    count, size = rows["mask"].shape
+    return {
+        **{name: values.flatten(0, 1) for name, values in rows.items()},
+        "task": torch.arange(count).repeat_interleave(size),
+    }
 
 
 def decimals(values: Tensor) -> list[Any]:

@@ -10,6 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save as dump_tensors
+
 from metalearn.core import Algorithm, Source, Split
 from metalearn.engine.evaluate import Evaluation
 from metalearn.engine.formats import formats
@@ -19,7 +21,7 @@ from metalearn.rundir.checkpoints import Checkpoint, CheckpointStore
 from metalearn.rundir.choices import NAMED_IN_RESULTS, chosen
 from metalearn.rundir.log import RunLog
 
-WRITTEN = ("eval_*.csv",)  # by `write_evaluation`
+WRITTEN = ("eval_*.csv", "predictions_*.safetensors")  # by `write_evaluation`
 LONGEST_NAME = 120  # bytes of a file's name are limited to 255
 REQUIRED = (
     "way",
@@ -87,6 +89,9 @@ def result_of(
 def write_evaluation(runlog: RunLog, split: Split, evaluation: Evaluation) -> None:
     """What results.json, which is written last, is a summary of."""
     runlog.write_csv(f"eval_{split}.csv", evaluation.columns)
+    if evaluation.rows:
+        rows = {name: values.contiguous() for name, values in evaluation.rows.items()}
+        runlog.write(f"predictions_{split}.safetensors", dump_tensors(rows))
 
 
 def withdraw_evaluation(folder: Path) -> None:

@@ -229,6 +229,19 @@ def test_evaluation_is_that_of_one_process_bit_for_bit(
     assert "accuracy_step_1" not in found[1]
 
 
+def test_predictions_are_those_of_one_process_bit_for_bit(place: Path, tmp_path: Path) -> None:
+    _, algorithm, source, settings = built(place, "algo=maml", "algo.eval_adaptation_steps=2")
+
+    def rows(strategy: SingleProcess) -> dict[str, Tensor]:
+        return strategy.evaluate(EvalSpec("val", seed=7, episodes=4, predictions=True)).rows
+
+    expected = alone(copy.deepcopy(algorithm), source, settings, rows)
+    found = together(2, with_others(algorithm, source, settings, rows), tmp_path)
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[name], values) for name, values in expected.items())
+    assert all(found[name].dtype == values.dtype for name, values in expected.items())
+
+
 def test_scores_keep_the_sign_of_zero_and_what_is_not_finite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

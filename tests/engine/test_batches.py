@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from metalearn.core import Batch, Examples, Task, TaskBatch
+from metalearn.engine.evaluate import draw_tasks
 from metalearn.engine.executor import TaskPlan
-from tests.engine.toy import ToySource
+from tests.engine.toy import ToyAlgorithm, ToySource
 
 
 def tasks(count: int = 5) -> TaskBatch:
@@ -54,3 +57,13 @@ def test_a_mapped_function_is_given_a_task(plan: TaskPlan) -> None:
         return task.query.y.sum()
 
     assert torch.allclose(plan.map(shape, tasks()), tasks().query.y.flatten(1).sum(1))
+
+
+def test_a_source_that_gives_a_plain_task_with_a_leading_dimension_is_understood() -> None:
+    class Plain(ToySource):
+        def tasks(self, *args: Any, **numbers: Any) -> Task:  # type: ignore[override]
+            return Task(*super().tasks(*args, **numbers))
+
+    batch = draw_tasks(ToyAlgorithm(), Plain(), "train", seed=0, first=0, count=3)
+    assert type(batch) is TaskBatch
+    assert batch.count == 3

@@ -248,3 +248,26 @@ def test_tasks_do_not_depend_on_anything_but_seed_split_and_number() -> None:
     run(ToyAlgorithm(noise=1.0), second, chunk=7)
     assert first.asked == second.asked
     assert first.asked[-1] == ("test", 5, 0, 7)
+
+
+@pytest.mark.parametrize("plan", [TaskPlan("loop"), TaskPlan("vmap")], ids=str)
+def test_predictions_are_kept_for_every_query_and_change_no_number(
+    plan: TaskPlan, pair: tuple[Algorithm, Source]
+) -> None:
+    algorithm, source = pair
+    spec = replace(SPEC, chunk=2)
+    expected = evaluate(algorithm, source, spec, plan=plan)
+    found = evaluate(algorithm, source, replace(spec, predictions=True), plan=plan)
+    assert repr(found.columns) == repr(expected.columns)
+    assert found.summary == expected.summary
+    assert expected.rows == {}
+    tasks = draw_tasks(algorithm, source, "val", seed=5, first=0, count=3)
+    size = tasks.query.mask.shape[1]
+    assert torch.equal(found.rows["task"], torch.arange(3).repeat_interleave(size))
+    assert torch.equal(found.rows["y"], tasks.query.y.flatten(0, 1))
+    assert torch.equal(found.rows["mask"], tasks.query.mask.flatten())
+    objective = source.spec("val").objective
+    for number in range(3):
+        one = found.rows["task"] == number
+        loss = objective.loss(*(found.rows[name][one] for name in ("prediction", "y", "mask")))
+        assert float(loss) == pytest.approx(found.columns["loss"][number], rel=1e-5)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from metalearn.engine.evaluate import EvalSpec
 from metalearn.engine.strategy import SingleProcess
@@ -194,3 +195,15 @@ def test_evaluation_of_data_that_changed_since_training_goes_by_who_is_in_it(
         "restore one",
     ):
         evaluate_run(copied, ["data.shot=2"])
+
+
+def test_predictions_stand_beside_the_rows_of_the_tasks_if_they_are_asked_for(copied: Path) -> None:
+    assert evaluate_run(copied, ["eval.predictions=true"]) == 0
+    [folder] = (copied / "evals").iterdir()
+    rows = load_file(folder / "predictions_test.safetensors")
+    assert (folder / "eval_test.csv").read_bytes() == (copied / "eval_test.csv").read_bytes()
+    correct = (rows["prediction"].argmax(1) == rows["y"]).double()
+    mean = json.loads((copied / "results.json").read_text())["metrics"]["accuracy"]["mean"]
+    assert correct.mean().item() == pytest.approx(mean)
+    assert evaluate_run(copied, []) == 0
+    assert not (copied / "evals" / "test" / "predictions_test.safetensors").exists()
