@@ -12,13 +12,26 @@ import torch
 
 from metalearn.bench.peers import Answer
 from metalearn.bench.workloads import Workload
-from metalearn.build.device import prepare_host
+from metalearn.build.device import build_device, prepare_host
 from metalearn.build.objects import build_source
 from metalearn.config.compose import compose
 from metalearn.core import Source
 
 Work = Callable[[], Any]  # once through all tasks of the workload
 StepTimes = Callable[[], dict[str, float]]  # one outer step; seconds of each part
+
+
+@dataclass(frozen=True)
+class Options:
+    """repeats: timings per system. threads: of every system, None for all cores. compile, ranks: whether our
+    plans may use them. device: cpu or cuda.
+    """
+
+    repeats: int = 7
+    threads: int | None = None
+    compile: bool = True
+    ranks: bool = True
+    device: str = "cpu"
 
 
 class Verdict(NamedTuple):
@@ -46,7 +59,8 @@ class Case:
     """Systems are given as functions that build their work, since a library may be missing or break.
 
     check: the verdict on what a work returned. plans: ours, as they are; compiled: the same, through a
-    compiler.
+    compiler. lowered: ours in bfloat16, judged by check_lowered; none can be the best, as they do not compute
+    the same.
     ranked: from the name of one of our plans, and whether to compile it, to the same in several processes.
     absent: peers that have nothing for this workload, and why. split: the parts of an outer step under one of
     our plans.
@@ -58,22 +72,26 @@ class Case:
     peers: dict[str, Callable[[], Work]]
     split: Callable[[str], StepTimes]
     compiled: dict[str, Callable[[], Work]] = field(default_factory=dict)
+    lowered: Mapping[str, Callable[[], Work]] = field(default_factory=dict)
+    check_lowered: Callable[[Any], Verdict] | None = None
     ranked: Callable[[str, bool], Ranked] | None = None
     absent: dict[str, str] = field(default_factory=dict)
 
 
-def configure(workload: Workload, threads: int | None) -> tuple[dict[str, Any], Source]:
-    """The workload's configuration and source, after this process was set up for it as a run would be: peers
-    get the same.
+def configure(workload: Workload, options: Options) -> tuple[dict[str, Any], Source, torch.device]:
+    """The workload's configuration, source and device, after this process was set up for it as a run would
+    be: peers get the same.
     """
     words = [
         *workload.overrides,
+        f"device={options.device}",
         f"trainer.meta_batch_size={workload.tasks}",
-        *([f"device.threads={threads}"] if threads else []),
+        *([f"device.threads={options.threads}"] if options.threads else []),
     ]
     cfg = compose(words)
     prepare_host(cfg)
-    return cfg, build_source(cfg, torch.device("cpu"))
+    device = build_device(cfg)
+    return cfg, build_source(cfg, device), device
 
 
 def agreement(answer: Answer, expected: Answer, tolerances: Mapping[str, float]) -> Verdict:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from metalearn.bench import report, runner, scaling
-from metalearn.bench.runner import Options
+from metalearn.bench.case import Options
 from metalearn.bench.workloads import WORKLOADS, Workload
 from metalearn.errors import ConfigError, MetalearnError
 from metalearn.rundir.environment import environment
@@ -44,7 +44,7 @@ def bench(workloads: Sequence[Workload], options: Options, path: Path | None) ->
             found = results[workload.name] = runner.take(workload, options)
             print(report.table(workload.name, found) + "\n", flush=True)
             wrong += [] if found["best_plan"] else [workload.name]
-        results["machine"] = machine()
+        results["machine"] = machine(options.device)
         if path is not None:
             write(path, results)
     if wrong:
@@ -53,9 +53,9 @@ def bench(workloads: Sequence[Workload], options: Options, path: Path | None) ->
         )
 
 
-def machine() -> dict[str, Any]:
+def machine(device: str = "cpu") -> dict[str, Any]:
     """What the numbers depend on besides the code; JSON values."""
-    facts = environment("", torch.device("cpu"), ranks=1)
+    facts = environment("", torch.device(device), ranks=1)
     versions = {name: installed(name) for name in LIBRARIES}
     return {
         **facts["hardware"],

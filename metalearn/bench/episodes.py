@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.bench.case import Case, StepTimes, Verdict, Work, configure
+from metalearn.bench.case import Case, Options, StepTimes, Verdict, Work, configure
 from metalearn.bench.workloads import Workload
 from metalearn.core import TaskBatch
 
@@ -37,15 +37,16 @@ class Drawings:
 
     def class_of(self) -> dict[bytes, int]:
         return {
-            row.numpy().tobytes(): int(label) for row, label in zip(self.images, self.labels, strict=True)
+            row.numpy().tobytes(): int(label)
+            for row, label in zip(self.images.cpu(), self.labels, strict=True)
         }
 
 
-def sampler_case(workload: Workload, threads: int | None) -> Case:
+def sampler_case(workload: Workload, options: Options) -> Case:
     """Episodes as tensors of pixels in [0, 1] with labels; those of a peer are others than ours, so that they
     are audited, not compared.
     """
-    cfg, source = configure(workload, threads)
+    cfg, source, _ = configure(workload, options)
     data = cfg["data"]
     drawings = Drawings(source, data["num_drawings"])
     sizes = (data["way"], data["shot"], data["query_shot"])
@@ -74,12 +75,13 @@ def sampler_case(workload: Workload, threads: int | None) -> Case:
 
 
 def plain(drawings: Drawings, tasks: int, way: int, shot: int, query_shot: int) -> Work:
-    labels = torch.arange(way)
+    device = drawings.images.device
+    labels = torch.arange(way, device=device)
     support_y, query_y = labels.repeat_interleave(shot), labels.repeat_interleave(query_shot)
 
     def episode() -> Episode:
-        classes_W = torch.randperm(drawings.num_classes)[:way]
-        chosen_WK = torch.rand(way, drawings.per_class).argsort(1)[:, : shot + query_shot]
+        classes_W = torch.randperm(drawings.num_classes, device=device)[:way]
+        chosen_WK = torch.rand(way, drawings.per_class, device=device).argsort(1)[:, : shot + query_shot]
         pixels = drawings.images[classes_W[:, None] * drawings.per_class + chosen_WK] / 255.0
         return pixels[:, :shot].flatten(0, 1), support_y, pixels[:, shot:].flatten(0, 1), query_y
 
@@ -101,7 +103,7 @@ def learn2learn(drawings: Drawings, tasks: int, way: int, shot: int, query_shot:
             transforms.ConsecutiveLabels(dataset),
         ],
     )
-    in_support = torch.arange(way * per_class) % per_class < shot
+    in_support = torch.arange(way * per_class, device=drawings.images.device) % per_class < shot
 
     def episode() -> Episode:
         images, labels = loader.sample()
@@ -119,7 +121,8 @@ def audit(
     in [0, 1].
     """
     for number in range(AUDITED):
-        episode = result[number] if isinstance(result, list) else one_of(result, number)
+        given = result[number] if isinstance(result, list) else one_of(result, number)
+        episode = (given[0].cpu(), given[1].cpu(), given[2].cpu(), given[3].cpu())
         problem = fault_of(episode, class_of, way, shot, query_shot)
         if problem:
             return Verdict(f"its episode {number} has {problem}")

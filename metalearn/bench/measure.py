@@ -9,10 +9,10 @@ import gc
 import math
 import platform
 import re
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 SHORTEST = 0.1  # seconds that one timing takes at least, by repeating the work
 SIZES = (512, 1024, 2048)  # of the matrix products that the machine's peak is measured with
+CUDA_SIZES = (2048, 4096, 8192)  # the same on a GPU
 PEAK_ROUNDS = 5
+CPU = torch.device("cpu")
 WRITE_RESET_PEAK = "5"  # /proc/PID/clear_refs: forget the highest resident size, see proc(5)
 MEGABYTE = 1e6
 
@@ -64,13 +66,29 @@ def quick_collections() -> Iterator[None]:
         gc.unfreeze()
 
 
-def peak_mb(work: Callable[[], Any], others: Sequence[int] = ()) -> float | None:
+def settled(work: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
+    """The work, until the device has really done it: on CUDA a call returns before that."""
+    if device.type != "cuda":
+        return work
+
+    def until_done() -> Any:
+        result = work()
+        torch.cuda.synchronize(device)
+        return result
+
+    return until_done
+
+
+def peak_mb(work: Callable[[], Any], others: Sequence[int] = (), device: torch.device = CPU) -> float | None:
     """Megabytes that the process grows by, at the highest, while the work runs; None where the system does
     not tell.
 
     others: process ids that take part; all that they hold counts, since they would not exist otherwise.
-    The heap is given back before, so that what earlier work left there cannot serve as memory for free.
+    The heap is given back before, so that what earlier work left there cannot serve as memory for free. On
+    CUDA it is the memory of tensors on the device, which a CUDA graph holds all the time.
     """
+    if device.type == "cuda":
+        return _peak_mb_of_cuda(work, device)
     gc.collect()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
@@ -81,6 +99,16 @@ def peak_mb(work: Callable[[], Any], others: Sequence[int] = ()) -> float | None
         return None
     work()
     return _resident("self", "VmHWM") - before + sum(_resident(pid, "VmRSS") for pid in others)
+
+
+def _peak_mb_of_cuda(work: Callable[[], Any], device: torch.device) -> float:
+    gc.collect()
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    work()
+    torch.cuda.synchronize(device)
+    return (torch.cuda.max_memory_allocated(device) - before) / MEGABYTE
 
 
 def _resident(pid: int | str, field: str) -> float:
@@ -101,25 +129,15 @@ def flops(work: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-def matmul_peak() -> float:
+def matmul_peak(device: torch.device = CPU) -> float:
     """GFLOP/s of the fastest of a few square float32 matrix products: what this machine, with these threads,
     can do.
     """
     best = 0.0
-    for size in SIZES:
-        a, b = torch.randn(2, size, size)
-        product = torch.empty(size, size)
-        torch.mm(a, b, out=product)
-        best = max(
-            best,
-            *(
-                2 * size**3 / seconds_of(lambda: torch.mm(a, b, out=product)) / 1e9
-                for _ in range(PEAK_ROUNDS)
-            ),
-        )
+    for size in SIZES if device.type == "cpu" else CUDA_SIZES:
+        a, b = torch.randn(2, size, size, device=device)
+        product = torch.empty(size, size, device=device)
+        multiply = settled(partial(torch.mm, a, b, out=product), device)
+        multiply()
+        best = max(best, *(2 * size**3 / seconds_of(multiply) / 1e9 for _ in range(PEAK_ROUNDS)))
     return best
-
-
-def median_ms(seconds: Sequence[float], tasks: int) -> float:
-    """Median, in milliseconds per task."""
-    return 1000 * statistics.median(seconds) / tasks

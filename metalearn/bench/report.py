@@ -29,6 +29,8 @@ def table(name: str, record: Mapping[str, Any]) -> str:
             ]
         )
     threads = f"{record['threads']} thread{'s' if record['threads'] > 1 else ''}"
+    if record.get("device", "cpu") != "cpu":
+        threads = f"on {record['device']}, where what is compiled runs as a CUDA graph"
     lines = [
         f"{name}: {record['title']}; {record['tasks']} tasks, median of {record['repeats']}, {threads}",
         *columns(rows),
@@ -67,8 +69,9 @@ def markdown(results: Mapping[str, Any]) -> str:
         f"{name} {machine[name] or 'not installed'}"
         for name in ("torch", "higher", "torchopt", "learn2learn")
     )
+    gpu = f"{machine['gpu']}, " if machine.get("gpu") else ""
     lines = [
-        f"{machine['date']}, {machine['cpu']}, {machine['num_cpus']} cores, Python {machine['python']}, "
+        f"{machine['date']}, {gpu}{machine['cpu']}, {machine['num_cpus']} cores, Python {machine['python']}, "
         f"{libraries}.",
         "",
         "| Workload | Best plan | ms per task | Best peer | ms per task | Ratio | Peak MB, ours and theirs | "

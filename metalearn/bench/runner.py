@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from metalearn.bench import measure
-from metalearn.bench.case import Case, Verdict, Work
+from metalearn.bench.case import Case, Options, Verdict, Work
 from metalearn.bench.episodes import sampler_case
 from metalearn.bench.training import evaluation_case, training_case
 from metalearn.bench.workloads import Workload
@@ -22,18 +22,6 @@ from metalearn.engine.loader import LONGEST_BLOCK
 
 LONGEST_SPLIT = 1.0  # seconds after which no further outer step is taken apart
 COUNTED = "plain"  # the peer whose floating-point operations are the work that there is to be done
-
-
-@dataclass(frozen=True)
-class Options:
-    """repeats: timings per system. threads: of every system, None for all cores. compile, ranks: whether our
-    plans may use them.
-    """
-
-    repeats: int = 7
-    threads: int | None = None
-    compile: bool = True
-    ranks: bool = True
 
 
 @dataclass
@@ -45,6 +33,7 @@ class Entrants:
     """
 
     case: Case
+    device: torch.device = measure.CPU
     works: dict[str, Work] = field(default_factory=dict)
     errors: dict[str, float | None] = field(default_factory=dict)
     first: dict[str, float] = field(default_factory=dict)
@@ -65,6 +54,7 @@ class Entrants:
 
     def admit(self, name: str, work: Work | None, check: Callable[[Any], Verdict]) -> None:
         """Let it do the work once; it takes part if the result is right."""
+        work = None if work is None else measure.settled(work, self.device)
         if work is not None and self.attempt(name, lambda: self._is_right(name, work, check)):
             self.works[name] = work
 
@@ -82,11 +72,12 @@ def take(workload: Workload, options: Options) -> dict[str, Any]:
     with ExitStack() as stack:
         case = build_case(workload, options, stack)
         entrants = enter(case, options)
-        peak = measure.matmul_peak()
+        device = entrants.device
+        peak = measure.matmul_peak(device)
         seconds = measure.interleaved(entrants.works, options.repeats)
-        peak = max(peak, measure.matmul_peak())
+        peak = max(peak, measure.matmul_peak(device))
         memory = {
-            name: measure.peak_mb(work, entrants.processes.get(name, ()))
+            name: measure.peak_mb(work, entrants.processes.get(name, ()), device)
             for name, work in entrants.works.items()
         }
         counts = workload.kind != "sampler" and COUNTED in entrants.works
@@ -96,6 +87,7 @@ def take(workload: Workload, options: Options) -> dict[str, Any]:
             "tasks": case.tasks,
             "repeats": options.repeats,
             "threads": torch.get_num_threads(),
+            "device": device.type,
             "systems": systems(entrants, seconds, memory),
             "refused": entrants.refused,
             **conclusions(entrants, seconds, operations, peak),
@@ -106,15 +98,15 @@ def take(workload: Workload, options: Options) -> dict[str, Any]:
 
 def build_case(workload: Workload, options: Options, stack: ExitStack) -> Case:
     if workload.kind == "sampler":
-        return sampler_case(workload, options.threads)
+        return sampler_case(workload, options)
     if workload.kind == "evaluation":
-        return evaluation_case(workload, options.threads)
-    return training_case(workload, options.threads, stack)
+        return evaluation_case(workload, options)
+    return training_case(workload, options, stack)
 
 
 def enter(case: Case, options: Options) -> Entrants:
     """Everyone whose result is right, after having done the work once."""
-    entrants = Entrants(case, refused=dict(case.absent))
+    entrants = Entrants(case, torch.device(options.device), refused=dict(case.absent))
     for name, make in {**case.peers, **case.plans}.items():
         entrants.admit(name, entrants.attempt(name, make), case.check)
     # All that compile are built before the first of them runs: building one makes torch forget what others
@@ -124,6 +116,11 @@ def enter(case: Case, options: Options) -> Entrants:
         if options.compile
         else {}
     )
+    if case.check_lowered is not None:
+        lowered = {
+            name: make for name, make in case.lowered.items() if options.compile or "compiled" not in name
+        }
+        late |= {name: (entrants.attempt(name, make), case.check_lowered) for name, make in lowered.items()}
     quick = {name: measure.seconds_of(entrants.works[name]) for name in case.plans if name in entrants.works}
     share_among = case.ranked if options.ranks and quick else None
     if share_among is not None:
@@ -160,7 +157,9 @@ def conclusions(
     """operations: per task, None if there are none to count. peak: GFLOP/s of the machine."""
     medians = {name: statistics.median(taken) for name, taken in seconds.items()}
     best_plan = min(
-        (name for name in medians if name not in entrants.case.peers), key=medians.__getitem__, default=None
+        (name for name in medians if name not in {*entrants.case.peers, *entrants.case.lowered}),
+        key=medians.__getitem__,
+        default=None,
     )
     best_peer = min(
         (name for name in medians if name in entrants.case.peers), key=medians.__getitem__, default=None

@@ -15,9 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metalearn.bench import measure
-from metalearn.bench.case import Work
+from metalearn.bench.case import Options, Work
 from metalearn.bench.report import columns, number
-from metalearn.bench.runner import Options
 from metalearn.bench.training import Ours
 from metalearn.bench.workloads import Workload
 from metalearn.engine.executor import TaskPlan
@@ -66,9 +65,11 @@ def sized(workload: Workload, *, tasks: int = TASKS_OF_STEPS, steps: int = 1) ->
 
 def fastest(workload: Workload, options: Options, stack: ExitStack) -> TaskPlan:
     """Of the plans that map tasks without a compiler."""
-    ours = Ours(sized(workload, tasks=max(TASKS)), options.threads, stack)
+    ours = Ours(sized(workload, tasks=max(TASKS)), options, stack)
     plans = {name: plan for name, plan in ours.plans.items() if plan.name == "vmap"}
-    seconds = measure.interleaved({name: ours.gradient(plan) for name, plan in plans.items()}, repeats=3)
+    seconds = measure.interleaved(
+        {name: measure.settled(ours.gradient(plan), ours.device) for name, plan in plans.items()}, repeats=3
+    )
     return plans[min(plans, key=lambda name: statistics.median(seconds[name]))]
 
 
@@ -78,7 +79,8 @@ def timed(
     """Every point takes its turn in every round, so that a curve bends for its own reasons only."""
     works: dict[str, Work] = {}
     for (name, size), (plan, workload) in wanted.items():
-        works[f"{name} {size}"] = Ours(workload, options.threads, stack).gradient(plan)
+        ours = Ours(workload, options, stack)
+        works[f"{name} {size}"] = measure.settled(ours.gradient(plan), ours.device)
     for name, work in works.items():
         if "compiled" in name:
             work()  # the first call compiles, which may happen only after all were built

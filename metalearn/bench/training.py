@@ -5,6 +5,7 @@ the peers.
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -20,7 +21,7 @@ from torch import Tensor
 from metalearn.algorithms.maml import MAML
 from metalearn.algorithms.protonet import ProtoNet
 from metalearn.bench import peers, protonet_peers
-from metalearn.bench.case import Case, Ranked, StepTimes, Verdict, Work, agreement, configure
+from metalearn.bench.case import Case, Options, Ranked, StepTimes, Verdict, Work, agreement, configure
 from metalearn.bench.peers import Adapting, Answer, Problem, Tensors
 from metalearn.bench.plain_networks import plain_network_of
 from metalearn.bench.workloads import Workload
@@ -41,6 +42,9 @@ JUDGING_TOLERANCES = {
     "loss": 1e-4,
     "accuracy": 1e-2,
 }  # one query that stands between two classes may fall either way
+TF32 = 2e-2  # convolutions on CUDA round their inputs to 10 bits, and second derivatives magnify that
+# In bfloat16, of 8 bits, only the losses are held to something; how far off the gradient is, the table says.
+LOWERED_LOSS, LOWERED_GRADIENT = 0.05, math.inf
 NO_INNER_LOOP = "it differentiates inner loops, of which ProtoNet has none"
 LIBRARIES: dict[str, Callable[[Problem], Adapting]] = {
     "plain": peers.plain,
@@ -51,14 +55,13 @@ LIBRARIES: dict[str, Callable[[Problem], Adapting]] = {
 
 
 class Ours:
-    """A workload of ours on the CPU, its meta-batch drawn. stack: ends the processes of other ranks, if any
-    are started.
+    """A workload of ours on its device, its meta-batch drawn. stack: ends the processes of other ranks, if
+    any are started.
     """
 
-    def __init__(self, workload: Workload, threads: int | None, stack: ExitStack) -> None:
+    def __init__(self, workload: Workload, options: Options, stack: ExitStack) -> None:
         self.workload, self.stack = workload, stack
-        self.cfg, self.source = configure(workload, threads)
-        self.device = torch.device("cpu")
+        self.cfg, self.source, self.device = configure(workload, options)
         self.algorithm = with_ordinary_norms(build_algorithm(self.cfg, self.source, self.device))
         self.settings = Settings.of(self.cfg)
         split: Split = "test" if workload.kind == "evaluation" else "train"
@@ -95,13 +98,21 @@ class Ours:
         )
         return partial(outer_gradient, self.algorithm, lambda: strategy.execute(self.batch)[0])
 
+    def lowered(self, plan: TaskPlan) -> Work:
+        """The same weights with a model that computes in bfloat16."""
+        cfg = {**self.cfg, "device": {**self.cfg["device"], "precision": "bfloat16"}}
+        algorithm = build_algorithm(cfg, self.source, self.device)
+        algorithm.load_state_dict(self.algorithm.state_dict())
+        strategy = SingleProcess(algorithm, self.source, Executor(algorithm, plan), self.settings)
+        return partial(outer_gradient, algorithm, lambda: strategy.execute(self.batch)[0])
+
     def ranked(self, name: str, compile: bool) -> Ranked:
         """In one process for each core, with one thread each. They draw their own tasks, and are held to what
         one computes of these.
         """
         ranks = num_ranks({**self.cfg, "device": {**self.cfg["device"], "ranks": "auto"}})
         if ranks == 1:
-            raise ValueError("this process may use one core only")
+            raise ValueError("this process may use one core or one GPU only")
         plan = self.plans[name]
         plan = replace(plan, chunk=min(plan.chunk, -(-self.workload.tasks // ranks)), compile=compile)
         cfg = {**self.cfg, "device": {**self.cfg["device"], "ranks": ranks, "threads": 1}}
@@ -132,14 +143,14 @@ class Ours:
         numbers = itertools.count()
 
         def step() -> dict[str, float]:
-            times = [time.perf_counter()]
+            times = [self.now()]
             with one_thread() if "ranks" in name else nullcontext():
                 batch = strategy.draw(next(numbers))
-                times.append(time.perf_counter())
+                times.append(self.now())
                 losses, metrics = strategy.execute(batch)
-            times.append(time.perf_counter())
+            times.append(self.now())
             updater.update(0, losses, metrics.get("statistics"))
-            times.append(time.perf_counter())
+            times.append(self.now())
             return dict(
                 zip(
                     ("data", "gradient", "update"), (b - a for a, b in itertools.pairwise(times)), strict=True
@@ -147,6 +158,12 @@ class Ours:
             )
 
         return step
+
+    def now(self) -> float:
+        """Seconds, when the device has done all that it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
 
     def judging(self, plan: TaskPlan) -> Work:
         """Adapt to test tasks and predict, `plan.chunk` at once; loss and accuracy of each."""
@@ -174,42 +191,62 @@ class Ours:
         spec = EvalSpec("test", seed=0, episodes=self.workload.tasks)
 
         def step() -> dict[str, float]:
-            start = time.perf_counter()
+            start = self.now()
             batch = draw_tasks(
                 self.algorithm, self.source, "test", seed=0, first=0, count=self.workload.tasks
             )
-            drawn = time.perf_counter()
+            drawn = self.now()
             for chunk in batch.chunks(plan.chunk_of(batch.count)):
                 evaluate_batch(self.algorithm, objective, plan, spec, chunk)
             return {
                 "data": drawn - start,
-                "judging, with curve and inductive accuracy": time.perf_counter() - drawn,
+                "judging, with curve and inductive accuracy": self.now() - drawn,
             }
 
         return step
 
 
-def training_case(workload: Workload, threads: int | None, stack: ExitStack) -> Case:
+def training_case(workload: Workload, options: Options, stack: ExitStack) -> Case:
     """Losses (T,) and, in `.grad`, the gradient of their mean."""
-    ours = Ours(workload, threads, stack)
+    ours = Ours(workload, options, stack)
     # What `device.plan=auto` holds a plan to, every peer is held to: a meta-batch of two tasks in which
     # rounding is magnified little. The first such on which the plain loop, who rounds in other places, finds
     # the same; two who are right differ by more at a kink.
-    references = references_of(ours.algorithm, ours.batch)
+    references = [
+        as_exact_as(ours.device, reference) for reference in references_of(ours.algorithm, ours.batch)
+    ]
     for reference in (*references, references[0]):
         assert isinstance(reference.batch, TaskBatch)
         ours.batch = reference.batch
         found, absent = competitors(ours)
         if verdict(reference, found["plain"]()()).problem is None:
             break
+    name, plan = list(ours.plans.items())[-1]  # the most tasks at once
+    on_cuda = ours.device.type == "cuda"
+    # A GPU is not filled by fewer tasks, each compilation takes as long, and there are minutes only.
+    compiled = {name: plan} if on_cuda else ours.plans
+    lowered = {
+        f"{name} bfloat16{word}": partial(ours.lowered, replace(plan, compile=bool(word)))
+        for word in ("", " compiled")
+        if on_cuda
+    }
     return Case(
         tasks=workload.tasks,
         check=partial(verdict, reference),
         plans={name: partial(ours.gradient, plan) for name, plan in ours.plans.items()},
         compiled={
             f"{name} compiled": partial(ours.gradient, replace(plan, compile=True))
-            for name, plan in ours.plans.items()
+            for name, plan in compiled.items()
         },
+        lowered=lowered,
+        check_lowered=partial(
+            verdict,
+            replace(
+                reference,
+                loss_tolerance=LOWERED_LOSS,
+                tolerances=dict.fromkeys(reference.tolerances, LOWERED_GRADIENT),
+            ),
+        ),
         ranked=ours.ranked,
         peers=found,
         absent=absent,
@@ -226,6 +263,17 @@ def competitors(ours: Ours) -> tuple[dict[str, Callable[[], Work]], dict[str, st
     return {**found, "torchopt vmap": partial(peers.torchopt_vmap, problem)}, {}
 
 
+def as_exact_as(device: torch.device, reference: Reference) -> Reference:
+    """The reference with the tolerances of this device."""
+    if device.type != "cuda":
+        return reference
+    return replace(
+        reference,
+        loss_tolerance=max(reference.loss_tolerance, TF32),
+        tolerances={name: max(value, TF32) for name, value in reference.tolerances.items()},
+    )
+
+
 def verdict(reference: Reference, answer: Answer) -> Verdict:
     """Whether losses and mean gradient are those of the reference."""
     grads, losses, _ = reference.sums
@@ -237,13 +285,16 @@ def verdict(reference: Reference, answer: Answer) -> Verdict:
     return agreement(answer, expected, tolerances)
 
 
-def evaluation_case(workload: Workload, threads: int | None) -> Case:
+def evaluation_case(workload: Workload, options: Options) -> Case:
     """Loss and accuracy (T,) of test tasks after adaptation."""
-    ours = Ours(workload, threads, ExitStack())
+    ours = Ours(workload, options, ExitStack())
+    tolerances = JUDGING_TOLERANCES
+    if ours.device.type == "cuda":
+        tolerances = {name: max(value, TF32) for name, value in tolerances.items()}
     expected, problem = ours.judging(TaskPlan("loop"))(), ours.problem()
     return Case(
         tasks=workload.tasks,
-        check=lambda answer: agreement(answer, expected, JUDGING_TOLERANCES),
+        check=lambda answer: agreement(answer, expected, tolerances),
         plans={name: partial(ours.judging, plan) for name, plan in ours.plans.items()},
         peers={name: partial(judging_peer, problem, peer) for name, peer in LIBRARIES.items()},
         absent={"torchopt vmap": "TorchOpt's example judges test tasks one by one, as torchopt does here"},

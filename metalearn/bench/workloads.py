@@ -29,11 +29,10 @@ class Workload:
     chunks: tuple[int, ...] = ()
 
 
-IMAGES = ("device=cpu", "data=glyphs", "data.image_size=28", "model=conv4")
+IMAGES = ("data=glyphs", "data.image_size=28", "model=conv4")
 # PyTorch's own initialisation: gradients of ordinary size, so that equality means something.
 MAML = ("algo=maml", "algo.inner_lr=0.1", "algo.adaptation_steps=1", "model.init=default")
 SINUSOID = (
-    "device=cpu",
     "data=sinusoid",
     *MAML,
     "model.hidden=[40,40]",

@@ -13,18 +13,25 @@ def run(args: argparse.Namespace) -> int:
 
     metalearn bench                        everything, in about an hour
     metalearn bench sinusoid anil --repeats 11 --json bench.json
+    metalearn bench stride2_5w1s --device cuda
     """
     from metalearn.bench import workloads
 
     chosen = workloads.choose(args.workloads)
+    from metalearn.bench.case import Options
     from metalearn.bench.command import bench, require_writable
-    from metalearn.bench.runner import Options
+    from metalearn.build.device import build_device
 
     if args.json is not None:
         require_writable(args.json)
     options = Options(
-        repeats=args.repeats, threads=args.threads, compile=not args.no_compile, ranks=not args.no_ranks
+        repeats=args.repeats,
+        threads=args.threads,
+        compile=not args.no_compile,
+        ranks=not args.no_ranks,
+        device=args.device,
     )
+    build_device({"device": {"name": options.device}})  # refuses one that is not here
     bench(chosen, options, args.json)
     return 0
 
@@ -48,6 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--threads", metavar="N", type=positive, help="of every system (default: as many as PyTorch takes)"
+    )
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="where everything is computed (default: cpu); on cuda in bfloat16, too",
     )
     parser.add_argument(
         "--no-compile", action="store_true", help="leave out compiled plans, which take minutes to build"

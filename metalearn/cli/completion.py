@@ -27,7 +27,7 @@ FLAGS = {
     "train": ("-m", "--multirun", "--retry-failed", "--config-dir", "--cfg", "--help"),
     "data": ("--config-dir", "--split", "--tasks", "--png", "--help"),
     "ls": ("--config-dir", "--help"),
-    "bench": ("--json", "--repeats", "--threads", "--no-compile", "--no-ranks", "--help"),
+    "bench": ("--json", "--repeats", "--threads", "--device", "--no-compile", "--no-ranks", "--help"),
     "show": ("--config-dir", "--help"),
     "doctor": ("--config-dir", "--help"),
 }

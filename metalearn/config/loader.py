@@ -298,7 +298,7 @@ def packaged_folder() -> Path:
     spec = importlib.util.find_spec("metalearn.conf")
     if spec is not None and spec.origin:
         return Path(spec.origin).parent
-    return Path(__file__).resolve().parent.parent / "conf"
+    return Path(__file__).resolve().parents[2] / "conf"
 
 
 def packaged_options(group: str) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from metalearn.bench import command, measure, runner
 from metalearn.bench.workloads import WORKLOADS
@@ -138,3 +139,10 @@ def test_compiled_plans_and_ranks_take_part(capsys: pytest.CaptureFixture[str], 
     found = json.loads((tmp_path / "bench.json").read_text())["sinusoid"]
     assert {"loop compiled", "vmap chunk 25 compiled"} <= set(found["systems"]), found["refused"]
     assert any(" ranks, " in name for name in found["systems"]) or "ranks" in found["refused"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_device_that_is_not_here_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, complaint = answer(capsys, "sinusoid", "--device", "cuda")
+    assert code == 2
+    assert complaint.startswith("error: device=cuda, but PyTorch finds no CUDA device on this machine")

@@ -5,7 +5,7 @@ planted faults.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,8 +16,11 @@ import torch
 
 from metalearn.bench import peers
 from metalearn.bench.runner import enter
+from metalearn.bench.training import LOWERED_GRADIENT, LOWERED_LOSS, Ours, verdict
+from metalearn.engine.executor import Executor, TaskPlan
+from metalearn.engine.plan_check import Reference
 
-from .tiny import FAST, case_of
+from .tiny import FAST, case_of, tiny
 
 PEERS = {"plain", "higher", "torchopt", "torchopt vmap", "learn2learn"}
 TRAINING = [
@@ -127,3 +130,21 @@ def test_what_is_not_installed_or_breaks_is_named_with_its_reason(
     assert found.refused["higher"].startswith("not installed: ModuleNotFoundError: ")
     assert found.refused["learn2learn"] == "AttributeError: module 'numpy' has no attribute 'bool8'"
     assert {"plain", "loop", "vmap chunk 2"} <= set(found.works)
+
+
+def test_bfloat16_is_measured_against_the_same_reference(cache: Path) -> None:
+    """As on CUDA, where it takes part."""
+    with ExitStack() as stack:
+        ours = Ours(tiny("stride2_5w1s", cache), FAST, stack)
+        plan = TaskPlan("vmap")
+        exact = Reference.exact(ours.batch, Executor(ours.algorithm, plan).sums(ours.batch))
+        found = ours.lowered(plan)()
+        loose = replace(
+            exact,
+            loss_tolerance=LOWERED_LOSS,
+            tolerances=dict.fromkeys(exact.tolerances, LOWERED_GRADIENT),
+        )
+        problem, error = verdict(loose, found)
+        assert problem is None
+        assert error is not None and error > 1e-4
+        assert verdict(exact, found).problem is not None

@@ -53,7 +53,7 @@ def test_the_help_names_every_workload() -> None:
 
 @pytest.mark.parametrize("workload", MEASURED, ids=lambda workload: workload.name)
 def test_a_workload_is_a_valid_configuration_with_the_sizes_of_its_title(workload: Workload) -> None:
-    cfg = compose([*workload.overrides, f"trainer.meta_batch_size={workload.tasks}"])
+    cfg = compose([*workload.overrides, "device=cpu", f"trainer.meta_batch_size={workload.tasks}"])
     data, algo = cfg["data"], cfg["algo"]
     sizes = (
         data.get("way"),

@@ -6,8 +6,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from metalearn.bench.case import Case
-from metalearn.bench.runner import Options, build_case
+from metalearn.bench.case import Case, Options
+from metalearn.bench.runner import build_case
 from metalearn.bench.workloads import WORKLOADS, Workload
 
 FAST = Options(repeats=1, threads=1, compile=False, ranks=False)
@@ -28,6 +28,8 @@ def tiny(name: str, cache: Path) -> Workload:
         if "data=sinusoid" in workload.overrides
         else ("model.channels=4", f"data.cache_dir={cache}", *drawn)
     )
+    if workload.name == "stride2_20w1s_5steps":
+        small = (*small, "seed=1")  # with seed 0 rounding decides at a ReLU's kink, in each of its tasks
     if workload.kind == "evaluation":
         small = (*small, "algo.eval_adaptation_steps=3")
     tasks = 4 if workload.kind == "sampler" or "data.way=20" in workload.overrides else 2

@@ -4,11 +4,12 @@ sees.
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
 
-from metalearn.config import schema
+from metalearn.config import loader, schema
 from metalearn.config.compose import compose, reopen
 from metalearn.config.loader import Library
 from metalearn.errors import ConfigError
@@ -404,3 +405,8 @@ def test_a_list_of_mappings_is_checked_mapping_by_mapping(
         compose(["data=parts", word], str(tmp_path))
     else:
         assert problems("data=parts", word, config_dir=tmp_path) == [problem]
+
+
+def test_a_checkout_that_was_not_installed_has_its_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert (loader.packaged_folder() / "train.yaml").is_file()

@@ -191,6 +191,7 @@ def test_norm_ignores_masked_rows() -> None:
     torch.testing.assert_close(statistics, expected_statistics)
 
 
+@pytest.mark.slow  # a plan that the benchmark compiles notices it too
 def test_a_compiled_inner_step_on_a_matrix_product_is_that_of_pytorch() -> None:
     """Inductor of torch 2.14 makes torch.add(w, x @ y, alpha=…) one addmm, and forgets alpha."""
     generator = torch.Generator().manual_seed(0)
