@@ -16,6 +16,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metalearn.build.parts import COMPILER_CACHE
 from metalearn.cli import completion, verbs
 from metalearn.cli import main as cli
 from metalearn.config import schema
@@ -166,6 +167,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv(COMPILER_CACHE, str(tmp_path / "cache" / "compiler"))  # chosen when it was imported
     monkeypatch.delenv("METALEARN_DATA", raising=False)
     monkeypatch.setattr(cli, "complain_unexpected", lambda error, run_dir: raise_again(error))
     monkeypatch.setattr("metalearn.run.session.draw_plots", lambda *parts: None)
