@@ -21,6 +21,7 @@ Inputs = Tensor | dict[str, Tensor]
 Metrics = dict[str, Any]  # per-task scalars, averaged over tasks; "statistics" may hold batch-norm statistics
 Parameters = dict[str, Tensor]
 Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 DRAWN_WITHOUT_END: Literal["drawn without end"] = "drawn without end"
 Kind = Literal["classification", "regression", "rating"]
 
@@ -258,7 +259,6 @@ class Algorithm(nn.Module):
     )
     plans: tuple[Literal["loop", "vmap"], ...] = ("loop", "vmap")  # by which its tasks can be mapped
     trains_on: Literal["tasks", "examples"] | None = "tasks"  # None: nothing to train
-    evaluates_on: Literal["tasks"] = "tasks"
     adaptation_steps: int = 0
     eval_adaptation_steps: int = 0  # 0: adaptation is not a number of steps
     transductive: bool = False  # True: the query batch influences its own predictions

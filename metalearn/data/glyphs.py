@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.core import Split
+from metalearn.core import SPLITS, Split
 from metalearn.data.files.cache import CACHE, cached, key_of
 from metalearn.data.images import ImageClasses, ImageSet
 from metalearn.data.partition import random_partition, split_sizes
-from metalearn.data.sampling import SPLITS
 from metalearn.errors import ConfigError
 from metalearn.files import cache_folder
 from metalearn.hashing import fold, normal, uniform

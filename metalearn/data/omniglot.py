@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from metalearn.core import Location, Split
+from metalearn.core import SPLITS, Location, Split
 from metalearn.data.files.cache import CACHE, ORIGIN, cached, key_of
 from metalearn.data.files.image_file import class_sha256, pixels_sha256
 from metalearn.data.files.omniglot import CONTENT, DRAWINGS, NUM_CHARACTERS, Character, locate, read_drawings
 from metalearn.data.files.resize import METHODS, resize_ink
 from metalearn.data.images import ImageClasses, ImageSet
 from metalearn.data.partition import random_partition
-from metalearn.data.sampling import SPLITS
 from metalearn.errors import ConfigError
 from metalearn.files import cache_folder
 

@@ -63,9 +63,6 @@ class Sinusoid(Source):
         if problems:
             raise ConfigError(problems)
 
-    def prepare(self) -> None:
-        """Nothing to prepare: tasks are computed."""
-
     def spec(self, split: Split) -> TaskSpec:
         shape = self.shapes[split]
         return TaskSpec(

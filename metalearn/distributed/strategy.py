@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from metalearn.core import Algorithm, Examples, Metrics, Source, Split, TaskBatch
+from metalearn.core import SPLITS, Algorithm, Examples, Metrics, Source, Split, TaskBatch
 from metalearn.engine.batching import Batching
 from metalearn.engine.evaluate import Evaluation, Exam, judge_batches
 from metalearn.engine.executor import Executor, Sums
@@ -31,7 +31,6 @@ from metalearn.fault_injection import fault
 
 END, STEP, EVALUATE, WIDTH, CHUNK = range(5)  # kinds of orders
 ORDER_SIZE = 7
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class RankError(MetalearnError):

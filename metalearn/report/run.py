@@ -26,7 +26,7 @@ def shown_run(run_dir: Path, cfg: dict[str, Any]) -> str:
         *([f"# result: {result} ({tasks} tasks)"] if tasks else []),
         f"# checkpoints: {', '.join(kept) or 'none'}",
     ]
-    text = yaml.safe_dump(cfg, sort_keys=False, allow_unicode=True, width=120)
+    text: str = yaml.safe_dump(cfg, sort_keys=False, allow_unicode=True, width=120)
     return "\n".join(head) + "\n" + text
 
 
