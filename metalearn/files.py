@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,16 @@ def replace_file(path: Path, content: bytes) -> None:
             temporary.unlink()
         raise
     sync_folder(path.parent)
+
+
+def replace_shared(path: Path, text: str) -> None:
+    """Write a file that several processes may write at once: whoever reads it sees one of them whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_synced(path: Path, content: bytes) -> None:

@@ -67,8 +67,9 @@ ALLOWED: dict[str, set[str]] = {
         "files",
         "errors",
     },
-    "sweep": {"run", "build", "report", "config", "rundir", "errors"},
+    "sweep": {"run", "build", "report", "config", "rundir", "files", "errors"},
     "bench": {
+        "files",
         "run",
         "distributed",
         "build",
@@ -225,3 +226,16 @@ def test_quick_answers_never_import_torch(module: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+def test_one_file_knows_where_hydra_keeps_what() -> None:
+    """What is not public moves between releases."""
+    public = {"hydra.errors", "hydra.utils"}
+    found = set()
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if any(name.partition(".")[0] == "hydra" and name not in public for name in names):
+                found.add(path.relative_to(ROOT).as_posix())
+    assert found == {"config/hydra_parts.py"}

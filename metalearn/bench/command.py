@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Sequence
 from datetime import date
@@ -17,6 +16,7 @@ from metalearn.bench import report, runner, scaling
 from metalearn.bench.case import Options
 from metalearn.bench.workloads import WORKLOADS, Workload
 from metalearn.errors import ConfigError, MetalearnError
+from metalearn.files import replace_shared
 from metalearn.rundir.environment import environment
 
 LIBRARIES = ("torch", "higher", "torchopt", "learn2learn")
@@ -80,7 +80,9 @@ def require_writable(path: Path) -> None:
         raise ConfigError(f"--json {path} is a folder; name a file, as in --json bench.json")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(path.with_name(f"{path.name}.part"), {}).unlink()
+        part = path.with_name(f"{path.name}.part")
+        write(part, {})
+        part.unlink()
     except (FileExistsError, NotADirectoryError) as error:
         raise ConfigError(
             f"--json {path} cannot be written: {path.parent} is not a folder; choose another file"
@@ -91,11 +93,8 @@ def require_writable(path: Path) -> None:
         ) from error
 
 
-def write(path: Path, results: dict[str, Any]) -> Path:
-    """All of it or nothing."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(rounded(results), indent=1) + "\n", encoding="utf-8")
-    return part.replace(path)
+def write(path: Path, results: dict[str, Any]) -> None:
+    replace_shared(path, json.dumps(rounded(results), indent=1) + "\n")
 
 
 def rounded(value: Any) -> Any:

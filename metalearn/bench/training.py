@@ -225,7 +225,7 @@ def training_case(workload: Workload, options: Options, stack: ExitStack) -> Cas
     on_cuda = ours.device.type == "cuda"
     # A GPU is not filled by fewer tasks, each compilation takes as long, and there are minutes only.
     compiled = {name: plan} if on_cuda else ours.plans
-    lowered = {
+    lowered: dict[str, Callable[[], Work]] = {
         f"{name} bfloat16{word}": partial(ours.lowered, replace(plan, compile=bool(word)))
         for word in ("", " compiled")
         if on_cuda

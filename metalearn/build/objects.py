@@ -17,7 +17,7 @@ from torch import Tensor
 
 from metalearn.build.instantiate import BASES, Config, construct, resolve
 from metalearn.config.loader import Library, packaged_options
-from metalearn.core import Algorithm, Source, Split, TaskSpec
+from metalearn.core import SPLITS, Algorithm, Source, Split, TaskSpec
 from metalearn.engine.autotune import Wish
 from metalearn.engine.fitting import misfits, obstacles, plan_misfits
 from metalearn.errors import ConfigError, MetalearnError, raise_if
@@ -28,7 +28,6 @@ from metalearn.rundir.messages import overhearing
 log = logging.getLogger(__name__)
 
 Specs = dict[Split, TaskSpec]
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 KEPT_BYTES = 2**28  # of parts, each kind for itself, that are kept beside the next one
 
 

@@ -13,9 +13,9 @@ import torch
 from metalearn.build import specification
 from metalearn.build.checks import Prebuilt
 from metalearn.build.device import build_device, prepare_host
-from metalearn.build.objects import SPLITS, build_algorithm, build_source, plan_wish
+from metalearn.build.objects import build_algorithm, build_source, plan_wish
 from metalearn.build.places import settled
-from metalearn.core import Algorithm, Source, TaskSpec
+from metalearn.core import SPLITS, Algorithm, Source, TaskSpec
 from metalearn.engine.autotune import unmeasured
 from metalearn.engine.executor import TaskPlan
 from metalearn.engine.membership import refuse_other_kind

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from metalearn.config import compatibility, plugins, schema
 from metalearn.config.about import about_problems
+from metalearn.config.hydra_parts import Override
 from metalearn.config.loader import Library, plain, plugin_problems
 from metalearn.config.safety import hydra_problems, target_problems
 from metalearn.config.schema import hint
@@ -141,16 +141,6 @@ def with_sizes(data: dict[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]
     }
     kept = {name: sizes[name] for name in SIZES if name in data and name in sizes}
     return {**data, **kept, **({"train": {**data["train"], **train}} if train else {})}
-
-
-def check_values(cfg: Mapping[str, Any]) -> None:
-    """Raise ConfigError for every value out of range and every broken rule between keys."""
-    raise_if(schema.value_problems(cfg))
-
-
-def check_targets(cfg: Mapping[str, Any], trusted: list[str]) -> None:
-    """Raise ConfigError for every name outside the allow-list; for run folders as much as for YAMLs."""
-    raise_if(target_problems(cfg, trusted))
 
 
 @dataclass

@@ -16,21 +16,25 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import ConfigRepository
-from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
-from hydra.core.object_type import ObjectType
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override, Sweep
-from hydra.core.plugins import Plugins
-from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
-from hydra.plugins.config_source import ConfigResult
-from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import OmegaConfBaseException
 
+from metalearn.config.hydra_parts import (
+    ConfigLoaderImpl,
+    ConfigRepository,
+    ConfigResult,
+    ConfigSearchPathImpl,
+    Glob,
+    ObjectType,
+    Override,
+    OverridesParser,
+    Plugins,
+    RunMode,
+    Sweep,
+    setup_globals,
+)
 from metalearn.config.interpolation import RESOLVERS, reference_problems
 from metalearn.config.safety import inner
 from metalearn.errors import ConfigError, raise_if

@@ -22,11 +22,6 @@ PLUGINS = {
         r"(hydra\._internal\.core_plugins|hydra_plugins\.\w+)\.\w+\.[A-Z]\w*Sweeper"
     ),
 }
-# Of logging, what writes to a stream or a file. Others send records elsewhere, and QueueHandler calls what
-# its `queue` names.
-LOGGING = re.compile(r"logging\.((Stream|File|Null)Handler|Formatter|handlers\.(Timed)?RotatingFileHandler)")
-STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
-LOG_FILE = re.compile(r"\$\{hydra\.(runtime\.output_dir|sweep\.dir)\}/(\$\{hydra\.job\.name\}|[\w-]+)\.log")
 JOB_NAME = re.compile(r"[\w-]+")
 
 
@@ -96,8 +91,9 @@ def judge_target(path: str, value: Any, trusted: list[str]) -> list[str]:
 
 
 def hydra_problems(hydra: Mapping[str, Any]) -> list[str]:
-    """The same for Hydra's own settings: launchers, sweepers, and logging to streams and to files of the run
-    only.
+    """The same for Hydra's own settings: its launchers and sweepers only.
+
+    Logging is not judged: a YAML may configure it only for who typed `trusted=[hydra]`.
     """
     problems = []
     for path, key, value in nodes(hydra, "hydra"):
@@ -105,14 +101,6 @@ def hydra_problems(hydra: Mapping[str, Any]) -> list[str]:
             path in PLUGINS and isinstance(value, str) and PLUGINS[path].fullmatch(value)
         ):
             problems.append(f"{path}={value} is not one of Hydra's launchers and sweepers")
-        if key in ("()", "class") and not (isinstance(value, str) and LOGGING.fullmatch(value)):
-            problems.append(
-                f"{path}={value} is not one of logging's handlers of streams and files, nor its Formatter"
-            )
-        if isinstance(value, str) and value.startswith(("ext://", "cfg://")) and value not in STREAMS:
-            problems.append(f"{path}={value} is not one of {', '.join(STREAMS)}")
-        if path.startswith(("hydra.job_logging.", "hydra.hydra_logging.")):
-            problems += judge_logging(path, key, value)
     for name in ("searchpath", "job.env_set", "job.env_copy", "callbacks"):
         if inner(hydra, name):
             problems.append(f"hydra.{name} may not be set; use --config-dir or environment variables instead")
@@ -129,12 +117,3 @@ def inner(tree: Any, key: str) -> Any:
     for part in key.split("."):
         tree = tree.get(part) if isinstance(tree, Mapping) else None
     return tree
-
-
-def judge_logging(path: str, key: str, value: Any) -> list[str]:
-    """A log is written into the run's folder, and no value hides behind a reference."""
-    if key == "filename" and not (isinstance(value, str) and LOG_FILE.fullmatch(value)):
-        return [f"{path}={value} is not a file of the run, such as ${{hydra.runtime.output_dir}}/NAME.log"]
-    if key != "filename" and isinstance(value, str) and "${" in value:
-        return [f"{path}={value} is a reference; write the value itself"]
-    return [f"{path}: a handler may not be given attributes"] if key == "." else []

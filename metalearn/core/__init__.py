@@ -6,6 +6,7 @@ Everything else leans on these types and imports them from here; nothing here im
 from metalearn.core.algorithm import Algorithm, Metrics, Parameters, Plan, is_transformed, starting_with
 from metalearn.core.source import DRAWN_WITHOUT_END, Location, Member, Members, Source
 from metalearn.core.tasks import (
+    SPLITS,
     Batch,
     Draw,
     Examples,
@@ -26,6 +27,7 @@ from metalearn.core.trees import leaves_of, map_leaves, rebuilt
 
 __all__ = [
     "DRAWN_WITHOUT_END",
+    "SPLITS",
     "Algorithm",
     "Batch",
     "Draw",

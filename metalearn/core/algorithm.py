@@ -50,7 +50,6 @@ class Algorithm(nn.Module):
     )
     plans: tuple[Literal["loop", "vmap"], ...] = ("loop", "vmap")  # by which its tasks can be mapped
     trains_on: Literal["tasks", "examples"] | None = "tasks"  # None: nothing to train
-    evaluates_on: Literal["tasks"] = "tasks"
     adaptation_steps: int = 0
     eval_adaptation_steps: int = 0  # 0: adaptation is not a number of steps
     transductive: bool = False  # True: the query batch influences its own predictions

@@ -16,6 +16,7 @@ from metalearn.core.trees import leaves_of, rebuilt
 
 Inputs = Tensor | dict[str, Tensor]
 Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 Kind = Literal["classification", "regression", "rating"]
 
 

@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.core import Location, Split
+from metalearn.core import SPLITS, Location, Split
 from metalearn.data.files.cache import CACHE, ORIGIN, cached, key_of
 from metalearn.data.files.image_file import class_sha256
 from metalearn.data.files.image_folders import ClassFolder, class_folders, find_root, read_images
 from metalearn.data.files.resize import METHODS
 from metalearn.data.images import ImageClasses, ImageSet
 from metalearn.data.partition import file_partition, random_partition, split_sizes
-from metalearn.data.sampling import SPLITS
 from metalearn.errors import ConfigError, DataError
 from metalearn.files import cache_folder
 

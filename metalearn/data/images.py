@@ -19,8 +19,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.core import Examples, InputSpec, Member, Members, Source, Split, TaskBatch, TaskSpec
-from metalearn.data.sampling import SPLITS, ClassStore, draw_episodes, shuffled, task_keys
+from metalearn.core import (
+    SPLITS,
+    Examples,
+    InputSpec,
+    Member,
+    Members,
+    Source,
+    Split,
+    TaskBatch,
+    TaskSpec,
+)
+from metalearn.data.sampling import ClassStore, draw_episodes, shuffled, task_keys
 from metalearn.errors import raise_if
 from metalearn.objectives import Classification
 

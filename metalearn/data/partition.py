@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from metalearn.core import Split
-from metalearn.data.sampling import SPLITS
+from metalearn.core import SPLITS, Split
 from metalearn.errors import ConfigError
 from metalearn.files import MAX_JSON, read_json, read_text, read_yaml
 from metalearn.hashing import choose

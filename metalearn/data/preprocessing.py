@@ -17,14 +17,10 @@ from torch import Tensor
 
 from metalearn.core import Inputs, InputSpec
 from metalearn.data.files.image_file import decode, read_file
+from metalearn.data.files.resize import FILTERS
 from metalearn.errors import ConfigError, DataError
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
-FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "area": Image.Resampling.BOX,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 FORMATS = (
     "PNG",
     "JPEG",

@@ -14,10 +14,10 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
+from metalearn.core import SPLITS as SPLITS
 from metalearn.core import Split
 from metalearn.hashing import choose, fold, keys
 
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 SPLIT_IDS = {"train": 0, "val": 1, "test": 2}
 # Words folded into a task's key. Negative, since algorithms number their own draws 0, 1, …
 CLASS_DRAW, EXAMPLE_DRAW, EPOCH_DRAW, QUERY_DRAW = -1, -2, -3, -4

@@ -60,9 +60,6 @@ class Sinusoid(Source):
             if len(values) != 2 or not values[0] <= values[1]
         )
 
-    def prepare(self) -> None:
-        """Nothing to prepare: tasks are computed."""
-
     def spec(self, split: Split) -> TaskSpec:
         shape = self.shapes[split]
         return TaskSpec(

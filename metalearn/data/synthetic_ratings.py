@@ -15,10 +15,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metalearn.core import Examples, InputSpec, Member, Members, Source, Split, TaskBatch, TaskSpec
+from metalearn.core import (
+    SPLITS,
+    Examples,
+    InputSpec,
+    Member,
+    Members,
+    Source,
+    Split,
+    TaskBatch,
+    TaskSpec,
+)
 from metalearn.data.files.cache import digest
 from metalearn.data.partition import split_sizes
-from metalearn.data.sampling import SPLITS, shuffled, task_keys
+from metalearn.data.sampling import shuffled, task_keys
 from metalearn.errors import ConfigError
 from metalearn.hashing import choose, fold, normal, permutation, uniform
 from metalearn.objectives import Rating

@@ -10,9 +10,9 @@ from typing import Any
 
 from metalearn.build.device import build_device, prepare_host
 from metalearn.build.instantiate import construct
-from metalearn.build.objects import SPLITS, build_algorithm, build_source, plan_wish
+from metalearn.build.objects import build_algorithm, build_source, plan_wish
 from metalearn.config.compose import compose
-from metalearn.core import Algorithm, Source
+from metalearn.core import SPLITS, Algorithm, Source
 from metalearn.doctor.checks import Check, FailedError, SkippedError
 from metalearn.errors import ConfigError
 from metalearn.testing.algorithms import ALGORITHM_CHECKS, Trial

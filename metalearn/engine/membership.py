@@ -14,11 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from metalearn.core import DRAWN_WITHOUT_END, Member, Members, Source, Split, TaskSpec
+from metalearn.core import DRAWN_WITHOUT_END, SPLITS, Member, Members, Source, Split, TaskSpec
 from metalearn.errors import ConfigError, DataError
 
 FILE = "splits.json"
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 DIGITS = 16  # of a sha256 that the file keeps: two of a million members share them once in 40 million runs
 NAMED = 5  # members that a message names before it counts
 SHA256 = re.compile("[0-9a-f]{64}")

@@ -7,9 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import sys
-import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
@@ -27,7 +25,7 @@ from metalearn.engine.executor import Executor, TaskPlan
 from metalearn.engine.loader import draw_batch
 from metalearn.engine.settings import Settings
 from metalearn.errors import ConfigError
-from metalearn.files import cache_folder
+from metalearn.files import cache_folder, replace_shared
 from metalearn.rundir.environment import hardware
 
 log = logging.getLogger(__name__)
@@ -175,6 +173,4 @@ def remembered(path: Path) -> Measured | None:
 
 def remember(path: Path, found: Measured) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}")
-    temporary.write_text(json.dumps(found.to_json(), indent=1), encoding="utf-8")
-    os.replace(temporary, path)
+    replace_shared(path, json.dumps(found.to_json(), indent=1))

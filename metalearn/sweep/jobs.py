@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.errors import HydraException
 
 from metalearn.config import schema
 from metalearn.config.compatibility import gained
 from metalearn.config.compose import compose
+from metalearn.config.hydra_parts import Override, RangeSweep
 from metalearn.config.loader import Library
 from metalearn.config.saved import defaults, read_saved
 from metalearn.errors import ConfigError, DataError, MetalearnError, raise_all

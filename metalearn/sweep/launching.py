@@ -14,17 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra._internal.callbacks import Callbacks
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
-from hydra._internal.hydra import Hydra
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
-from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
+from metalearn.config.hydra_parts import (
+    BasicLauncher,
+    Callbacks,
+    GlobalHydra,
+    Hydra,
+    HydraConfig,
+    HydraContext,
+    Plugins,
+    RunMode,
+)
 from metalearn.config.loader import PRIMARY, Library, search_path_of
 from metalearn.errors import InUseError, MetalearnError
+from metalearn.files import replace_shared
 from metalearn.run import slurm
 from metalearn.rundir import reader
 from metalearn.rundir.messages import echo, listening
@@ -254,13 +258,6 @@ def record(folder: Path) -> None:
     if not any(folder.glob(JOBS)):
         return
     try:
-        write_whole(folder / "sweep.csv", table.sweep_csv(folder))
+        replace_shared(folder / "sweep.csv", table.sweep_csv(folder))
     except OSError as error:
         log.warning(f"{folder / 'sweep.csv'} cannot be written: {error.strerror}")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that several processes may write at once: whoever reads it sees one of them whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -20,9 +20,10 @@ import yaml
 
 from metalearn.config.loader import Library
 from metalearn.errors import ConfigError, raise_if
+from metalearn.files import replace_shared
 from metalearn.run import slurm
 from metalearn.sweep.jobs import JOBS, Job, is_left, machine_check, planned
-from metalearn.sweep.launching import RunJob, launch, record, write_whole
+from metalearn.sweep.launching import RunJob, launch, record
 from metalearn.sweep.stopping import Stops
 
 log = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ def ask_for(folder: Path, jobs: Sequence[Job]) -> None:
             words = job.folder / "overrides.yaml"
             if not job.rehearses and not words.exists():
                 job.folder.mkdir(exist_ok=True)
-                write_whole(words, yaml.safe_dump(job.words))
+                replace_shared(words, yaml.safe_dump(job.words))
     except OSError as error:
         raise ConfigError(
             f"cannot write to {folder}: {error.strerror}; choose another sweep=NAME or run_dir=FOLDER"

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from metalearn.core import Examples, Source, Split, TaskBatch, TaskSpec
+from metalearn.core import SPLITS, Examples, Source, Split, TaskBatch, TaskSpec
 from metalearn.engine.membership import Splits, digest
 from metalearn.errors import MetalearnError
 from metalearn.testing.checking import Check, NotApplicable, close, equal, require, run_all
 
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 TASKS = 50  # that are looked at in one split
 MOST_BATCHES = 12  # of so many tasks, in which the order of labels is looked for
 RETURNS = 400  # rows that were seen in an earlier task, from which an order of labels can be told

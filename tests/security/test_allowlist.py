@@ -120,26 +120,15 @@ def test_a_run_folder_cannot_trust_itself() -> None:
         "callbacks: {x: {_target_: os.system, command: id}}",
         "launcher: {_target_: subprocess.Popen}",
         "sweeper: {_target_: hydra.utils.call}",
-        "job_logging: {formatters: {x: {'()': os.system, command: id}}}",
-        "job_logging: {handlers: {x: {class: subprocess.Popen, args: id}}}",
-        "hydra_logging: {handlers: {x: {class: logging.StreamHandler, stream: 'ext://os.environ'}}}",
         "job: {env_set: {LD_PRELOAD: evil.so}}",
         "job: {env_copy: [NOTHING_OF_THIS_NAME]}",
         "job: {name: ../../evil}",
         "callbacks: {x: {_target_: hydra._internal.core_plugins.bash_completion.os.system, command: id}}",
         "launcher: {_target_: hydra._internal.core_plugins.bash_completion.os.system, command: id}",
         "sweeper: {_target_: hydra_plugins.x.y.EvilLauncher}",
-        "sweeper: {_target_: hydra._internal.core_plugins.basic_sweeper.BasicSweeper, x: {_target_: "
-        "hydra_plugins.a.b.CSweeper}}",
+        "sweeper: {_target_: hydra._internal.core_plugins.basic_sweeper.BasicSweeper, "
+        "x: {_target_: hydra_plugins.a.b.CSweeper}}",
         "launcher: {_target_: '${oc.env:EVIL_TARGET}'}",
-        "job_logging: {handlers: {x: {class: logging.handlers.QueueHandler, queue: os.getcwd}}}",
-        "job_logging: {handlers: {x: {class: logging.handlers.SocketHandler, host: evil, port: 1}}}",
-        "job_logging: {handlers: {x: {class: logging.FileHandler, filename: /home/me/.bashrc}}}",
-        "job_logging: {handlers: {x: {class: logging.FileHandler, filename: "
-        "'${hydra.runtime.output_dir}/../x.log'}}}",
-        "job_logging: {handlers: {x: {class: logging.StreamHandler, stream: '${oc.env:EVIL_TEXT}'}}}",
-        "job_logging: {handlers: {x: {class: logging.StreamHandler, '.': {stream: 1}}}}",
-        "job_logging: {filters: {x: {'()': os.system}}}",
         "searchpath: [pkg://evil]",
     ],
 )
@@ -153,20 +142,36 @@ def test_hydra_s_own_settings_are_judged_too(
         compose(["experiment=evil", "trusted=[hydra]"], folder)
 
 
-def test_hydra_s_launchers_and_logging_s_handlers_pass() -> None:
+@pytest.mark.parametrize(
+    "hydra",
+    [
+        "job_logging: {formatters: {x: {'()': os.system, command: id}}}",
+        "job_logging: {handlers: {x: {class: subprocess.Popen, args: id}}}",
+        "hydra_logging: {handlers: {x: {class: logging.StreamHandler, stream: 'ext://os.environ'}}}",
+        "job_logging: {handlers: {x: {class: logging.handlers.QueueHandler, queue: os.getcwd}}}",
+        "job_logging: {handlers: {x: {class: logging.handlers.SocketHandler, host: evil, port: 1}}}",
+        "job_logging: {handlers: {x: {class: logging.FileHandler, filename: /home/me/.bashrc}}}",
+        "job_logging: {handlers: {x: {class: logging.FileHandler, "
+        "filename: '${hydra.runtime.output_dir}/../x.log'}}}",
+        "job_logging: {handlers: {x: {class: logging.StreamHandler, stream: '${oc.env:EVIL_TEXT}'}}}",
+        "job_logging: {handlers: {x: {class: logging.StreamHandler, '.': {stream: 1}}}}",
+        "job_logging: {filters: {x: {'()': os.system}}}",
+    ],
+)
+def test_no_yaml_configures_logging_without_that_word(
+    tmp_path: Path, hydra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVIL_TEXT", "ext://os.environ")
+    folder = write(tmp_path, "experiment/evil", f"# @package _global_\nhydra:\n  {hydra}\n")
+    with pytest.raises(ConfigError, match=r"trusted=\[hydra\]"):
+        compose(["experiment=evil"], folder)
+
+
+def test_hydra_s_launchers_and_sweepers_pass() -> None:
     hydra = {
         "launcher": {"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"},
         "sweeper": {"_target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"},
         "job": {"name": "train"},
-        "job_logging": {
-            "handlers": {
-                "a": {
-                    "class": "logging.handlers.RotatingFileHandler",
-                    "filename": "${hydra.runtime.output_dir}/${hydra.job.name}.log",
-                },
-                "b": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout"},
-            }
-        },
     }
     assert hydra_problems(hydra) == []
 

@@ -13,10 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from metalearn.core import Split
+from metalearn.core import SPLITS, Split
 from metalearn.data.files.image_file import decode, pixels_sha256, read_file
 from metalearn.data.files.resize import FILTERS
-from metalearn.data.sampling import SPLITS
 from metalearn.errors import DataError
 
 log = logging.getLogger(__name__)
