@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from metalearn import files
 from metalearn.build import specification
 from metalearn.build.places import places_of
 from metalearn.config.compatibility import refuse_new_science, science
@@ -189,10 +188,10 @@ class RunFolder:
             "other data is judged"
         )
         try:
-            tree = files.read_json(self.run_dir / FILE)
+            tree = reader.read_json(self.run_dir / FILE)
+            if tree is None:
+                raise FailedError(f"it is gone; {advice}")
             found = Splits.from_json(tree)
-        except FileNotFoundError as error:
-            raise FailedError(f"it is gone; {advice}") from error
         except (OSError, *DAMAGES) as error:
             raise FailedError(f"it cannot be read ({error}); {advice}") from error
         if digest(tree) != expected:
