@@ -126,7 +126,8 @@ def test_a_run_folder_cannot_trust_itself() -> None:
         "callbacks: {x: {_target_: hydra._internal.core_plugins.bash_completion.os.system, command: id}}",
         "launcher: {_target_: hydra._internal.core_plugins.bash_completion.os.system, command: id}",
         "sweeper: {_target_: hydra_plugins.x.y.EvilLauncher}",
-        "sweeper: {_target_: hydra._internal.core_plugins.basic_sweeper.BasicSweeper, x: {_target_: hydra_plugins.a.b.CSweeper}}",
+        "sweeper: {_target_: hydra._internal.core_plugins.basic_sweeper.BasicSweeper, "
+        "x: {_target_: hydra_plugins.a.b.CSweeper}}",
         "launcher: {_target_: '${oc.env:EVIL_TARGET}'}",
         "searchpath: [pkg://evil]",
     ],
@@ -150,7 +151,8 @@ def test_hydra_s_own_settings_are_judged_too(
         "job_logging: {handlers: {x: {class: logging.handlers.QueueHandler, queue: os.getcwd}}}",
         "job_logging: {handlers: {x: {class: logging.handlers.SocketHandler, host: evil, port: 1}}}",
         "job_logging: {handlers: {x: {class: logging.FileHandler, filename: /home/me/.bashrc}}}",
-        "job_logging: {handlers: {x: {class: logging.FileHandler, filename: '${hydra.runtime.output_dir}/../x.log'}}}",
+        "job_logging: {handlers: {x: {class: logging.FileHandler, filename: "
+        "'${hydra.runtime.output_dir}/../x.log'}}}",
         "job_logging: {handlers: {x: {class: logging.StreamHandler, stream: '${oc.env:EVIL_TEXT}'}}}",
         "job_logging: {handlers: {x: {class: logging.StreamHandler, '.': {stream: 1}}}}",
         "job_logging: {filters: {x: {'()': os.system}}}",
