@@ -1,5 +1,6 @@
 """Tasks from a few tensors, one source for each kind of task, so that a method is tried in milliseconds.
 
+Every tensor is contiguous, as those of other batches are: another layout would be compiled anew.
 T tasks, G groups (classes, curves or users), R rows of a group.
 """
 
@@ -64,7 +65,7 @@ class InMemory(Source):
         if self.kind == "classification":
             store = self._classes(split)
             support, query, y = draw_episodes(key, store, way=self.way, shot=self.shot, query_shot=QUERY)
-            labels = torch.arange(self.way).repeat_interleave(self.shot).expand(count, -1)
+            labels = torch.arange(self.way).repeat_interleave(self.shot).repeat(count, 1)
             return Task(
                 *(Examples(store.rows[rows], of, real(of)) for rows, of in ((support, labels), (query, y))),
                 key,
@@ -83,7 +84,7 @@ class InMemory(Source):
             mask = torch.arange(ROWS) < rated[:, None]
         rows = Examples(x, y * mask[..., None], mask)
         support, query = (
-            Examples(*tree_map(lambda values, part=part: values[:, part], tuple(rows)))
+            Examples(*tree_map(lambda values, part=part: values[:, part].contiguous(), tuple(rows)))
             for part in (slice(QUERY, None), slice(QUERY))
         )
         return Task(support, query, key)

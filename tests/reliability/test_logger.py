@@ -189,6 +189,7 @@ def test_fault_25_a_logger_that_raises_costs_one_warning_and_nothing_else(
     assert "Traceback" not in captured.err
 
 
+@pytest.mark.slow
 def test_fault_25_a_command_with_a_logger_that_is_down_ends_as_without(
     folder: Path, cache: Path, quiet: Path
 ) -> None:
