@@ -107,9 +107,8 @@ class Adam:
 
     def __call__(self, weights: Parameters, grads: Parameters, step: int) -> Parameters:
         dtype = next(iter(weights.values())).dtype
-        correction = -torch.expm1(
-            (self.taken + step + 1).to(dtype) * math.log(self.beta2)
-        )  # 1 − beta2^t, exact for small t too
+        # 1 − beta2^t, exact for small t too
+        correction = -torch.expm1((self.taken + step + 1).to(dtype) * math.log(self.beta2))
         self.second = {
             name: self.beta2 * s + (1 - self.beta2) * grads[name].square() for name, s in self.second.items()
         }

@@ -109,9 +109,8 @@ def test_compiled_plans_agree_and_later_steps_leave_earlier_results_alone(
     torch.compiler.reset()
     algorithm, source = built(algo, DEVICE, tmp_path)
     executor = Executor(algorithm, plan)
-    batches = [
-        batch_of(algorithm, source, step) for step in range(4)
-    ]  # the graph is recorded in the second run and replayed later
+    # the graph is recorded in the second run and replayed later
+    batches = [batch_of(algorithm, source, step) for step in range(4)]
     found = [executor.sums(batch) for batch in batches]
     for batch, sums in zip(batches, found, strict=True):
         assert_close(sums, Executor(algorithm, TaskPlan("vmap")).sums(batch), 1e-2)

@@ -155,9 +155,8 @@ def test_invariant_05_class_order_in_an_episode_is_random_and_does_not_matter(pl
     key = task_keys(0, "train", first=0, count=4000, device=CPU)
     smallest = draw_classes(key, source.spec("train").num_train_classes, 4).argmin(1)
     counts = torch.bincount(smallest, minlength=4)
-    assert ((counts - 1000).abs() < 5 * 27.4).all(), (
-        f"labels of the lowest class: {counts.tolist()}"
-    )  # 5 binomial deviations
+    # 5 binomial deviations
+    assert ((counts - 1000).abs() < 5 * 27.4).all(), f"labels of the lowest class: {counts.tolist()}"
     for method in METHODS:
         if "classification" not in class_of(method).kinds:
             continue

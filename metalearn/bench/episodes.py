@@ -28,9 +28,8 @@ class Drawings:
 
     def __init__(self, source: Any, per_class: int) -> None:
         self.num_classes = source.spec("train").num_train_classes
-        everything = source.examples(
-            seed=0, first=0, count=self.num_classes * per_class
-        )  # one pass holds each image once
+        # one pass holds each image once
+        everything = source.examples(seed=0, first=0, count=self.num_classes * per_class)
         order = everything.y.argsort()
         self.per_class, self.labels = per_class, everything.y[order]
         self.images = (everything.x[order] * 255).round().to(torch.uint8)

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from metalearn.bench.plain_networks import PlainNetwork, Weights
 
-Answer = dict[
-    str, Tensor
-]  # "loss" (T,), and "gradient of NAME" or "accuracy" (T,): what systems must agree about
+# "loss" (T,), and "gradient of NAME" or "accuracy" (T,): what systems must agree about
+Answer = dict[str, Tensor]
 Run = Callable[[], Answer]
 Predict = Callable[[Tensor], Tensor]
 Adapting = Callable[[Tensor, Tensor], AbstractContextManager[Predict]]
@@ -105,9 +104,9 @@ def higher(problem: Problem) -> Adapting:
             for _ in range(problem.steps):
                 inner.step(problem.loss(fast(x), y))
             yield fast
-            if (
-                problem.first_order
-            ):  # the fast weights are leaves of their own, whose gradient stands for that of the first ones
+            # the fast weights are leaves of their own, whose gradient stands for that of the
+            # first ones
+            if problem.first_order:
                 for w, f in zip(module.parameters(), fast.parameters(), strict=True):
                     w.grad = f.grad if w.grad is None else w.grad + f.grad if f.grad is not None else w.grad
 

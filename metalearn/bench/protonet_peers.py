@@ -14,17 +14,15 @@ from metalearn.bench.peers import Answer, Run, Tensors, forget, gradients
 from metalearn.bench.plain_networks import PlainNetwork
 
 # T tasks, S support rows, Q query rows, W ways, D features
-Logits = Callable[
-    [Tensor, Tensor, Tensor], Tensor
-]  # support features (S, D), their labels (S,), query features (Q, D) → (Q, W)
+# support features (S, D), their labels (S,), query features (Q, D) → (Q, W)
+Logits = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def plain() -> Logits:
     def logits(z_SD: Tensor, y_S: Tensor, z_QD: Tensor) -> Tensor:
         way = int(y_S[-1]) + 1
-        p_WD = z_SD.view(way, -1, z_SD.shape[-1]).mean(
-            1
-        )  # the support is sorted by label, as loaders of episodes have it
+        # the support is sorted by label, as loaders of episodes have it
+        p_WD = z_SD.view(way, -1, z_SD.shape[-1]).mean(1)
         return -(z_QD[:, None] - p_WD).square().sum(-1)
 
     return logits

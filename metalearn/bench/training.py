@@ -38,10 +38,11 @@ from metalearn.engine.settings import Settings
 from metalearn.engine.strategy import SingleProcess
 from metalearn.engine.update import Clip, Updater
 
+# one query that stands between two classes may fall either way
 JUDGING_TOLERANCES = {
     "loss": 1e-4,
     "accuracy": 1e-2,
-}  # one query that stands between two classes may fall either way
+}
 TF32 = 2e-2  # convolutions on CUDA round their inputs to 10 bits, and second derivatives magnify that
 # In bfloat16, of 8 bits, only the losses are held to something; how far off the gradient is, the table says.
 LOWERED_LOSS, LOWERED_GRADIENT = 0.05, math.inf

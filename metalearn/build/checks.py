@@ -49,9 +49,8 @@ class Prebuilt:
 
     specs: dict[str, Specs] = field(default_factory=dict)  # by what `_data_key` says of a configuration
     _sources: Shelf = field(default_factory=lambda: Shelf(lazy=True))
-    _algorithms: Shelf = field(
-        default_factory=Shelf
-    )  # each with torch's random state after the initial weights
+    # each with torch's random state after the initial weights
+    _algorithms: Shelf = field(default_factory=Shelf)
     _loggers: Shelf = field(default_factory=Shelf)  # each with why it is none
 
     def __reduce__(self) -> tuple[type[Prebuilt], tuple[()]]:
@@ -117,9 +116,8 @@ def _data_key(cfg: Config, device: torch.device) -> str:
 
 
 def _run_key(cfg: Config) -> str:
-    return json.dumps(
-        {**cfg, "device": {**cfg["device"], "ranks": None}}
-    )  # by now a number, see `metalearn.distributed.launch.pinned`
+    # by now a number, see `metalearn.distributed.launch.pinned`
+    return json.dumps({**cfg, "device": {**cfg["device"], "ranks": None}})
 
 
 def check_machine(cfg: Config, run_dir: Path, prebuilt: Prebuilt) -> None:

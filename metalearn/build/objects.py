@@ -138,9 +138,8 @@ def placed(cfg: Config, algorithm: Algorithm, device: torch.device) -> Algorithm
 
 
 def initial_algorithm(cfg: Config, specs: Specs, trained: TaskSpec) -> Algorithm:
-    raise_if(
-        declared_problems(cfg, specs)
-    )  # first: a constructor may not survive tasks that its class does not take
+    # first: a constructor may not survive tasks that its class does not take
+    raise_if(declared_problems(cfg, specs))
     torch.manual_seed(cfg["seed"])
     # Built on the CPU even for CUDA: the same seed gives the same initial weights on both.
     model = construct(cfg, "model", input_spec=trained.input_spec)

@@ -33,9 +33,8 @@ def keep_compiled() -> None:
     first.
     """
     folder = cache_folder(None) / "compiler"
-    with contextlib.suppress(
-        OSError, RuntimeError
-    ):  # RuntimeError: of a user without a home. Then the choice stays PyTorch's
+    # RuntimeError: of a user without a home. Then the choice stays PyTorch's
+    with contextlib.suppress(OSError, RuntimeError):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.environ.setdefault(COMPILER_CACHE, str(folder))
 

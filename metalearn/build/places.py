@@ -58,9 +58,8 @@ def settled(
             continue
         there = None if os.path.isabs(os.path.expanduser(value)) else recorded.get(key)
         if isinstance(there, str) and os.path.isabs(there) and os.path.exists(there):
-            node[location.key] = (
-                there  # first: what bears the same name in the working folder is not the run's
-            )
+            # first: what bears the same name in the working folder is not the run's
+            node[location.key] = there
         elif not location.made and not os.path.exists(os.path.expanduser(value)):
             problems.append(f"{_lost(key, value, there)}; {advice.format(key=key)}")
     if problems:

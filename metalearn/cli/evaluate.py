@@ -19,9 +19,8 @@ def run(args: argparse.Namespace) -> int:
     from metalearn.config.compose import reopen
     from metalearn.config.saved import read_saved
 
-    run_dir = existing_run(
-        args.run
-    )  # not args.run_dir: a failure of an evaluation does not belong into the run's own log
+    # not args.run_dir: a failure of an evaluation does not belong into the run's own log
+    run_dir = existing_run(args.run)
     saved = read_saved(run_dir)
     reopen(saved, args.overrides, args.config_dir, sizes=saved["data"])
     from metalearn.run.evaluate import evaluate_run

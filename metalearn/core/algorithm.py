@@ -45,9 +45,8 @@ class Algorithm(nn.Module):
 
     kinds: tuple[Kind, ...] = ("classification", "regression", "rating")  # of the tasks that it takes
     handles_ragged: bool = False  # True: padded rows, which the masks hide, never count
-    order_matters: bool = (
-        False  # True: predictions depend on the order of the support's rows, as with minibatches
-    )
+    # True: predictions depend on the order of the support's rows, as with minibatches
+    order_matters: bool = False
     plans: tuple[Literal["loop", "vmap"], ...] = ("loop", "vmap")  # by which its tasks can be mapped
     trains_on: Literal["tasks", "examples"] | None = "tasks"  # None: nothing to train
     adaptation_steps: int = 0
@@ -56,9 +55,8 @@ class Algorithm(nn.Module):
     norm_statistics: str = "none"  # whose batch-norm statistics predictions use
     formats: Mapping[str, MetricFormat] = {}  # of what `report` returns
 
-    outer_step: (
-        Tensor  # int64: updates of the outer loop that were applied, for what changes as training goes on
-    )
+    # int64: updates of the outer loop that were applied, for what changes as training goes on
+    outer_step: Tensor
 
     def __init__(self, spec: TaskSpec) -> None:
         super().__init__()

@@ -40,11 +40,12 @@ FACTORS = 4
 MEAN = 3.4
 # Share of the variance of tastes and biases that attributes explain: little of a user, much of an item.
 USER_EXPLAINED, ITEM_EXPLAINED = 0.25, 0.8
+# standard deviations in rating units; TASTE of each factor's product
 USER_BIAS, ITEM_BIAS, TASTE = (
     0.5,
     0.45,
     0.4,
-)  # standard deviations in rating units; TASTE of each factor's product
+)
 RATING_DRAW = -1
 
 

@@ -43,9 +43,8 @@ from metalearn.rundir.messages import listening
 log = logging.getLogger(__name__)
 
 WORK = "work"  # key of the store: what to build, or null if there is nothing to do
-FOREVER = timedelta(
-    days=365
-)  # rank 0 may take hours before its next order; that it is gone is noticed in other ways
+# rank 0 may take hours before its next order; that it is gone is noticed in other ways
+FOREVER = timedelta(days=365)
 POLL = 0.02  # seconds
 
 

@@ -94,9 +94,8 @@ class Link:
         if self.rank > 0:
             pieces = flat.split([tensor.numel() * tensor.element_size() for tensor in tensors])
             for tensor, piece in zip(tensors, pieces, strict=True):
-                tensor.copy_(
-                    piece.clone().view(tensor.dtype).view(tensor.shape)
-                )  # cloned: a view needs its alignment
+                # cloned: a view needs its alignment
+                tensor.copy_(piece.clone().view(tensor.dtype).view(tensor.shape))
 
     def sum(self, flat: Tensor) -> None:
         """Add up over all ranks, in place, on rank 0; what the others hold afterwards means nothing."""

@@ -50,10 +50,11 @@ IMAGES = [
     "data.query_shot=2",
 ]
 DIRECTIONS, STEP = 4, 1e-7  # a ReLU's kinks make larger steps lie
+# relative: what finite differences are worth, and what leaving out second order at least costs
 DIFFERENCES, FIRST_ORDER = (
     1e-5,
     1e-3,
-)  # relative: what finite differences are worth, and what leaving out second order at least costs
+)
 ROUNDING = 1e-9  # relative: what two plans may differ by in float64
 REPORT = "do not trust gradients of this installation; report it with the versions above"
 
@@ -145,9 +146,8 @@ def compiled() -> str:
             "there is no C++ compiler, which device.compile needs; install one, such as g++, or leave "
             "device.compile as it is"
         )
-    problem = Problem.of(
-        *CURVES, "model.hidden=[]", "algo.inner_lr=0.1"
-    )  # every layer would take seconds to compile
+    # every layer would take seconds to compile
+    problem = Problem.of(*CURVES, "model.hidden=[]", "algo.inner_lr=0.1")
     torch.compiler.reset()
     plan = TaskPlan("vmap", compile=True)
     return compare(

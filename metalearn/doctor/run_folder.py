@@ -36,9 +36,8 @@ class RunFolder:
     def __init__(self, run_dir: Path, overrides: list[str]) -> None:
         self.run_dir, self.overrides = run_dir, overrides
         self.store = CheckpointStore(run_dir)
-        self.state = reader.state(
-            run_dir
-        )  # before anything was read: a run that goes on changes it meanwhile
+        # before anything was read: a run that goes on changes it meanwhile
+        self.state = reader.state(run_dir)
         self.newest: Checkpoint | None = None  # valid one, once they were checked
         self.valid: set[int] = set()  # steps
 

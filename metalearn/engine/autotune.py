@@ -115,9 +115,8 @@ class Attempt:
     refused: bool = False
 
 
-Ahead = Callable[
-    [TaskPlan, float | None], Attempt
-]  # compile this plan within so many seconds of processor time, if any number is given
+# compile this plan within so many seconds of processor time, if any number is given
+Ahead = Callable[[TaskPlan, float | None], Attempt]
 
 
 @dataclass
@@ -236,9 +235,8 @@ def _compile(
     if attempt.problem is not None and (limit is not None or attempt.refused):
         found.dropped[str(plan)] = attempt.problem
     else:
-        if (
-            attempt.problem is not None
-        ):  # what hindered another process may not hinder this one, which was told to
+        # what hindered another process may not hinder this one, which was told to
+        if attempt.problem is not None:
             log.warning(f"{plan}: {attempt.problem}; compiling it in this process")
         begin = _processor_seconds()
         executor = _try(actor, plan, plan_check, found)

@@ -46,9 +46,8 @@ def drop(path: Path, locks: Path) -> bool:
     """Whether this file was half written, and is gone now."""
     from torch.utils._filelock import FileLock  # the lock under which PyTorch writes the file
 
-    with contextlib.suppress(
-        OSError
-    ):  # somebody holds the lock (TimeoutError), or the file went at this moment
+    # somebody holds the lock (TimeoutError), or the file went at this moment
+    with contextlib.suppress(OSError):
         if is_whole(path):
             return False
         locks.mkdir(mode=0o700, exist_ok=True)

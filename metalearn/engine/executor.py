@@ -153,9 +153,8 @@ class Executor:
         from torch._dynamo.exc import TorchDynamoException  # here, since loading the compiler takes a second
 
         drop_half_written()
-        logging.getLogger("torch.utils.cpp_extension").setLevel(
-            logging.ERROR
-        )  # it warns of a missing GPU on every CPU
+        # it warns of a missing GPU on every CPU
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_BUILDS)
         on_cuda = any(p.is_cuda for p in self.algorithm.parameters())
         compiled = torch.compile(

@@ -144,10 +144,11 @@ def _left_of_ulimits(root: Path) -> Iterator[int]:
     """Soft limit minus use of this process's addresses, and of what it writes to."""
     use = dict(_pairs(root / "proc/self/status"))
     for line in _lines(root / "proc/self/limits"):
+        # columns of fixed width, since names hold spaces
         name, soft = (
             line[:26].strip(),
             line[26:].split()[:1],
-        )  # columns of fixed width, since names hold spaces
+        )
         if name in ULIMITS and soft and soft[0].isdecimal():
             yield max(0, int(soft[0]) - use.get(ULIMITS[name], 0) * 1024)
 

@@ -29,11 +29,12 @@ log = logging.getLogger(__name__)
 MOST_IN_A_ROW = 10
 MOST_ROLLBACKS = 3
 MOST_WARNINGS = 20  # about updates that were left out; metrics.jsonl counts all of them
+# refused updates in a row that end training, for now or for good
 LIMITS = {
     "stop": 1,
     "skip": MOST_IN_A_ROW,
     "rollback": 1,
-}  # refused updates in a row that end training, for now or for good
+}
 ADVICE = "Lower algo.inner_lr or optimizer.lr, or set optimizer.clip.norm, and start again"
 WAY_ON = "; or go on without such updates: metalearn resume RUN_DIR trainer.on_nan=skip"
 

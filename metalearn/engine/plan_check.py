@@ -25,10 +25,11 @@ from metalearn.engine.executor import Executor, Sums, TaskPlan
 from metalearn.engine.explain import explained, pure
 from metalearn.errors import ConfigError
 
+# float32, relative to the norm of each parameter's gradient, and to the loss
 GRADIENT_TOLERANCE, LOSS_TOLERANCE = (
     1e-4,
     1e-5,
-)  # float32, relative to the norm of each parameter's gradient, and to the loss
+)
 # How far the weights are moved to see what rounding does, in units of the last place: what a sum of some
 # thousand terms may be off by.
 NUDGE = 64

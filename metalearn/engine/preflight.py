@@ -144,9 +144,8 @@ def training_demand(actor: Algorithm, source: Source, plan: TaskPlan, settings: 
     fixed += settings.meta_batch_size * _bytes(tasks) / 3
     chunk = plan.chunk_of(settings.meta_batch_size)
     if plan.name == "vmap" and chunk < settings.meta_batch_size:
-        fixed += 3 * _bytes(
-            list(actor.parameters())
-        )  # the sum of the chunks in float64, and the one that is added to it
+        # the sum of the chunks in float64, and the one that is added to it
+        fixed += 3 * _bytes(list(actor.parameters()))
     return Demand("training", chunk, "task", fixed, each, "device.chunk" if plan.name == "vmap" else None)
 
 

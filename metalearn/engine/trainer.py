@@ -128,9 +128,8 @@ class Trainer:
         mean, ci95 = result.summary[monitor]["mean"], result.summary[monitor]["ci95"]
         self.history.enter(self.step, mean)
         self.evaluated_step = self.step
-        self.saved_step = min(
-            self.saved_step, self.step - 1
-        )  # a checkpoint of this step that lacks the result is out of date
+        # a checkpoint of this step that lacks the result is out of date
+        self.saved_step = min(self.saved_step, self.step - 1)
         log.info(
             f"step {self.step}/{self.outer_steps}  val {monitor} {mean:.4f} ± {ci95:.4f} ({result.episodes} "
             "tasks)"
@@ -206,10 +205,11 @@ class Trainer:
             {name.removeprefix("window."): tensors[name].to(device) for name in names},
         )
         self.step = self.saved_step = metadata["step"]
+        # not in what older versions saved
         self.shift, self.rollbacks = (
             metadata.get("shift", 0),
             metadata.get("rollbacks", 0),
-        )  # not in what older versions saved
+        )
         if self.updater is not None:
             self.updater.count_refusals(metadata.get("refused", 0), metadata.get("refused_row", 0))
         self.evaluated_step = metadata["evaluated_step"]

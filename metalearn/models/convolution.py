@@ -32,9 +32,8 @@ def normalised(
     then goes into w, and its shift is a bias, so that neither outputs nor their gradients are gone through
     but by the product with the patches.
     """
-    if (
-        conv.weight[0].numel() > MOST_INPUTS or x.itemsize < 4
-    ):  # in bfloat16 weights are rounded, and statistics not those of the outputs
+    # in bfloat16 weights are rounded, and statistics not those of the outputs
+    if conv.weight[0].numel() > MOST_INPUTS or x.itemsize < 4:
         return norm(conv(x), given, mask, step)
     assert isinstance(conv.padding, tuple)
     patches_MK = (

@@ -54,9 +54,8 @@ def adaptation_curve(run_dir: Path) -> Path | None:
     points = curve_of(results) if results else []
     if results is None or not points:
         return None
-    steps, mean, ci95 = (
-        np.array(column, dtype=float) for column in zip(*points, strict=True)
-    )  # null becomes NaN
+    # null becomes NaN
+    steps, mean, ci95 = (np.array(column, dtype=float) for column in zip(*points, strict=True))
     form = format_of(results["primary"], results)
     figure = Figure(figsize=(5.2, 3.4), layout="constrained")
     axis = figure.subplots()

@@ -34,9 +34,8 @@ def require_same(cfg: dict[str, Any], parts: Parts, checkpoint: Checkpoint, runl
             f"trainer.outer_steps={steps} but the run is at step {checkpoint.step}; give at least that many"
         )
     runlog.require_metrics(checkpoint.metadata["metrics_offset"])
-    read_metrics(
-        runlog.run_dir, checkpoint.metadata["metrics_offset"]
-    )  # now, since plots and tables will need them at the end
+    # now, since plots and tables will need them at the end
+    read_metrics(runlog.run_dir, checkpoint.metadata["metrics_offset"])
     load_weights(parts.algorithm, checkpoint.tensors)
 
 
@@ -53,9 +52,8 @@ def go_on(trainer: Trainer, checkpoint: Checkpoint) -> None:
     """Continue from a checkpoint, which becomes the newest one."""
     trainer.store.set_aside(after=checkpoint.step)
     fault("resume:after_removal")
-    trainer.store.point(
-        "last", checkpoint.step
-    )  # it lags behind if the process died between the rename and the pointer
+    # it lags behind if the process died between the rename and the pointer
+    trainer.store.point("last", checkpoint.step)
     trainer.resume(checkpoint)
     verify_best(trainer)
 

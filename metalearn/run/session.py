@@ -374,9 +374,8 @@ def draw_plots(spec: EvalSpec, parts: Parts, run_dir: Path) -> None:
     """plots/*.png: learning curve, adaptation curve, three episodes of the final split with their
     predictions.
     """
-    from metalearn.report import (
-        episodes as preview,
-    )  # here, since other ranks, which draw nothing, would load matplotlib too
+    # here, since other ranks, which draw nothing, would load matplotlib too
+    from metalearn.report import episodes as preview
     from metalearn.report import plots
 
     plots.learning_curve(run_dir)

@@ -101,9 +101,9 @@ class StopSignals:
                     return
                 if number in self.caught and not first:
                     first, deadline = number, time.monotonic() + self.timeout
-                    self._remember(
-                        number
-                    )  # the main thread may not come to it for long, and others ask what was received
+                    # the main thread may not come to it for long, and others ask what
+                    # was received
+                    self._remember(number)
                 count += number in CAUGHT
                 if number in CAUGHT and count > 1:
                     self._leave(number, f"a second signal came ({signal.Signals(number).name})")

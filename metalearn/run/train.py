@@ -41,9 +41,8 @@ def train(
     refuse_existing_run(dict(cfg, run_dir=run_dir))
     cfg = pinned(cfg)
     with StopSignals(*slurm.warnings()) as signals, RunLog(run_dir) as runlog:
-        refuse_existing_run(
-            dict(cfg, run_dir=run_dir)
-        )  # again: another process may have been faster to the lock
+        # again: another process may have been faster to the lock
+        refuse_existing_run(dict(cfg, run_dir=run_dir))
         try:
             runlog.write_request(cfg, overrides)
             fault("start:config")

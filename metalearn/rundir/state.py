@@ -82,9 +82,8 @@ def _optimizer_state(
                 tensor.shape != wanted or not tensor.is_floating_point()
             ):
                 raise ValueError(f"{name} is of {tensor.dtype} and shape {tuple(tensor.shape)}")
-            if (
-                key in LIKE_PARAMETER and tensor.stride() != parameters[int(index)].stride()
-            ):  # the fused optimizers go by memory
+            # the fused optimizers go by memory
+            if key in LIKE_PARAMETER and tensor.stride() != parameters[int(index)].stride():
                 like = torch.empty_like(parameters[int(index)], dtype=tensor.dtype, device=tensor.device)
                 state[int(index)][key] = like.copy_(tensor)
     for number, key, value in values:
@@ -101,9 +100,8 @@ def load_weights(algorithm: nn.Module, tensors: dict[str, Tensor]) -> None:
         name.removeprefix(WEIGHTS): value for name, value in tensors.items() if name.startswith(WEIGHTS)
     }
     own = algorithm.state_dict()
-    weights |= {
-        name: own[name] for name in ("outer_step",) if name in own and name not in weights
-    }  # not in what older versions saved
+    # not in what older versions saved
+    weights |= {name: own[name] for name in ("outer_step",) if name in own and name not in weights}
     try:
         algorithm.load_state_dict(weights)
     except RuntimeError as error:

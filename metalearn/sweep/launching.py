@@ -72,9 +72,8 @@ class RunJob:
                 raise SweepStopped(stopped_by)
             return 0
         prepare(self.threads if child else None)
-        with (
-            contextlib.nullcontext() if at_home else listening(echo)
-        ):  # elsewhere there is no command line that listens
+        # elsewhere there is no command line that listens
+        with contextlib.nullcontext() if at_home else listening(echo):
             with heeding(self.mark, self.parent if child else None) as signals:
                 code = self.perform(job, silent=child)
             record(self.folder)
@@ -99,10 +98,11 @@ class RunJob:
             with silence() if silent else contextlib.nullcontext():
                 code = begin_or_go_on(job, self.requeue, self.prebuilt)
         except MetalearnError as error:
+            # another process was faster
             if isinstance(error, InUseError) or job.state in (
                 "running",
                 "finished",
-            ):  # another process was faster
+            ):
                 log.info(f"{job.folder.name}: {job.why_skipped()}")
                 return 0
             for problem in str(error).splitlines():

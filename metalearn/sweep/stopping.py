@@ -158,9 +158,8 @@ def outlive_signals(mark: Path) -> None:
 
     def stay(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGTERM:
-            time.sleep(
-                2 * WATCH_EVERY
-            )  # a scheduler tells all of them at once; the mark comes a moment later
+            # a scheduler tells all of them at once; the mark comes a moment later
+            time.sleep(2 * WATCH_EVERY)
             if not marked(mark):
                 os._exit(128 + number)
 

@@ -142,9 +142,8 @@ def first_and_second_order_are_the_same_under_vmap(trial: ModelTrial) -> str:
         return (features - 0.3).square().mean()
 
     def adapted(weights: dict[str, Tensor], rows: Inputs) -> Tensor:
-        for _ in range(
-            2
-        ):  # at the second step the weights are a task's own, which is where fused norms go wrong
+        # at the second step the weights are a task's own, which is where fused norms go wrong
+        for _ in range(2):
             grads = grad(loss)(weights, rows)
             weights = {name: weight - 0.1 * grads[name] for name, weight in weights.items()}
         return loss(weights, rows)

@@ -229,9 +229,8 @@ class Identities:
     def of(self, rows: Examples) -> Tensor:
         """int64 (T, n)."""
         inputs = rows.x if isinstance(rows.x, dict) else {"x": rows.x}
-        parts = [inputs[name] for name in self.names] + (
-            [] if self.labelled else [rows.y]
-        )  # one number alone may well come twice
+        # one number alone may well come twice
+        parts = [inputs[name] for name in self.names] + ([] if self.labelled else [rows.y])
         return torch.stack(
             [hashed(part, rows.mask.ndim) * (number + 1) for number, part in enumerate(parts)]
         ).sum(0)

@@ -187,9 +187,8 @@ class TestChecks:
 class TestRotatedTwins:
     def test_the_share_of_tasks_with_two_turns_of_one_character(self) -> None:
         assert share_with_twins(423, 20) == pytest.approx(0.288, abs=0.02)
-        assert share_with_twins(2, 2) == pytest.approx(
-            3 / 7
-        )  # of the seven other classes, three are turns of the first
+        # of the seven other classes, three are turns of the first
+        assert share_with_twins(2, 2) == pytest.approx(3 / 7)
         assert share_with_twins(5, 1) == 0
         assert share_with_twins(3, 4) == 1
 

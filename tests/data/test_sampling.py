@@ -101,9 +101,8 @@ def test_the_place_of_a_query_tells_nothing_of_its_label(episodes: tuple[Tensor,
     for place in range(WAY * QUERY_SHOT):
         assert_uniform(torch.bincount(labels[:, place], minlength=WAY))
     assert_uniform(torch.bincount(query[:, 0] % PER_CLASS, minlength=PER_CLASS))
-    same = (
-        (labels[:, 0] == labels[:, 1]).double().mean()
-    )  # two queries share a class as often as when drawn without replacement
+    # two queries share a class as often as when drawn without replacement
+    same = (labels[:, 0] == labels[:, 1]).double().mean()
     expected = (QUERY_SHOT - 1) / (WAY * QUERY_SHOT - 1)
     assert abs(same - expected) < 4 * (expected * (1 - expected) / EPISODES) ** 0.5
 

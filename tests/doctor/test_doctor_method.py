@@ -213,9 +213,8 @@ def test_a_float_among_the_metrics_is_named(
 @pytest.mark.parametrize("riddle", ["branch", "item", "boolean", "nonzero", "lstm"])
 def test_what_vmap_cannot_map_keeps_the_contract_under_loop(riddle: str, write: Write) -> None:
     write(RIDDLES[riddle][0])
-    assert dict(failures(built("device.plan=loop"))).keys() <= {
-        "permuting the support changes nothing"
-    }  # of an LSTM over its rows
+    # of an LSTM over its rows
+    assert dict(failures(built("device.plan=loop"))).keys() <= {"permuting the support changes nothing"}
 
 
 @pytest.mark.parametrize("riddle", ["randn", "dropout", "buffer", "running"])

@@ -76,9 +76,8 @@ def test_relu_after_pooling_gives_the_same_bits_in_features_and_gradients_and_th
     for found, expected in zip(first, first_usual, strict=True):
         assert torch.equal(found, expected)
         assert found.abs().sum() > 0
-    for found, expected in zip(
-        second, second_usual, strict=True
-    ):  # whose sums run through memory in another order
+    # whose sums run through memory in another order
+    for found, expected in zip(second, second_usual, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-14)
 
 

@@ -92,9 +92,8 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
         cfg = compose([*words, "device=cpu"])
         source = build_source(cfg, CPU)
         algorithm = build_algorithm(cfg, source, CPU)
-        draw_tasks(
-            algorithm, source, "train", seed=0, first=0, count=1
-        )  # what is made once is not part of a step
+        # what is made once is not part of a step
+        draw_tasks(algorithm, source, "train", seed=0, first=0, count=1)
         return algorithm, source
 
     return from_words
@@ -254,9 +253,8 @@ def test_preflight_names_memory_and_warns_before_it_takes_any(
         found = rehearse(Careful(), *args, ranks=ranks)
         assert len(caplog.messages) == warnings, caplog.messages
     assert caplog.messages[0].startswith("training needs about 0.0 MiB for 3 tasks at once")
-    assert "evaluation about 0.0 MiB for 8 tasks at once" in found.describe(
-        settings(), 6, 10
-    )  # of which the strategy warns
+    # of which the strategy warns
+    assert "evaluation about 0.0 MiB for 8 tasks at once" in found.describe(settings(), 6, 10)
     text = found.describe(settings(), 6, 10)
     assert re.search(
         r"6 outer steps of \d+\.\d ms, 3 validations, 10 test tasks; about \d+ s; memory: training about 0.0 "

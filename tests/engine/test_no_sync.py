@@ -54,9 +54,8 @@ class OperationWatch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_):
-            asks = any(
-                index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
-            )  # an index by a mask
+            # an index by a mask
+            asks = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
         else:
             asks = not ANSWERS.isdisjoint(func.tags)
         if asks:
@@ -106,10 +105,11 @@ def train(algorithm: Algorithm, source: Source, optimizer: str, plan: TaskPlan, 
     strategy = SingleProcess(
         actor, source, Executor(actor, plan), replace(SETTINGS, meta_batch_size=4, batch_size=12)
     )
+    # as with trainer.on_nan=skip
     updater, running_means = (
         Updater(actor, outer, build_schedule(cfg), clip, limit=3),
         RunningMeans(),
-    )  # as with trainer.on_nan=skip
+    )
     outer_step(strategy, updater, running_means, 0)
     with watched():
         outer_step(strategy, updater, running_means, 1)

@@ -102,10 +102,11 @@ def test_weights_statistics_and_scores_stay_in_float32(pair: tuple[Algorithm, So
         name: value.dtype for name, value in after.items()
     }
     _, statistics = actor.model(source.tasks("val", seed=0, first=0, count=1).support.x[0])
+    # chunks are added up in float64
     assert {value.dtype for value in tree_leaves(statistics)} <= {
         torch.float32,
         torch.float64,
-    }  # chunks are added up in float64
+    }
 
 
 def test_plans_are_compared_in_float32_and_timed_in_bfloat16() -> None:
@@ -139,10 +140,11 @@ def test_configuration_lowers_the_model_and_nothing_else(host: None, tmp_path: P
     assert torch.get_default_dtype() == torch.float32
     algorithm = build_algorithm(cfg, build_source(cfg, torch.device("cpu")), torch.device("cpu"))
     assert algorithm.model.compute_dtype == LOW
+    # chunks are added up in float64
     assert {p.dtype for p in algorithm.parameters()} <= {
         torch.float32,
         torch.float64,
-    }  # chunks are added up in float64
+    }
 
 
 def test_model_that_cannot_be_lowered_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,11 +167,12 @@ def test_cpu_run_stops_at_the_bad_step_itself(tmp_path: Path) -> None:
     source = ToySource(bad_tasks=(5,))
     with RunLog(tmp_path) as log, pytest.raises(NonFiniteError, match=r"train task 5,"):
         trainer(log, source, log_every=100, checkpoint_every=100, eval_every=100).train()
+    # drawn again to find the culprit
     assert [first for split, _, first, _ in source.asked if split == "train"] == [
         0,
         4,
         4,
-    ]  # drawn again to find the culprit
+    ]
 
 
 @pytest.mark.parametrize(("step", "due"), [(0, False), (3, True), (4, False), (6, True), (7, True)])

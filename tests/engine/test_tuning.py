@@ -276,9 +276,8 @@ def test_a_compiler_may_take_what_its_plan_can_save() -> None:
     assert worth_spending([lean, fast], TaskPlan("vmap", 0, True), 10_000) == pytest.approx(
         10_000 * (0.010 - 0.010 / 3) / 1.15
     )
-    compiled = Timing(
-        TaskPlan("vmap", 0, True), 0.005
-    )  # twice as fast, so that 2.6 times is the most for the other
+    # twice as fast, so that 2.6 times is the most for the other
+    compiled = Timing(TaskPlan("vmap", 0, True), 0.005)
     assert worth_spending([lean, fast, compiled], TaskPlan("loop", 0, True), 10_000) == pytest.approx(
         10_000 * (0.005 - 0.011 / 2.6) / 1.15
     )

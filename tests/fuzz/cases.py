@@ -154,9 +154,8 @@ class Watch:
         if not os.path.isabs(path) and isinstance(within, int) and within >= 0:
             return
         place = os.path.abspath(os.fsdecode(path))
-        nameless = event == "open" and os.path.isdir(
-            place
-        )  # a file without a name, which is gone when it is closed
+        # a file without a name, which is gone when it is closed
+        nameless = event == "open" and os.path.isdir(place)
         if not nameless and not f"{place}{os.sep}".startswith(self.inside) and "__pycache__" not in place:
             self.seen.append(f"{event} {place}")
 

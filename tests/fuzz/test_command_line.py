@@ -244,9 +244,8 @@ def test_rehearsals_with_small_numbers(dials: dict[str, str], data: str, place: 
     words=st.lists(VALUES, max_size=3),
 )
 def test_verbs_with_anything_behind_them(verb: str, words: list[str], place: Path, watch: Watch) -> None:
-    words = [
-        word for word in words if word not in ("/", "~")
-    ]  # `ls runs /` would look through the whole disk
+    # `ls runs /` would look through the whole disk
+    words = [word for word in words if word not in ("/", "~")]
     answer([*verb.split(), *words, *(["--cfg", "job"] if verb == "train" else [])], place, watch)
 
 

@@ -174,11 +174,12 @@ def test_only_a_layer_of_few_inputs_goes_through_patches_and_not_in_bfloat16(
 def test_pooling_by_comparisons_gives_the_bits_of_max_pooling_where_values_are_equal_too(
     size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # many ties
     x = (
         torch.randint(0, 3, (4, 5, *size), generator=torch.Generator().manual_seed(0))
         .float()
         .requires_grad_()
-    )  # many ties
+    )
     factor = torch.randn(4, 5, size[0] // 2, size[1] // 2, generator=torch.Generator().manual_seed(1))
 
     def outcome(pool: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:

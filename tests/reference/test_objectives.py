@@ -40,9 +40,8 @@ def test_calibration_error_is_that_of_the_rows_of_all_tasks_together() -> None:
 
 
 def test_bins_of_confidence_are_closed_above() -> None:
-    prediction = torch.tensor(
-        [[0.0, 0.0, 0.0], [50.0, 0.0, 0.0]], dtype=torch.float64
-    )  # confidences 1/3 = 5/15, and 1
+    # confidences 1/3 = 5/15, and 1
+    prediction = torch.tensor([[0.0, 0.0, 0.0], [50.0, 0.0, 0.0]], dtype=torch.float64)
     count = Classification().totals(prediction, torch.tensor([0, 0]), everything(2))["count"]
     assert count.nonzero().flatten().tolist() == [4, 14]
 

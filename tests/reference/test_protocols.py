@@ -87,9 +87,8 @@ def test_reptile_gradient_is_initial_minus_adapted_weights_and_the_second_moment
             optimizer.step()
         for name, p in algorithm.named_parameters():
             torch.testing.assert_close(found[name], start[name] - p.detach(), rtol=1e-6, atol=1e-9)
-        algorithm.update_running(
-            metrics["statistics"]
-        )  # the original's next task goes on with the same moments
+        # the original's next task goes on with the same moments
+        algorithm.update_running(metrics["statistics"])
     assert algorithm.inner_steps == 2 * algorithm.adaptation_steps
 
 

@@ -53,10 +53,11 @@ TINY = [
     "eval.episodes=6",
     "eval.chunk=3",
 ]
+# Adam's moments, weights and running averages, in a third of a second
 QUICK = [
     "algo=protonet",
     "model.norm_statistics=running",
-]  # Adam's moments, weights and running averages, in a third of a second
+]
 
 
 def configuration(cache: Path, *overrides: str) -> dict[str, Any]:

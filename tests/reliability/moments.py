@@ -102,9 +102,8 @@ class Trace:
         for name, phase in (("train_step", "step"), ("save", "save"), ("validate", "evaluation")):
             self.mark(Trainer, name, before=functools.partial(self.enter, phase), after=self.leave)
         self.mark(session.Session, "_evaluate", before=lambda: self.enter("evaluation"), after=self.leave)
-        self.mark(
-            session.Session, "__init__", before=lambda: self.enter("start-up")
-        )  # the second job of a sweep, too
+        # the second job of a sweep, too
+        self.mark(session.Session, "__init__", before=lambda: self.enter("start-up"))
         self.mark(Trainer, "train", before=self.leave)
         self.mark(session.Session, "_report", before=lambda: self.enter("end"))
         self.mark(session.Session, "run", after=self.leave)

@@ -39,10 +39,11 @@ from tests.reliability.harness import (
 from tests.reliability.test_nonfinite import SPOILED
 from tests.reliability.test_shutdown import LONGEST, seconds_to_end
 
+# 16 lines: the tenth comes in the middle of training
 LINES = [
     "trainer.outer_steps=10",
     "trainer.log_every=1",
-]  # 16 lines: the tenth comes in the middle of training
+]
 YAML = "_target_: stub.Stub\nfails: never\nhow: RuntimeError\n"
 STUB = """
 import asyncio, json, os, signal, time

@@ -93,9 +93,8 @@ def test_fault_11_a_job_that_is_run_again_finds_its_run_and_goes_on(
     assert f"restart 2 of SLURM job {number}" in log(run_dir)
     assert "resuming at step 4" in log(run_dir)
     assert_same_end(run_dir, reference)
-    assert (
-        finish(within_job(tmp_path, again, command)) == 0
-    )  # a job of several commands runs those that are done again too
+    # a job of several commands runs those that are done again too
+    assert finish(within_job(tmp_path, again, command)) == 0
     assert list((tmp_path / "outputs" / "protonet_glyphs").iterdir()) == [run_dir]
 
 
@@ -120,9 +119,8 @@ def test_fault_11_two_ranks_are_requeued_as_one_run(cache: Path, tmp_path: Path)
     work = harness.forking_ranks(lambda: cli.main(words))
     assert finish(within_job(tmp_path, ALONE, struck(work, all_of_them))) == 143
     assert (tmp_path / "asked").read_text() == "requeue 77\n"
-    assert (
-        finish(within_job(tmp_path, ALONE, work)) == 2
-    )  # another job, or the same one by hand, is told to resume
+    # another job, or the same one by hand, is told to resume
+    assert finish(within_job(tmp_path, ALONE, work)) == 2
     assert finish(within_job(tmp_path, {**ALONE, "SLURM_RESTART_COUNT": "1"}, work)) == 0
     assert harness.status(run_dir) == {**harness.status(run_dir), "status": "finished", "restarts": 1}
 

@@ -91,9 +91,8 @@ def test_the_legend_lies_beside_the_curves(run_dir: Path, monkeypatch: pytest.Mo
         assert legend is not None
         assert [text.get_text() for text in legend.get_texts()][:2] == ["train", "val"]
         assert not legend.get_window_extent().overlaps(axis.bbox)
-        assert (
-            legend.get_window_extent().x1 <= figures[0].bbox.x1 + 5
-        )  # pixels: text is laid out at another resolution
+        # pixels: text is laid out at another resolution
+        assert legend.get_window_extent().x1 <= figures[0].bbox.x1 + 5
 
 
 @pytest.mark.parametrize("num_tasks", [5, 12])

@@ -104,6 +104,5 @@ def never_unexpected(monkeypatch: pytest.MonkeyPatch) -> None:
         raise error
 
     monkeypatch.setattr(cli, "complain_unexpected", again)
-    monkeypatch.setattr(
-        "metalearn.run.session.draw_plots", lambda *parts: None
-    )  # most of the time of a tiny run
+    # most of the time of a tiny run
+    monkeypatch.setattr("metalearn.run.session.draw_plots", lambda *parts: None)

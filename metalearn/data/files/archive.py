@@ -39,10 +39,11 @@ KINDS = {
 }
 PLAIN_ZIP = (0, stat.S_IFREG, stat.S_IFDIR)  # 0: written on a system without Unix modes
 PLAIN_TAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE)
+# the others unpack a whole block before they can be stopped
 STORED_OR_DEFLATED = (
     zipfile.ZIP_STORED,
     zipfile.ZIP_DEFLATED,
-)  # the others unpack a whole block before they can be stopped
+)
 
 
 @dataclass(frozen=True)

@@ -155,9 +155,8 @@ class _Fetch:
         self.received = 0
         self.error: str | None = None
         self.given_up = False
-        self.writing = (
-            threading.Lock()
-        )  # so that a thread which was left behind never writes into the next attempt's bytes
+        # so that a thread which was left behind never writes into the next attempt's bytes
+        self.writing = threading.Lock()
         self.thread = threading.Thread(target=self._run, daemon=True)
 
     def wait(self, deadline: float) -> str | None:
@@ -202,9 +201,8 @@ class _Fetch:
         except HTTPError as error:
             if error.code != NOT_SATISFIABLE or not start:
                 raise
-            return self.open_url(
-                self.url, 0
-            )  # the file is no longer than what lies here, which is thus no part of it
+            # the file is no longer than what lies here, which is thus no part of it
+            return self.open_url(self.url, 0)
 
     def _copy(self, response: Any, file: IO[bytes], start: int) -> None:
         length = int(response.headers.get("Content-Length") or 0)
