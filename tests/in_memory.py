@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from metalearn.core import Examples, Inputs, InputSpec, Kind, Member, Members, Source, Split, Task, TaskSpec
-from metalearn.data.sampling import SPLITS, ClassStore, draw_episodes, shuffled, task_keys
+from metalearn.data.sampling import SPLITS, ClassStore, draw_classes, draw_episodes, shuffled, task_keys
 from metalearn.hashing import fold, normal, permutation, uniform
 from metalearn.objectives import Classification, Rating, Regression
 
@@ -64,7 +64,8 @@ class InMemory(Source):
         key = task_keys(seed, split, first=first, count=count, device=torch.device("cpu"))
         if self.kind == "classification":
             store = self._classes(split)
-            support, query, y = draw_episodes(key, store, way=self.way, shot=self.shot, query_shot=QUERY)
+            classes = draw_classes(key, store.num_classes, self.way)
+            support, query, y = draw_episodes(key, store, classes, shot=self.shot, query_shot=QUERY)
             labels = torch.arange(self.way).repeat_interleave(self.shot).repeat(count, 1)
             return Task(
                 *(Examples(store.rows[rows], of, real(of)) for rows, of in ((support, labels), (query, y))),

@@ -61,7 +61,7 @@ def construct(cfg: Config, group: str, **given: Any) -> Any:
     # errors.
     try:
         factory = instantiate({**node, "_partial_": True}, _convert_="all")
-        inspect.signature(cls).bind(*factory.args, **factory.keywords, **given)
+        arguments_of(cls).bind(*factory.args, **factory.keywords, **given)
     except (HydraException, TypeError) as error:
         raise ConfigError(
             f"{group}: {node['_target_']} cannot be built from its YAML: {str(error).splitlines()[0]}"
@@ -71,6 +71,16 @@ def construct(cfg: Config, group: str, **given: Any) -> Any:
     except ValueError as error:  # of a class that is not ours, it names no key
         says_where = any(f"{group}{mark}" in str(error) for mark in ".=")
         raise ConfigError(str(error) if says_where else f"{group}: {error}") from error
+
+
+def arguments_of(cls: type) -> inspect.Signature:
+    """Of a constructor; `**dials` stand for the arguments of the class that it derives from."""
+    own = inspect.signature(cls)
+    named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    if len(named) == len(own.parameters) or cls.__mro__[1] is object:
+        return own
+    further = [p for p in arguments_of(cls.__mro__[1]).parameters.values() if p.name not in own.parameters]
+    return own.replace(parameters=sorted([*named, *further], key=lambda p: p.kind))
 
 
 def with_device(tree: Any, path: str, places: list[str], device: torch.device) -> Any:

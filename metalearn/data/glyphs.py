@@ -7,7 +7,6 @@ Shape letters: C characters, D drawings, S strokes, P points of a stroke.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,24 +41,9 @@ class Glyphs(ImageClasses):
         seed: int,
         partition: str,
         partition_seed: int,
-        way: int,
-        shot: int,
-        query_shot: int,
-        train: Mapping[str, int | None] | None,
-        rotations: Sequence[Split],
-        invert: bool,
-        image_size: int,
+        **images: Any,
     ) -> None:
-        super().__init__(
-            device=device,
-            way=way,
-            shot=shot,
-            query_shot=query_shot,
-            train=train,
-            rotations=rotations,
-            invert=invert,
-            image_size=image_size,
-        )
+        super().__init__(device=device, **images)
         self.folder = cache_folder(cache_dir)
         self.num_classes, self.num_drawings = num_classes, num_drawings
         self.seed, self.partition, self.partition_seed = seed, partition, partition_seed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -44,28 +44,12 @@ class ImageFolder(ImageClasses):
         partition: str,
         partition_seed: int,
         fractions: Sequence[float],
-        way: int,
-        shot: int,
-        query_shot: int,
-        train: Mapping[str, int | None] | None,
         min_images: int,
-        rotations: Sequence[Split],
         resize: str,
-        invert: bool,
-        image_size: int,
         channels: int,
+        **images: Any,
     ) -> None:
-        super().__init__(
-            device=device,
-            way=way,
-            shot=shot,
-            query_shot=query_shot,
-            train=train,
-            rotations=rotations,
-            invert=invert,
-            image_size=image_size,
-            channels=channels,
-        )
+        super().__init__(device=device, channels=channels, **images)
         self.cache = cache_folder(cache_dir)
         self.partition, self.partition_seed, self.fractions = partition, partition_seed, tuple(fractions)
         self.min_images, self.resize, self.channels = min_images, resize, channels

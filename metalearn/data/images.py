@@ -30,7 +30,7 @@ from metalearn.core import (
     TaskBatch,
     TaskSpec,
 )
-from metalearn.data.sampling import ClassStore, draw_episodes, shuffled, task_keys
+from metalearn.data.sampling import ClassStore, draw_classes, draw_episodes, shuffled, task_keys
 from metalearn.errors import raise_if
 from metalearn.objectives import Classification
 
@@ -146,8 +146,9 @@ class ImageClasses(Source):
     def tasks(self, split: Split, *, seed: int, first: int, count: int) -> TaskBatch:
         shape, store = self.shapes[split], self._stores[split]
         key = task_keys(seed, split, first=first, count=count, device=self.device)
+        classes = draw_classes(key, store.num_classes, shape.way)
         support, query, query_labels = draw_episodes(
-            key, store, way=shape.way, shot=shape.shot, query_shot=shape.query_shot
+            key, store, classes, shot=shape.shot, query_shot=shape.query_shot
         )
         support_labels = torch.arange(shape.way, device=self.device).repeat_interleave(shape.shot)
         return TaskBatch(

@@ -7,7 +7,7 @@ Partitions: `vinyals` divides by alphabet (Vinyals et al. 2016, the split of Mat
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,25 +60,10 @@ class Omniglot(ImageClasses):
         cache_dir: str | None,
         partition: str,
         partition_seed: int,
-        way: int,
-        shot: int,
-        query_shot: int,
-        train: Mapping[str, int | None] | None,
-        rotations: Sequence[Split],
         resize: str,
-        invert: bool,
-        image_size: int,
+        **images: Any,
     ) -> None:
-        super().__init__(
-            device=device,
-            way=way,
-            shot=shot,
-            query_shot=query_shot,
-            train=train,
-            rotations=rotations,
-            invert=invert,
-            image_size=image_size,
-        )
+        super().__init__(device=device, **images)
         self.root, self.folder = root, cache_folder(cache_dir)
         self.partition, self.partition_seed, self.resize = partition, partition_seed, resize
         assert partition in ("vinyals", "random"), partition

@@ -76,15 +76,14 @@ def draw_examples(key: Tensor, classes: Tensor, store: ClassStore, shot: int) ->
 
 
 def draw_episodes(
-    key: Tensor, store: ClassStore, *, way: int, shot: int, query_shot: int
+    key: Tensor, store: ClassStore, classes: Tensor, *, shot: int, query_shot: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Row numbers of support (T, W·shot) and query (T, W·query_shot), disjoint, and the labels of the
-    queries.
+    queries. classes: (T, W), the column is the label.
 
     The support is sorted by label; the queries stand in random order, so that a place tells nothing of the
     answer.
     """
-    classes = draw_classes(key, store.num_classes, way)
     rows = draw_examples(key, classes, store, shot + query_shot)
     support, query = rows[..., :shot].flatten(1), rows[..., shot:].flatten(1)
     order = choose(key, QUERY_DRAW, count=query.shape[1], size=query.shape[1])

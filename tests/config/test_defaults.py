@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 
-from metalearn.build.instantiate import BASES, NOT_ARGUMENTS, resolve
+from metalearn.build.instantiate import BASES, NOT_ARGUMENTS, arguments_of, resolve
 from metalearn.config.loader import Library, packaged_options
 from metalearn.rundir.choices import GROUPS
 
@@ -23,7 +23,7 @@ from metalearn.rundir.choices import GROUPS
 def test_no_default_is_typed_in_yaml_and_code(group: str, option: str) -> None:
     node = Library().read(group, option)
     cls = resolve(f"{group}._target_", node["_target_"], BASES[group], [])
-    taken = inspect.signature(cls).parameters
+    taken = arguments_of(cls).parameters
     keys = node.keys() - {"_target_", "about", *NOT_ARGUMENTS.get(group, ())}
     twice = [key for key in sorted(keys) if taken[key].default is not inspect.Parameter.empty]
     assert twice == [], (

@@ -60,7 +60,12 @@ def classes(keys: Tensor) -> Tensor:
 
 @pytest.fixture(scope="module")
 def episodes(keys: Tensor, store: ClassStore) -> tuple[Tensor, Tensor, Tensor]:
-    return draw_episodes(keys, store, way=WAY, shot=SHOT, query_shot=QUERY_SHOT)
+    return drawn(keys, store)
+
+
+def drawn(keys: Tensor, store: ClassStore) -> tuple[Tensor, Tensor, Tensor]:
+    classes = draw_classes(keys, store.num_classes, WAY)
+    return draw_episodes(keys, store, classes, shot=SHOT, query_shot=QUERY_SHOT)
 
 
 @pytest.fixture(scope="module")
@@ -155,19 +160,11 @@ def test_classes_and_examples_are_uncorrelated(rows: Tensor, classes: Tensor) ->
 
 
 def test_tasks_do_not_depend_on_the_batch_they_come_in(store: ClassStore) -> None:
-    together = draw_episodes(
-        task_keys(3, "train", first=0, count=60, device=CPU), store, way=WAY, shot=SHOT, query_shot=QUERY_SHOT
-    )
+    together = drawn(task_keys(3, "train", first=0, count=60, device=CPU), store)
     for size in (1, 7):
         for first in range(0, 60, size):
             count = min(size, 60 - first)
-            part = draw_episodes(
-                task_keys(3, "train", first=first, count=count, device=CPU),
-                store,
-                way=WAY,
-                shot=SHOT,
-                query_shot=QUERY_SHOT,
-            )
+            part = drawn(task_keys(3, "train", first=first, count=count, device=CPU), store)
             assert all(
                 torch.equal(mine, whole[first : first + count])
                 for mine, whole in zip(part, together, strict=True)
