@@ -55,7 +55,10 @@ BEFORE: dict[str, Any] = {
     "device.channels_last": False,  # PyTorch's own memory layout
 }
 # The same for keys that a class of ours has gained since it first ran: by its name, values of its keys.
-GAINED: dict[str, dict[str, Any]] = {}
+GAINED: dict[str, dict[str, Any]] = {
+    f"metalearn.data.{source}": {"rotated_twins": True}  # tasks could hold one class in two rotations
+    for source in ("glyphs.Glyphs", "image_folder.ImageFolder", "omniglot.Omniglot")
+}
 PROSE = ("about",)
 METHOD = ("algo", "data", "model", "optimizer")  # what a run lacks here is never filled in
 

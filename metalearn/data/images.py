@@ -32,9 +32,11 @@ from metalearn.core import (
 )
 from metalearn.data.sampling import ClassStore, draw_classes, draw_episodes, shuffled, task_keys
 from metalearn.errors import raise_if
+from metalearn.hashing import fold
 from metalearn.objectives import Classification
 
 TURNS = 4  # by which rotations multiply classes
+TURN_DRAW = -5  # folded into a task's key, beside the words of `metalearn.data.sampling`
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class ImageClasses(Source):
 
     train: sizes of the training episodes where they differ; None means as in val and test.
     rotations: the splits whose classes are multiplied by four, each turned copy being a class of its own.
+    rotated_twins: whether a task may hold two turned copies of one class.
     invert: 1 - x, so that ink drawn black on white becomes 1 on 0.
     resize: what brings a picture to image_size; `area` also stands for images that are made at that size.
     The constructor touches no file; the first use does, and so does `prepare`.
@@ -89,6 +92,7 @@ class ImageClasses(Source):
         query_shot: int,
         train: Mapping[str, int | None] | None,
         rotations: Sequence[Split],
+        rotated_twins: bool,
         invert: bool,
         image_size: int,
         channels: int = 1,
@@ -96,7 +100,7 @@ class ImageClasses(Source):
         self.device = torch.device(device)
         self.shapes = episode_shapes(way, shot, query_shot, train)
         self.rotations = tuple(split for split in SPLITS if split in rotations)
-        self.invert = invert
+        self.rotated_twins, self.invert = rotated_twins, invert
         self.input_spec = InputSpec((channels, image_size, image_size))
         assert set(rotations) <= {*SPLITS}, rotations
 
@@ -120,7 +124,8 @@ class ImageClasses(Source):
     def _size_problems(self, splits: Sequence[Split]) -> list[str]:
         """Sentences about sizes of episodes that the data cannot give in these splits."""
         counts = self._counts()
-        have = {split: (counts[split][0] * self._turns(split), counts[split][1]) for split in splits}
+        times = {split: self._turns(split) if self.rotated_twins else 1 for split in splits}
+        have = {split: (counts[split][0] * times[split], counts[split][1]) for split in splits}
         return count_problems(self.name, {split: self.shapes[split] for split in splits}, have)
 
     def check(self, splits: Sequence[Split]) -> None:
@@ -146,7 +151,7 @@ class ImageClasses(Source):
     def tasks(self, split: Split, *, seed: int, first: int, count: int) -> TaskBatch:
         shape, store = self.shapes[split], self._stores[split]
         key = task_keys(seed, split, first=first, count=count, device=self.device)
-        classes = draw_classes(key, store.num_classes, shape.way)
+        classes = self._draw_classes(split, key, store.num_classes, shape.way)
         support, query, query_labels = draw_episodes(
             key, store, classes, shot=shape.shot, query_shot=shape.query_shot
         )
@@ -158,6 +163,13 @@ class ImageClasses(Source):
             query=Examples(self._images(split, query), query_labels, self._real(query)),
             key=key,
         )
+
+    def _draw_classes(self, split: Split, key: Tensor, num_classes: int, way: int) -> Tensor:
+        if self.rotated_twins or self._turns(split) == 1:
+            return draw_classes(key, num_classes, way)
+        unturned = num_classes // TURNS
+        turns = fold(key[:, None], TURN_DRAW, torch.arange(way, device=key.device)) & (TURNS - 1)
+        return draw_classes(key, unturned, way) + turns * unturned
 
     def examples(self, *, seed: int, first: int, count: int) -> Examples:
         store = self._stores["train"]
@@ -184,7 +196,8 @@ class ImageClasses(Source):
     def _rotation_facts(self, split: Split) -> dict[str, Any]:
         if split not in self.rotations:
             return {}
-        share = share_with_twins(self._num_classes(split) // TURNS, self.shapes[split].way)
+        drawn, way = self._num_classes(split) // TURNS, self.shapes[split].way
+        share = share_with_twins(drawn, way) if self.rotated_twins else 0.0
         return {
             "rotated_copies_are": "classes of their own",
             "share_of_tasks_with_rotated_twins": round(share, 4),

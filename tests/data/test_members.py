@@ -22,9 +22,10 @@ from metalearn.config.loader import packaged_options
 from metalearn.core import DRAWN_WITHOUT_END, Member, Source
 from metalearn.data.files import omniglot as omniglot_files
 from metalearn.data.files.image_file import pixels_sha256
+from metalearn.data.glyphs import Glyphs
 from metalearn.data.images import share_with_twins
 from metalearn.data.omniglot import Omniglot
-from metalearn.data.sampling import SPLITS
+from metalearn.data.sampling import SPLITS, task_keys
 from metalearn.errors import ConfigError
 from tests.shipped import built
 
@@ -197,10 +198,34 @@ class TestRotatedTwins:
         facts = source.protocol("test")
         assert facts["rotated_copies_are"] == "classes of their own"
         assert "share_of_tasks_with_rotated_twins" not in source.protocol("val")
-        from metalearn.data.sampling import draw_classes, task_keys
+        from metalearn.data.sampling import draw_classes
 
         classes = draw_classes(task_keys(0, "test", first=0, count=4000, device=CPU), 48, 5)
         drawn = (classes % 12).sort().values  # the turns of class c of 12 are c, c + 12, c + 24, c + 36
         share = (drawn.diff() == 0).any(-1).double().mean()
         expected = facts["share_of_tasks_with_rotated_twins"]
         assert abs(share - expected) < 4 * math.sqrt(expected * (1 - expected) / 4000)
+
+    def test_without_twins_no_task_holds_one_character_twice(self, made: Callable[..., Source]) -> None:
+        words = "data.rotations=[test]", "data.rotated_twins=false"
+        source = made("glyphs", *words, "data.way=12")
+        assert isinstance(source, Glyphs)
+        assert source.protocol("test")["share_of_tasks_with_rotated_twins"] == 0
+        key = task_keys(0, "test", first=0, count=4000, device=CPU)
+        classes = source._draw_classes("test", key, 48, 12)
+        assert torch.equal((classes % 12).sort().values, torch.arange(12).expand(4000, 12))
+        turns = torch.bincount((classes // 12).flatten(), minlength=4)
+        assert (turns - 12_000).abs().max() < 5 * math.sqrt(48_000 * 3 / 16), turns  # binomial deviations
+        assert source.tasks("test", seed=0, first=0, count=2).support.y.shape == (2, 12)
+        with pytest.raises(ConfigError, match=r"data.way=13 but split 'test' of glyphs has 12 classes"):
+            made("glyphs", *words, "data.way=13").check(("test",))
+
+    def test_they_are_there_by_default_and_in_splits_that_are_not_rotated(
+        self, made: Callable[..., Source]
+    ) -> None:
+        usual, apart = (made("glyphs", *words) for words in ([], ["data.rotated_twins=false"]))
+        for split in SPLITS:
+            one, other = (source.tasks(split, seed=0, first=0, count=3) for source in (usual, apart))
+            assert torch.equal(one.key, other.key)
+            same = torch.equal(one.support.x, other.support.x)  # type: ignore[arg-type]
+            assert same == (split not in composed("glyphs")["data"]["rotations"])
