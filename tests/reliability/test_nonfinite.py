@@ -294,8 +294,14 @@ def stopped(work: Callable[[], int], step: int = 4) -> Callable[[], int]:
     return strike
 
 
-@pytest.mark.parametrize("place", [None, "rollback:before_removal", "resume:after_removal@2"])
-@pytest.mark.parametrize("keep_last", [1, 2])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "rollback:before_removal",
+        *(pytest.param(place, marks=pytest.mark.slow) for place in (None, "resume:after_removal@2")),
+    ],
+)
+@pytest.mark.parametrize("keep_last", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_rollback_passes_over_what_a_signal_saved_and_removes_it(
     keep_last: int, place: str | None, cache: Path, tmp_path: Path
 ) -> None:
@@ -365,7 +371,7 @@ def test_rollback_without_a_checkpoint_to_go_to_says_what_it_tried_and_the_way_o
     assert finish(bad([11], folder, resume(run_dir, *words))) == (0 if saved else 4)
 
 
-@pytest.mark.parametrize("on_nan", ["stop", "rollback"])
+@pytest.mark.parametrize("on_nan", ["stop", pytest.param("rollback", marks=pytest.mark.slow)])
 def test_skip_may_become_another_answer_within_a_row(on_nan: str, cache: Path, tmp_path: Path) -> None:
     """Step 5 is bad, so that the checkpoint of step 6 is within a row of one, which is the limit of the other
     answers.
