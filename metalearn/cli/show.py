@@ -24,8 +24,10 @@ from metalearn.rundir.reader import existing_run
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the YAML of a choice, with its comments and with every reference replaced by its value; of a run
-    its state, result and configuration; of a checkpoint its files and tensors.
+    """Print the YAML of a choice, or what a run or one of its checkpoints is.
+
+    A YAML has its comments, and every reference is replaced by its value; a run has its state, result and
+    configuration; a checkpoint its files and tensors.
 
     metalearn show maml
     metalearn show data/omniglot

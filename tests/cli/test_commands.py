@@ -21,6 +21,8 @@ class TestVerbs:
         code, shown, _ = answer(capsys)
         assert code == 0
         assert all(f"  {verb}" in shown for verb in verbs.VERBS)
+        lines = [line for line in shown.splitlines() if line.startswith("  ")]
+        assert all(line.endswith(".") for line in lines), "a sentence that goes on is cut off here"
 
     @pytest.mark.parametrize("verb", list(verbs.VERBS))
     def test_every_verb_has_help(self, capsys: pytest.CaptureFixture[str], verb: str) -> None:
