@@ -42,7 +42,7 @@ def tab(line: str) -> list[str]:
         ("metalearn ls ru", ["runs"]),
         ("metalearn data pre", ["prepare", "preview"]),
         ("metalearn data prepare sin", ["sinusoid"]),
-        ("metalearn data prepare omniglot data.rot", ["data.rotations="]),
+        ("metalearn data prepare omniglot data.rot", ["data.rotated_twins=", "data.rotations="]),
         ("metalearn bench sinusoid an", ["anil"]),
         ("metalearn bench sinusoid --no", ["--no-compile", "--no-ranks"]),
         ("metalearn completion b", ["bash"]),
