@@ -62,7 +62,7 @@ def algorithms_table(conf_dir: Path) -> str:
             f"`algo={name}`",
             about["title"],
             about["paper"],
-            published(about["published"]),
+            published(about["published"]) if about.get("published") else "–",
             about["deviation"].strip(),
         ]
         for name, about in about_blocks(conf_dir, "algo")
