@@ -16,6 +16,7 @@ from PIL import Image
 
 from metalearn.cli import main as cli
 from metalearn.report.readme import fill
+from tests.frames import rooms
 from tests.reliability import report
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -170,3 +171,14 @@ def test_a_fault_that_was_not_survived_stands_on_the_page(tmp_path: Path) -> Non
     )
     assert not tally.complete()
     assert report.injecting(tmp_path) == {number: {f"{tmp_path.name}/test_one.py"} for number in (4, 5, 6)}
+
+
+def test_the_map_of_the_house_names_what_there_is() -> None:
+    text = document("docs/architecture.md")
+    table = text[text.index("## The map") : text.index("## Who may import whom")]
+    first_cells = " ".join(row.split("|")[1] for row in table.splitlines() if row.startswith("|"))
+    named = set(re.findall(r"`([a-z_]+)(?:/|\.py)`", first_cells))
+    assert named == {*rooms(), "conf"} - {"__init__", "__main__"}
+    package = REPOSITORY / "metalearn"
+    for path in re.findall(r"`((?:[a-z_]+/)+[a-zA-Z_]+\.py)`", text):
+        assert (package / path).is_file() or (REPOSITORY / path).is_file(), path
