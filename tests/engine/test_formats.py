@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from metalearn.core import MetricFormat, Task
+from metalearn.engine.evaluate import EvalSpec
 from metalearn.engine.executor import TaskPlan
 from metalearn.engine.formats import Monitor, formats, require_measured
 from metalearn.engine.preflight import rehearse
@@ -115,17 +115,16 @@ def test_a_metric_that_is_not_measured_is_named_with_the_closest_match() -> None
 
 
 def test_the_rehearsal_refuses_a_metric_that_validation_lacks(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, monitor="mse_inductiv")
+    spec = EvalSpec("test", seed=0, episodes=2, val_episodes=2, monitor="mse_inductiv")
     with pytest.raises(ConfigError, match="did you mean mse_inductive"):
         rehearse(
             ToyAlgorithm(),
             lambda actor: None,
             ToySource(),
             TaskPlan("vmap"),
-            settings,
-            "val",
+            SETTINGS,
+            spec,
             tmp_path,
-            test_episodes=2,
         )
 
 

@@ -188,8 +188,9 @@ def test_when_the_run_is_killed_no_compiler_outlives_it(tmp_path: Path, cache: P
     """Not even one that is started by another one and hangs."""
     pid = tmp_path / "pid"
     program = (
-        "import os, subprocess, sys, time; from metalearn import worker; worker.WATCH_EVERY = 0.02; "
-        "worker.end_session_with_this(); worker.end_with(int(sys.argv[1])); "
+        "import os, subprocess, sys, time; from metalearn.distributed import entry; "
+        "entry.WATCH_EVERY = 0.02; "
+        "entry.end_session_with_this(); entry.end_with(int(sys.argv[1])); "
         f"open('{pid}', 'w').write(str(subprocess.Popen(['sleep', '1000']).pid)); time.sleep(1000)"
     )
 
