@@ -131,7 +131,9 @@ def load_chosen(store: CheckpointStore, step: int) -> Checkpoint:
     try:
         return store.load(step, weights_only=True)
     except CheckpointError as error:
-        others = [other for other in store.steps() if other != step and store.is_valid(other)]
+        others = [
+            other for other in store.steps() if other != step and store.is_valid(other, weights_only=True)
+        ]
         if not others:
             raise CheckpointError(
                 f"{error}; no other checkpoint is valid; restore it from a backup"
