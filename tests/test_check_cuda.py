@@ -91,7 +91,8 @@ def test_the_table_has_a_row_for_each_system(script: ModuleType) -> None:
         "higher": {"ms_per_task": 4.0, "error": 1e-6, "ours": False},
     }
     record = {"systems": systems, "mflop_per_task": 10.0, "matmul_peak_gflops": 100.0}
+    record["matmul_precision"] = "TF32"
     shown = script.table({"benchmark": {"sinusoid": {**record, "refused": {"torchopt": "broken"}}}})
-    assert "| `sinusoid` | loop | 2 | 500 | 5.0 | – |" in shown
-    assert "| `sinusoid` | peer: higher | 4 | 250 | 2.5 | 1e-06 |" in shown
+    assert "| `sinusoid` | loop | 2 | 500 | 5.0 (TF32) | – |" in shown
+    assert "| `sinusoid` | peer: higher | 4 | 250 | 2.5 (TF32) | 1e-06 |" in shown
     assert "- `sinusoid`: torchopt takes no part: broken" in shown
