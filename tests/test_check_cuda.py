@@ -41,6 +41,58 @@ def test_the_first_line_names_what_is_missing_and_exit_is_2(tmp_path: Path) -> N
     assert found["parts"] == {}
 
 
+def packages(site: Path, **modules: str) -> Path:
+    """A folder of distributions: {module: version, or what importing it does}."""
+    for name, text in modules.items():
+        (site / name).mkdir(parents=True)
+        version = text if text[0].isdigit() else "1.0"
+        (site / name / "__init__.py").write_text("" if version == text else text)
+        (site / f"{name}-{version}.dist-info").mkdir()
+        (site / f"{name}-{version}.dist-info" / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        )
+    return site
+
+
+def test_what_cannot_be_imported_or_has_a_wrong_version_is_missing(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = {"exits": "import os; os._exit(7)"}
+    lacks = {"lacks": "import no_such_module_anywhere"}
+    site = packages(tmp_path / "site", fine="1.10", early="1.9.9", late="2.0", **lacks, **ends)
+    names = ("fine", "early", "late", "lacks", "absent_thing", "exits")
+    monkeypatch.setattr(script, "NEEDED", {name: name for name in names})
+    monkeypatch.setattr(script, "bounds", lambda: {"fine": ((1, 10), None), "early": ((1, 10), None)})
+    assert script.Check(tmp_path, None, cpu=True).missing() == [
+        "early >= 1.10 (found 1.9.9)",
+        "lacks (ModuleNotFoundError: No module named 'no_such_module_anywhere')",
+        "absent_thing",
+        "exits (importing it ends Python with exit code 7)",
+    ]
+    monkeypatch.setattr(script, "NEEDED", {"late": "late"})
+    monkeypatch.setattr(script, "bounds", lambda: {"late": ((1, 10), (2,))})
+    assert script.Check(tmp_path, None, cpu=True).missing() == ["late >= 1.10, < 2 (found 2.0)"]
+    assert site.exists()
+
+
+def test_the_bounds_are_those_of_the_project(script: ModuleType) -> None:
+    bounds = script.bounds()
+    assert bounds["hydra-core"] == ((1, 3, 8), (1, 5))
+    assert bounds["pytest"][1] is None
+    assert bounds["torch"] == (script.OLDEST_TORCH, None)
+    assert bounds.keys() <= script.NEEDED.keys()
+
+
+def test_a_folder_of_wheels_that_is_not_there_is_refused(script: ModuleType, tmp_path: Path) -> None:
+    command = [sys.executable, "-B", SCRIPT, tmp_path / "out", "--wheels", tmp_path / "no"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert (
+        f"--wheels {tmp_path / 'no'} is no folder; fill it with: scripts/check_cuda --wheels" in done.stderr
+    )
+    assert not (tmp_path / "out").exists()
+
+
 def test_wheels_of_what_is_missing_are_unpacked(script: ModuleType, tmp_path: Path) -> None:
     here = f"cp3{sys.version_info.minor}"
     for name, module in (
@@ -91,7 +143,8 @@ def test_the_table_has_a_row_for_each_system(script: ModuleType) -> None:
         "higher": {"ms_per_task": 4.0, "error": 1e-6, "ours": False},
     }
     record = {"systems": systems, "mflop_per_task": 10.0, "matmul_peak_gflops": 100.0}
+    record["matmul_precision"] = "TF32"
     shown = script.table({"benchmark": {"sinusoid": {**record, "refused": {"torchopt": "broken"}}}})
-    assert "| `sinusoid` | loop | 2 | 500 | 5.0 | – |" in shown
-    assert "| `sinusoid` | peer: higher | 4 | 250 | 2.5 | 1e-06 |" in shown
+    assert "| `sinusoid` | loop | 2 | 500 | 5.0 (TF32) | – |" in shown
+    assert "| `sinusoid` | peer: higher | 4 | 250 | 2.5 (TF32) | 1e-06 |" in shown
     assert "- `sinusoid`: torchopt takes no part: broken" in shown

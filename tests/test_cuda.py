@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from metalearn.build.objects import build_algorithm, build_source
 from metalearn.config.compose import compose
 from metalearn.core import Algorithm, Examples, Source, Task
-from metalearn.engine.evaluate import EvalSpec, evaluate
+from metalearn.engine.evaluate import evaluate
 from metalearn.engine.executor import Executor, Sums, TaskPlan
 from metalearn.engine.history import RunningMeans
 from metalearn.engine.loader import draw_batch
@@ -27,6 +27,7 @@ from metalearn.run.train import train
 from metalearn.rundir.checkpoints import CheckpointStore
 from tests.engine.test_no_sync import outer_step
 from tests.engine.test_trainer import SETTINGS
+from tests.engine.toy import eval_spec
 from tests.plugins import METHODS, class_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -157,7 +158,7 @@ def test_evaluation_equals_that_of_the_cpu(tmp_path: Path) -> None:
     for device in (CPU, DEVICE):
         algorithm, source = built("protonet", device, tmp_path)
         result = evaluate(
-            algorithm, source, EvalSpec("val", seed=0, episodes=20, chunk=10), plan=TaskPlan("vmap")
+            algorithm, source, eval_spec("val", seed=0, episodes=20, chunk=10), plan=TaskPlan("vmap")
         )
         means.append(result.summary["loss"]["mean"])
     assert means[0] == pytest.approx(means[1], rel=1e-3)

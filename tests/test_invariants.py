@@ -30,6 +30,7 @@ from metalearn.engine.strategy import SingleProcess
 from metalearn.rundir.checkpoint_files import WEIGHTS_FILE
 from metalearn.rundir.checkpoints import CheckpointStore
 from tests.distributed.test_ranks import together
+from tests.engine.toy import eval_spec
 from tests.plugins import METHODS, class_of, small
 from tests.reference.tasks import image_tasks
 from tests.reference.test_gradients import gradients, maml, mismatch
@@ -99,7 +100,7 @@ def test_invariant_03_evaluation_changes_nothing_and_everyone_meets_the_same_tas
     asked: list[Any] = []
     tasks = source.tasks
     source.tasks = lambda split, **numbers: asked.append((split, numbers)) or tasks(split, **numbers)  # type: ignore[func-returns-value,method-assign]
-    evaluate(algorithm, source, EvalSpec("test", seed=1000, episodes=4), plan=plan_wish(cfg).plan())
+    evaluate(algorithm, source, eval_spec("test", seed=1000, episodes=4), plan=plan_wish(cfg).plan())
     assert all(torch.equal(before[name], value) for name, value in algorithm.state_dict().items())
     assert torch.equal(random_state, torch.get_rng_state())
     assert asked == [("test", {"seed": 1000, "first": 0, "count": count}) for count in (1, 4)], (
@@ -165,7 +166,7 @@ def test_invariant_05_class_order_in_an_episode_is_random_and_does_not_matter(pl
             continue  # its head is learned across tasks, so that its labels have an order
         tasks = draw_tasks(algorithm, source, "test", seed=0, first=0, count=20)
         other = torch.tensor([2, 0, 3, 1])
-        spec = EvalSpec("test", seed=0, episodes=20, curve=False)
+        spec = eval_spec("test", seed=0, episodes=20, curve=False)
         support, query = (rows._replace(y=other[rows.y]) for rows in (tasks.support, tasks.query))
         scores = [
             evaluate_batch(algorithm, source.spec("test").objective, plan_wish(cfg).plan(), spec, batch)[

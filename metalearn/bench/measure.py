@@ -23,6 +23,7 @@ SHORTEST = 0.1  # seconds that one timing takes at least, by repeating the work
 SIZES = (512, 1024, 2048)  # of the matrix products that the machine's peak is measured with
 CUDA_SIZES = (2048, 4096, 8192)  # the same on a GPU
 PEAK_ROUNDS = 5
+FIRST_WITH_TF32 = (8, 0)  # compute capability
 CPU = torch.device("cpu")
 WRITE_RESET_PEAK = "5"  # /proc/PID/clear_refs: forget the highest resident size, see proc(5)
 MEGABYTE = 1e6
@@ -130,14 +131,39 @@ def flops(work: Callable[[], Any]) -> int:
 
 
 def matmul_peak(device: torch.device = CPU) -> float:
-    """GFLOP/s of the fastest of a few square float32 matrix products: what this machine, with these threads,
-    can do.
+    """GFLOP/s of the fastest of a few square matrix products of `matmul_precision`: what this machine, with
+    these threads, can do.
     """
     best = 0.0
-    for size in SIZES if device.type == "cpu" else CUDA_SIZES:
-        a, b = torch.randn(2, size, size, device=device)
-        product = torch.empty(size, size, device=device)
-        multiply = settled(partial(torch.mm, a, b, out=product), device)
-        multiply()
-        best = max(best, *(2 * size**3 / seconds_of(multiply) / 1e9 for _ in range(PEAK_ROUNDS)))
+    with products_as_convolutions():
+        for size in SIZES if device.type == "cpu" else CUDA_SIZES:
+            a, b = torch.randn(2, size, size, device=device)
+            product = torch.empty(size, size, device=device)
+            multiply = settled(partial(torch.mm, a, b, out=product), device)
+            multiply()
+            best = max(best, *(2 * size**3 / seconds_of(multiply) / 1e9 for _ in range(PEAK_ROUNDS)))
     return best
+
+
+def matmul_precision(device: torch.device = CPU) -> str:
+    """What `matmul_peak` multiplies float32 in: TF32 (10 bits behind the point) where convolutions do."""
+    if device.type != "cuda" or not convolutions_in_tf32():
+        return "float32"
+    return "TF32" if torch.cuda.get_device_capability(device) >= FIRST_WITH_TF32 else "float32"
+
+
+def convolutions_in_tf32() -> bool:
+    return bool(torch.backends.cudnn.allow_tf32)
+
+
+@contextmanager
+def products_as_convolutions() -> Iterator[None]:
+    """Matrix products on CUDA take TF32 where cuDNN does, as PyTorch lets only convolutions do by default: a
+    network of convolutions would otherwise reach more than the peak.
+    """
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = convolutions_in_tf32()
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

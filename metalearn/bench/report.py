@@ -54,7 +54,7 @@ def verdict(record: Mapping[str, Any]) -> str:
     if record["gflops"] is not None:
         parts.append(
             f"{record['gflops']:.1f} GFLOP/s, {record['percent_of_peak']:.0f}% of "
-            f"{record['matmul_peak_gflops']:.0f} (matrix product)"
+            f"{record['matmul_peak_gflops']:.0f} (matrix product, {record['matmul_precision']})"
         )
     split = record["time_split_ms_per_task"]
     if split:

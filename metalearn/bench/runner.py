@@ -88,6 +88,7 @@ def take(workload: Workload, options: Options) -> dict[str, Any]:
             "repeats": options.repeats,
             "threads": torch.get_num_threads(),
             "device": device.type,
+            "matmul_precision": measure.matmul_precision(device),
             "systems": systems(entrants, seconds, memory),
             "refused": entrants.refused,
             **conclusions(entrants, seconds, operations, peak),

@@ -189,7 +189,8 @@ class Ours:
         too.
         """
         plan, objective = self.plans[name], self.source.spec("test").objective
-        spec = EvalSpec("test", seed=0, episodes=self.workload.tasks)
+        asked = {"split": "test", "seed": 0, "episodes": self.workload.tasks}
+        spec = EvalSpec(**(self.cfg["eval"] | asked))
 
         def step() -> dict[str, float]:
             start = self.now()

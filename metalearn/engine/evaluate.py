@@ -44,7 +44,6 @@ class EvalSpec:
     monitor: the metric of validations that says which is best; None: the objective's primary one.
     chunk: tasks held at once, in whole units (see `metalearn.engine.batching`), None for as few as are fast;
     no number depends on it.
-    steps: adaptation steps, None for the algorithm's own in evaluation.
     predictions: also keep what was predicted for every query.
     curve: also report `<primary>_step_<k>` with fewer steps, which cost nothing more.
     """
@@ -52,12 +51,11 @@ class EvalSpec:
     split: Split
     seed: int
     episodes: int
-    val_episodes: int = 0
-    checkpoint: str = "best"
-    monitor: str | None = None
-    chunk: int | None = None
-    predictions: bool = False
-    steps: int | None = None
+    val_episodes: int
+    checkpoint: str
+    monitor: str | None
+    chunk: int | None
+    predictions: bool
     curve: bool = True
 
     def validation(self) -> EvalSpec:
@@ -189,7 +187,7 @@ def evaluate_batch(
     The objective's totals (T, …) are there too, under names that begin with TOTALS, and what was predicted
     for the queries (T, Q, …), if that is asked, under names that begin with ROWS.
     """
-    last = algorithm.eval_adaptation_steps if spec.steps is None else spec.steps
+    last = algorithm.eval_adaptation_steps
     counts = curve_steps(last) if spec.curve else [last]
     primary, pool = objective.primary, pooled_part(objective)
 

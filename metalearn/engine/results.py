@@ -88,10 +88,13 @@ def result_of(
 
 def write_evaluation(runlog: RunLog, split: Split, evaluation: Evaluation) -> None:
     """What results.json, which is written last, is a summary of."""
+    predictions = f"predictions_{split}.safetensors"
+    # Those of an earlier evaluation in the same folder belong to other scores.
+    (runlog.run_dir / predictions).unlink(missing_ok=True)
     runlog.write_csv(f"eval_{split}.csv", evaluation.columns)
     if evaluation.rows:
         rows = {name: values.contiguous() for name, values in evaluation.rows.items()}
-        runlog.write(f"predictions_{split}.safetensors", dump_tensors(rows))
+        runlog.write(predictions, dump_tensors(rows))
 
 
 def withdraw_evaluation(folder: Path) -> None:
@@ -128,7 +131,9 @@ def load_chosen(store: CheckpointStore, step: int) -> Checkpoint:
     try:
         return store.load(step, weights_only=True)
     except CheckpointError as error:
-        others = [other for other in store.steps() if other != step and store.is_valid(other)]
+        others = [
+            other for other in store.steps() if other != step and store.is_valid(other, weights_only=True)
+        ]
         if not others:
             raise CheckpointError(
                 f"{error}; no other checkpoint is valid; restore it from a backup"

@@ -81,8 +81,11 @@ def read(path: Path, step: int, names: Collection[str] = (WEIGHTS_FILE, TRAINING
 def read_metadata(path: Path, step: int) -> Metadata:
     """The metadata alone; the other files are not looked at. Raises as `read` does."""
     if is_old(path):
+        _require_format(json.loads(read_bytes(path / OLD_MANIFEST, None)), 1)
         return checked(json.loads(read_bytes(path / OLD_METADATA, None)), step, path / OLD_METADATA)
-    return checked(_without_own(_unsealed(read_bytes(path / METADATA, None))), step, path / METADATA)
+    tree = _unsealed(read_bytes(path / METADATA, None))
+    _require_format(tree, FORMAT_VERSION)
+    return checked(_without_own(tree), step, path / METADATA)
 
 
 @contextmanager
@@ -126,9 +129,12 @@ def is_old(path: Path) -> bool:
 def located(path: Path) -> tuple[Path, str | None]:
     """The run folder, and best, last or step-NUMBER if the path is that of a checkpoint in one.
 
-    RUN_DIR/checkpoints/best is the pointer's own path, and stands for the checkpoint that it names.
+    RUN_DIR/checkpoints/best is the pointer's own path, and stands for the checkpoint that it names. A folder
+    with a config.yaml is a run, whatever it is called.
     """
     whole = path if path.parent.name else path.absolute()
+    if (path / "config.yaml").exists():
+        return path, None
     if whole.parent.name == "checkpoints" and (whole.name in ("best", "last") or NAME.fullmatch(whole.name)):
         return whole.parent.parent, whole.name
     return path, None

@@ -108,10 +108,10 @@ class CheckpointStore:
                 tensors |= {f"{prefix}{key}": value for key, value in load_tensors(content).items()}
         return Checkpoint(step, tensors, found.metadata)
 
-    def is_valid(self, step: int) -> bool:
-        """Whether there is a whole checkpoint of this step."""
+    def is_valid(self, step: int, *, weights_only: bool = False) -> bool:
+        """Whether there is a whole checkpoint of this step; weights_only: as `load` has it."""
         try:
-            self.load(step)
+            self.load(step, weights_only=weights_only)
         except CheckpointError:
             return False
         return True

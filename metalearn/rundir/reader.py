@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from metalearn import files
 from metalearn.errors import ConfigError, DataError
+from metalearn.rundir.checkpoint_files import located
 from metalearn.rundir.choices import chosen
 
 Line = dict[str, Any]  # one line of metrics.jsonl
@@ -242,6 +243,12 @@ def existing_run(folder: Path) -> Path:
         )
     if "=" in folder.name and not folder.exists():
         raise ConfigError(f"{folder} is no folder; the folder of a run comes first: RUN_DIR {folder}")
+    run_dir, checkpoint = located(folder)
+    if checkpoint is not None and (run_dir / "config.yaml").is_file():
+        raise ConfigError(
+            f"{folder} is a checkpoint, not a run; give its run: {run_dir}, and to evaluate this checkpoint "
+            f"add eval.checkpoint={checkpoint}"
+        )
     reason = (
         "does not exist"
         if not folder.exists()

@@ -292,7 +292,16 @@ def traced_compiler() -> Iterator[None]:
 def evaluation_leaves_the_state_bit_equal_and_repeats_itself(trial: Trial) -> str:
     algorithm = trial.algorithm
     before = {name: value.clone() for name, value in algorithm.state_dict().items()}
-    spec = EvalSpec("val", seed=5, episodes=6, chunk=4)
+    spec = EvalSpec(
+        "val",
+        seed=5,
+        episodes=6,
+        val_episodes=6,
+        checkpoint="last",
+        monitor=None,
+        chunk=4,
+        predictions=False,
+    )
     summaries = []
     for seed in (1, 2):
         with torch.random.fork_rng(devices=[]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -49,3 +50,39 @@ def test_the_peak_of_the_machine_is_that_of_the_fastest_size(monkeypatch: pytest
     monkeypatch.setattr(measure, "SIZES", (10, 20))
     monkeypatch.setattr(measure, "seconds_of", lambda work: 1e-6)
     assert measure.matmul_peak() == pytest.approx(2 * 20**3 / 1e-6 / 1e9)
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_the_peak_of_a_gpu_is_that_of_the_precision_of_its_convolutions(
+    tf32: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device without values, which is no CPU either."""
+    met = []
+
+    def seconds_of(work: Any) -> float:
+        met.append(torch.backends.cuda.matmul.allow_tf32)
+        return 1e-6
+
+    monkeypatch.setattr(measure, "seconds_of", seconds_of)
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    try:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32, not tf32
+        measure.matmul_peak(torch.device("meta"))
+        after = torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+    assert set(met) == {tf32}
+    assert after == (not tf32), "as it was before"
+
+
+def test_the_precision_of_a_cpu_is_float32_and_of_a_gpu_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda")
+    assert measure.matmul_precision() == "float32"
+    for capability, tf32, precision in (
+        ((8, 0), True, "TF32"),
+        ((8, 0), False, "float32"),
+        ((7, 5), True, "float32"),
+    ):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        monkeypatch.setattr(measure, "convolutions_in_tf32", lambda found=tf32: found)
+        assert measure.matmul_precision(cuda) == precision

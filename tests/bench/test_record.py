@@ -113,6 +113,7 @@ def example() -> dict[str, Any]:
         "tasks_per_second": 500.0,
         "gflops": 40.0,
         "matmul_peak_gflops": 80.0,
+        "matmul_precision": "TF32",
         "percent_of_peak": 50.0,
         "time_split_ms_per_task": {"data": 0.25, "gradient": 2.0, "update": 0.125},
     }
@@ -129,7 +130,7 @@ class TestReport:
         assert lines[5] == "  higher takes no part: not installed"
         assert lines[6] == (
             "  best plan: vmap, 3.00x as fast as the best peer, plain; 500 tasks/s; 40.0 GFLOP/s, 50% of 80 "
-            "(matrix product); "
+            "(matrix product, TF32); "
             "ms per task: data 0.250 + gradient 2.00 + update 0.125"
         )
 

@@ -1,4 +1,4 @@
-"""A default stands in one place, the YAML: a constructor that a YAML names has none for the keys there."""
+"""A default stands in one place, the YAML: a class that is made from one has none for the keys there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import inspect
 import pytest
 
 from metalearn.build.instantiate import BASES, NOT_ARGUMENTS, arguments_of, resolve
+from metalearn.config.compose import compose
 from metalearn.config.loader import Library, packaged_options
+from metalearn.engine.evaluate import EvalSpec
+from metalearn.engine.settings import Settings
 from metalearn.rundir.choices import GROUPS
 
 
@@ -31,3 +34,11 @@ def test_no_default_is_typed_in_yaml_and_code(group: str, option: str) -> None:
     )
     positional = [key for key in sorted(keys) if taken[key].kind is not inspect.Parameter.KEYWORD_ONLY]
     assert positional == [], f"{cls.__name__} takes {', '.join(positional)} by position"
+
+
+@pytest.mark.parametrize(("block", "cls"), [("eval", EvalSpec), ("trainer", Settings)])
+def test_no_default_of_the_primary_configuration_is_typed_in_code(block: str, cls: type) -> None:
+    taken, keys = inspect.signature(cls).parameters, compose([])[block].keys()
+    assert keys <= taken.keys()
+    twice = [key for key in sorted(keys) if taken[key].default is not inspect.Parameter.empty]
+    assert twice == [], f"{cls.__name__} has defaults for {', '.join(twice)}, which conf/train.yaml sets"

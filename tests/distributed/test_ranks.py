@@ -23,14 +23,13 @@ from metalearn.core import Algorithm, Source
 from metalearn.distributed.launch import connected
 from metalearn.distributed.strategy import EVALUATE, Link, LostError, MultiProcess, RankError, serve
 from metalearn.engine import batching
-from metalearn.engine.evaluate import EvalSpec
 from metalearn.engine.executor import Executor, TaskPlan
 from metalearn.engine.settings import Settings, share_of
 from metalearn.engine.strategy import SingleProcess
 from metalearn.engine.update import Clip, Updater
 from tests.engine.test_pooling import PoolingSource
 from tests.engine.test_trainer import SETTINGS
-from tests.engine.toy import ToyAlgorithm, ToySource
+from tests.engine.toy import ToyAlgorithm, ToySource, eval_spec
 from tests.reliability import harness
 
 CPU = torch.device("cpu")
@@ -216,8 +215,8 @@ def test_evaluation_is_that_of_one_process_bit_for_bit(
 
     def evaluated(strategy: SingleProcess, chunk: int | None = chunk) -> list[dict[str, list[float]]]:
         once = [
-            strategy.evaluate(EvalSpec("test", seed=2**63 - 1, episodes=9, chunk=chunk)),
-            strategy.evaluate(EvalSpec("val", seed=7, episodes=4, chunk=chunk, curve=False)),
+            strategy.evaluate(eval_spec("test", seed=2**63 - 1, episodes=9, chunk=chunk)),
+            strategy.evaluate(eval_spec("val", seed=7, episodes=4, chunk=chunk, curve=False)),
         ]
         return [result.columns for result in once]
 
@@ -233,7 +232,7 @@ def test_predictions_are_those_of_one_process_bit_for_bit(place: Path, tmp_path:
     _, algorithm, source, settings = built(place, "algo=maml", "algo.eval_adaptation_steps=2")
 
     def rows(strategy: SingleProcess) -> dict[str, Tensor]:
-        return strategy.evaluate(EvalSpec("val", seed=7, episodes=4, predictions=True)).rows
+        return strategy.evaluate(eval_spec("val", seed=7, episodes=4, predictions=True)).rows
 
     expected = alone(copy.deepcopy(algorithm), source, settings, rows)
     found = together(2, with_others(algorithm, source, settings, rows), tmp_path)
@@ -265,7 +264,7 @@ def test_scores_keep_the_sign_of_zero_and_what_is_not_finite(
             return replace(super().spec(split), objective=OddObjective())
 
     def evaluated(strategy: SingleProcess) -> dict[str, list[float]]:
-        return strategy.evaluate(EvalSpec("val", seed=0, episodes=8)).columns
+        return strategy.evaluate(eval_spec("val", seed=0, episodes=8)).columns
 
     source = OddSource()
     expected = alone(Odd(), source, SETTINGS, evaluated)
@@ -277,7 +276,7 @@ def test_pooled_metrics_are_those_of_one_process_bit_for_bit(tmp_path: Path) -> 
     source = PoolingSource()
 
     def evaluated(strategy: SingleProcess) -> dict[str, dict[str, float]]:
-        return strategy.evaluate(EvalSpec("val", seed=0, episodes=7, chunk=2)).summary
+        return strategy.evaluate(eval_spec("val", seed=0, episodes=7, chunk=2)).summary
 
     expected = alone(ToyAlgorithm(), source, SETTINGS, evaluated)
     assert expected["share"]["ci95"] > 0
@@ -332,7 +331,7 @@ def test_lost_rank_is_noticed_between_the_batches_of_an_evaluation() -> None:
         ToyAlgorithm(), source, Executor(ToyAlgorithm(), TaskPlan()), SETTINGS, Silent(), missing
     )  # type: ignore[arg-type]
     with pytest.raises(RankError, match="rank 1 is gone"):
-        strategy.evaluate(EvalSpec("val", seed=0, episodes=100))
+        strategy.evaluate(eval_spec("val", seed=0, episodes=100))
     assert source.asked[-1] == ("val", 0, 0, 50), "the first of two batches"
 
 

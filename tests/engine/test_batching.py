@@ -17,14 +17,14 @@ from metalearn.config.compose import compose
 from metalearn.core import Algorithm, Source, TaskBatch
 from metalearn.engine import batching
 from metalearn.engine.batching import Batching
-from metalearn.engine.evaluate import EvalSpec, batching_of, evaluate, evaluate_batches
+from metalearn.engine.evaluate import batching_of, evaluate, evaluate_batches
 from metalearn.engine.executor import Executor, TaskPlan
 from metalearn.engine.memory import LiveBytes
 from metalearn.engine.strategy import SingleProcess
 from metalearn.errors import MetalearnError
 from tests.engine.test_memory import MESSAGES
 from tests.engine.test_trainer import SETTINGS
-from tests.engine.toy import ToyAlgorithm, ToySource
+from tests.engine.toy import ToyAlgorithm, ToySource, eval_spec
 
 CPU, VMAP = torch.device("cpu"), TaskPlan("vmap")
 IMAGES = [
@@ -62,7 +62,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def judged(
     algorithm: Algorithm, source: Source, episodes: int, chunk: int | None, plan: TaskPlan = VMAP
 ) -> dict[str, list[Any]]:
-    spec = EvalSpec("val", seed=3, episodes=episodes, chunk=chunk)
+    spec = eval_spec("val", seed=3, episodes=episodes, chunk=chunk)
     return evaluate(algorithm, source, spec, plan=plan).columns
 
 
@@ -131,9 +131,9 @@ def test_memory_of_an_evaluation_does_not_grow_with_its_tasks(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     algorithm, source = built("protonet", cache)
-    _, one = batching_of(algorithm, source, EvalSpec("val", 3, 2), VMAP)
+    _, one = batching_of(algorithm, source, eval_spec("val", 3, 2), VMAP)
     monkeypatch.setitem(batching.UNIT_BYTES, "cpu", 2.5 * one.each)
-    spec = EvalSpec("val", 3, 30)
+    spec = eval_spec("val", 3, 30)
     size, _ = batching_of(algorithm, source, spec, VMAP)
     with LiveBytes() as count:
         for _ in evaluate_batches(algorithm, source, spec, VMAP, size):
@@ -170,7 +170,7 @@ ERRORS = {
 def test_tasks_are_halved_when_memory_runs_out_and_what_did_not_fit_is_not_tried_again(
     kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    spec = EvalSpec("val", seed=3, episodes=25)
+    spec = eval_spec("val", seed=3, episodes=25)
     expected = judged(ToyAlgorithm(), ToySource(), 25, None)
     monkeypatch.setattr(batching, "UNITS", (10, 1))
     algorithm = Hungry(limit=10, error=ERRORS[kind])
@@ -222,12 +222,12 @@ def test_fewer_tasks_are_taken_before_memory_runs_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(batching, "UNITS", (50, 1))
-    _, demand = batching_of(ToyAlgorithm(), ToySource(), EvalSpec("test", 0, 40), VMAP)
+    _, demand = batching_of(ToyAlgorithm(), ToySource(), eval_spec("test", 0, 40), VMAP)
     for free, unit in ((None, 40), (2**40, 40), (1.6 * (demand.fixed + 12 * demand.each), 10), (0, 1)):
         monkeypatch.setattr("metalearn.engine.strategy.free_share", lambda device, ranks, free=free: free)
         caplog.clear()
         strategy = SingleProcess(ToyAlgorithm(), ToySource(), Executor(ToyAlgorithm(), VMAP), SETTINGS)
-        assert strategy.size(EvalSpec("test", 0, 40)) == Batching(unit, 40)
+        assert strategy.size(eval_spec("test", 0, 40)) == Batching(unit, 40)
         assert len(caplog.records) == (unit < 40)
     assert "evaluation needs about 0.0 MiB for 40 tasks at once" in caplog.text
 
@@ -236,7 +236,7 @@ def test_a_unit_that_was_halved_is_that_of_a_resumed_run() -> None:
     first, again = (
         SingleProcess(ToyAlgorithm(), ToySource(), Executor(ToyAlgorithm(), VMAP), SETTINGS) for _ in range(2)
     )
-    val, test = EvalSpec("val", 1, 40, curve=False), EvalSpec("test", 1, 40)
+    val, test = eval_spec("val", 1, 40, curve=False), eval_spec("test", 1, 40)
     first.size(val).unit = 5  # memory ran out in a validation
     assert first.size(test).unit == 40
     assert first.units() == [["val", 1, 40, False, 5], ["test", 1, 40, True, 40]]

@@ -14,7 +14,6 @@ from torch.utils._pytree import tree_leaves
 
 from metalearn.core import Algorithm, Source, Task, blank_query
 from metalearn.engine.evaluate import (
-    EvalSpec,
     curve_steps,
     decimals,
     draw_tasks,
@@ -24,11 +23,11 @@ from metalearn.engine.evaluate import (
 )
 from metalearn.engine.executor import TaskPlan
 from metalearn.errors import ConfigError
-from tests.engine.toy import ToyAlgorithm, ToySource
+from tests.engine.toy import ToyAlgorithm, ToySource, eval_spec
 from tests.plugins import METHODS, class_of, in_memory
 
 VMAP = TaskPlan("vmap")
-SPEC = EvalSpec("val", seed=5, episodes=3)
+SPEC = eval_spec("val", seed=5, episodes=3)
 
 
 def run(
@@ -40,7 +39,7 @@ def run(
     chunk: int = 3,
     seed: int = 5,
 ):
-    spec = EvalSpec("test", seed=seed, episodes=episodes, chunk=chunk)
+    spec = eval_spec("test", seed=seed, episodes=episodes, chunk=chunk)
     return evaluate(algorithm, source or ToySource(), spec, plan=plan)
 
 

@@ -33,7 +33,7 @@ from metalearn.hashing import draw
 from metalearn.run.signals import StopSignals
 from metalearn.run.train import train
 from tests.engine.test_trainer import SETTINGS, SPEC
-from tests.engine.toy import ToyAlgorithm, ToySource
+from tests.engine.toy import ToyAlgorithm, ToySource, eval_spec
 from tests.reliability import harness
 
 CPU = torch.device("cpu")
@@ -110,11 +110,11 @@ def training_peak(algorithm: Algorithm, source: Source, plan: TaskPlan, meta_bat
     )
 
 
-def evaluation_peak(algorithm: Algorithm, source: Source, steps: int | None = None) -> int:
+def evaluation_peak(algorithm: Algorithm, source: Source) -> int:
     def evaluation() -> None:
         batch = draw_tasks(algorithm, source, "val", seed=0, first=0, count=12)
         with frozen(algorithm):
-            spec = EvalSpec("val", seed=0, episodes=12, steps=steps)
+            spec = eval_spec("val", seed=0, episodes=12)
             evaluate_batch(algorithm, source.spec("val").objective, TaskPlan("vmap"), spec, batch)
 
     return peak_bytes(evaluation, CPU)
@@ -131,7 +131,7 @@ def test_forecast_of_training_is_the_real_peak(plan: TaskPlan, name: str, build:
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_forecast_of_evaluation_is_the_real_peak(name: str, build: Build) -> None:
     algorithm, source = build(name)
-    _, demand = batching_of(algorithm, source, EvalSpec("val", 0, 12), TaskPlan("vmap"))
+    _, demand = batching_of(algorithm, source, eval_spec("val", 0, 12), TaskPlan("vmap"))
     assert demand.count == 12
     assert demand.peak == pytest.approx(evaluation_peak(algorithm, source), rel=0.2)
 
@@ -145,11 +145,16 @@ def test_evaluation_takes_far_less_than_training(name: str, build: Build) -> Non
 @pytest.mark.parametrize("name", ["maml", "sinusoid", "reptile"])
 def test_evaluation_records_no_graph_that_grows_with_the_steps_or_the_order(name: str, build: Build) -> None:
     algorithm, source = build(name)
-    few, many = (evaluation_peak(algorithm, source, steps) for steps in (2, 5))
+
+    def peak(steps: int) -> int:
+        algorithm.eval_adaptation_steps = steps
+        return evaluation_peak(algorithm, source)
+
+    few, many = peak(2), peak(5)
     assert many <= 1.05 * few
     if hasattr(algorithm, "order"):
         algorithm.order = 1
-        assert evaluation_peak(algorithm, source, steps=5) == many
+        assert peak(5) == many
 
 
 @pytest.mark.parametrize("name", ["maml", "reptile", "sinusoid"])
@@ -293,7 +298,7 @@ def test_time_of_an_evaluation_is_that_of_whole_units(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(evaluation, "evaluate_batch", slow)
     monkeypatch.setattr(preflight.time, "perf_counter", lambda: clock[0])
-    spec, work = EvalSpec("val", 0, 600), (ToyAlgorithm(), ToySource(), TaskPlan("vmap"))
+    spec, work = eval_spec("val", 0, 600), (ToyAlgorithm(), ToySource(), TaskPlan("vmap"))
     size, _ = batching_of(*work[:2], spec, work[2])
     assert preflight._evaluation_seconds(*work, spec, size) == pytest.approx(0.15 / 50)
 

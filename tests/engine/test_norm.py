@@ -7,6 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from metalearn.models.base import Norm
 
@@ -24,6 +25,15 @@ class Stepwise(Norm):
     def affine(self, mean: Tensor, var: Tensor, step: int | Tensor = 0) -> tuple[Tensor, Tensor]:
         scale, shift = super().affine(mean, var, step)
         return scale * (1 + step), shift
+
+
+class Uncentred(Norm):
+    """Statistics of its own: the second moment instead of the variance."""
+
+    @staticmethod
+    def measure(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        mean, var = Norm.measure(x, mask)
+        return torch.zeros_like(mean), var + mean.square()
 
 
 def norm(kind: type[Norm] = Norm) -> Norm:
@@ -61,14 +71,52 @@ def test_kernel_gives_what_the_formula_gives(shape: tuple[int, ...], kernels: li
 def test_first_and_second_derivatives_reach_the_input_through_outputs_and_statistics(
     kernels: list[int],
 ) -> None:
-    def work(x: Tensor) -> tuple[Tensor, ...]:
-        y, (mean, var) = norm()(x)
+    made = norm()
+
+    def work(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        y, (mean, var) = functional_call(made, {"weight": weight, "bias": bias}, (x,))
         return y.sin(), mean.exp(), var.sqrt()
 
     x = rows(3, 3, 2, 2).requires_grad_()
-    assert torch.autograd.gradcheck(work, x)
-    assert torch.autograd.gradgradcheck(work, x)
+    assert torch.autograd.gradcheck(work, (x, made.weight, made.bias))
+    assert torch.autograd.gradgradcheck(work, (x, made.weight, made.bias))
     assert kernels
+
+
+def test_channels_last_gives_the_same_with_second_derivatives(kernels: list[int]) -> None:
+    def parts(kind: type[Norm], x: Tensor) -> tuple[Tensor, ...]:
+        made = norm(kind)
+        y, (mean, var) = made(x)
+        scalar = y.sin().sum() + mean.exp().sum() + var.sqrt().sum()
+        first = torch.autograd.grad(scalar, (x, made.weight, made.bias), create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), (x, made.weight, made.bias))
+        return y, mean, var, *first, *second
+
+    x = rows(4, 3, 2, 5)
+    expected = parts(Formula, x.requires_grad_())
+    found = parts(Norm, x.detach().contiguous(memory_format=torch.channels_last).requires_grad_())
+    assert found[0].is_contiguous(memory_format=torch.channels_last)
+    assert len(kernels) == 1
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_statistics_of_a_subclass_are_used(kernels: list[int]) -> None:
+    x = rows(4, 3) + 1
+    y, (mean, var) = norm(Uncentred)(x)
+    torch.testing.assert_close(mean, torch.zeros(3).double())
+    torch.testing.assert_close(var, x.square().mean(0))
+    expected = x * torch.rsqrt(var + 1e-5) * norm().weight + norm().bias
+    torch.testing.assert_close(y, expected)
+    assert kernels == []
+
+
+@pytest.mark.filterwarnings("ignore:var_mean")  # the statistics of nothing are NaN
+@pytest.mark.parametrize("shape", [(0, 3), (0, 3, 2, 5), (4, 3, 0, 5)])
+def test_no_rows_give_no_rows(shape: tuple[int, ...]) -> None:
+    y, (mean, var) = norm()(torch.empty(shape).double())
+    assert y.shape == shape
+    assert mean.shape == var.shape == (3,)
 
 
 def test_a_channel_without_spread_has_variance_zero(kernels: list[int]) -> None:

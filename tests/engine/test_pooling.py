@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from metalearn.engine.evaluate import EvalSpec, evaluate, summarise
+from metalearn.engine.evaluate import evaluate, summarise
 from metalearn.engine.executor import TaskPlan
 from metalearn.engine.pooling import RESAMPLES, draw_weights, pooled
 from metalearn.errors import ConfigError
 from metalearn.hashing import fold, normal
 from metalearn.objectives import Regression
-from tests.engine.toy import ToyAlgorithm, ToySource
+from tests.engine.toy import ToyAlgorithm, ToySource, eval_spec
 
 
 class Pooling(Regression):
@@ -44,7 +44,7 @@ class PoolingSource(ToySource):
 
 def judged(objective: Any = None, *, plan: str = "vmap", chunk: int = 5, episodes: int = 11) -> Any:
     source = PoolingSource(objective)
-    spec = EvalSpec("test", seed=5, episodes=episodes, chunk=chunk)
+    spec = eval_spec("test", seed=5, episodes=episodes, chunk=chunk)
     return evaluate(ToyAlgorithm(noise=0.3), source, spec, plan=TaskPlan(plan))
 
 

@@ -22,12 +22,13 @@ from metalearn.build.objects import build_algorithm, build_source
 from metalearn.config.compose import compose
 from metalearn.core import Algorithm, Source
 from metalearn.engine.autotune import Wish, tune
-from metalearn.engine.evaluate import EvalSpec, draw_tasks, evaluate
+from metalearn.engine.evaluate import draw_tasks, evaluate
 from metalearn.engine.executor import Executor, Sums, TaskPlan
 from metalearn.errors import ConfigError
 from metalearn.rundir.checkpoints import CheckpointStore
 from metalearn.rundir.state import pack, restore
 from metalearn.testing.algorithms import Trial
+from tests.engine.toy import eval_spec
 from tests.plugins import METHODS, class_of, in_memory
 
 LOW = torch.bfloat16
@@ -92,7 +93,7 @@ def test_weights_statistics_and_scores_stay_in_float32(pair: tuple[Algorithm, So
     actor = lowered(algorithm)
     with Types() as seen:
         low, full = (
-            evaluate(some, source, EvalSpec("val", seed=0, episodes=6, chunk=6), plan=TaskPlan("vmap"))
+            evaluate(some, source, eval_spec("val", seed=0, episodes=6, chunk=6), plan=TaskPlan("vmap"))
             for some in (actor, algorithm)
         )
     assert seen.found["convolution"] == {LOW, torch.float32}

@@ -1,6 +1,12 @@
 from __future__ import annotations
 
-from metalearn.engine.results import protocol_name
+from pathlib import Path
+
+import torch
+
+from metalearn.engine.evaluate import Evaluation
+from metalearn.engine.results import protocol_name, write_evaluation
+from metalearn.rundir.log import RunLog
 
 
 def test_plain_protocols_are_named_in_words() -> None:
@@ -18,3 +24,19 @@ def test_protocols_whose_names_were_cut_have_folders_of_their_own() -> None:
 def test_protocols_whose_odd_characters_were_replaced_have_folders_of_their_own() -> None:
     assert protocol_name("test", ["data.root=/a/b"]) != protocol_name("test", ["data.root=/a:b"])
     assert protocol_name("test", ["data.root=/a/b"]).startswith("test_data.root=-a-b-")
+
+
+def test_predictions_of_an_earlier_evaluation_do_not_stay_beside_another(tmp_path: Path) -> None:
+    columns, summary = (
+        {"task_id": [0, 1], "loss": [1.0, 2.0]},
+        {"loss": {"mean": 1.5, "ci95": 1.0, "std": 0.7}},
+    )
+    rows = {"prediction": torch.zeros(4, 2), "task": torch.tensor([0, 0, 1, 1])}
+    path = tmp_path / "predictions_test.safetensors"
+    with RunLog(tmp_path) as log:
+        write_evaluation(log, "val", Evaluation(columns, summary, rows))
+        write_evaluation(log, "test", Evaluation(columns, summary, rows))
+        assert path.exists()
+        write_evaluation(log, "test", Evaluation(columns, summary))
+    assert not path.exists()
+    assert (tmp_path / "predictions_val.safetensors").exists(), "that of another split"

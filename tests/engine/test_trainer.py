@@ -10,7 +10,6 @@ import torch
 
 from metalearn.core import Batch, Examples, Metrics, Plan
 from metalearn.engine import loader, nonfinite
-from metalearn.engine.evaluate import EvalSpec
 from metalearn.engine.executor import Executor, TaskPlan
 from metalearn.engine.history import RunningMeans, ValidationHistory
 from metalearn.engine.nonfinite import NonFiniteError
@@ -21,7 +20,7 @@ from metalearn.engine.update import Clip, Updater
 from metalearn.run import rollback
 from metalearn.rundir.checkpoints import CheckpointStore, SaveError
 from metalearn.rundir.log import RunLog
-from tests.engine.toy import ToyAlgorithm, ToySource
+from tests.engine.toy import ToyAlgorithm, ToySource, eval_spec
 
 SETTINGS = Settings(
     seed=3,
@@ -38,7 +37,7 @@ SETTINGS = Settings(
     shutdown_timeout_s=120,
     dry_run=False,
 )
-SPEC = EvalSpec("test", seed=9, episodes=10, val_episodes=8, chunk=8)
+SPEC = eval_spec("test", seed=9, episodes=10, val_episodes=8, chunk=8)
 
 
 @pytest.fixture(autouse=True)

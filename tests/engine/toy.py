@@ -11,10 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from metalearn.core import Algorithm, Draw, Examples, InputSpec, Source, Split, Task, TaskBatch, TaskSpec
+from metalearn.engine.evaluate import EvalSpec
 from metalearn.hashing import fold, normal
 from metalearn.objectives import Regression
 
 SPLITS = ("train", "val", "test")
+
+
+def eval_spec(split: Split, seed: int, episodes: int, **more: Any) -> EvalSpec:
+    """What a test asks of an evaluation. more: what differs from an evaluation that keeps no predictions, in
+    batches as large as are fast.
+    """
+    rest = {"val_episodes": 8, "checkpoint": "best", "monitor": None, "chunk": None, "predictions": False}
+    return EvalSpec(split, seed, episodes, **(rest | more))
 
 
 class ToySource(Source):

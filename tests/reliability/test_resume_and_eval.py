@@ -19,7 +19,7 @@ from metalearn.engine.strategy import SingleProcess
 from metalearn.errors import CheckpointError, ConfigError, MetalearnError
 from metalearn.run import resume as resuming
 from metalearn.run.evaluate import evaluate_run
-from metalearn.rundir.checkpoint_files import METADATA
+from metalearn.rundir.checkpoint_files import METADATA, TRAINING_FILE
 from metalearn.rundir.checkpoints import CheckpointStore
 from tests.reliability import harness
 from tests.reliability.harness import KILLED, assert_same_end, finish, resume, struck, train
@@ -70,6 +70,21 @@ def test_evaluation_of_a_corrupt_best_names_the_others(copied: Path) -> None:
         match=rf"step-{best:06d} is not valid: .*choose another with eval.checkpoint=.* of: {names}$",
     ):
         evaluate_run(copied, [])
+
+
+def test_evaluation_of_a_corrupt_best_offers_those_that_only_a_resumed_run_could_not_use(
+    copied: Path,
+) -> None:
+    store = CheckpointStore(copied)
+    best = store.pointed("best")
+    assert best is not None
+    (store.path(best) / METADATA).unlink()
+    others = [store.path(step) for step in store.steps() if step != best]
+    for path in others:
+        (path / TRAINING_FILE).unlink()
+    with pytest.raises(CheckpointError, match=rf"eval.checkpoint=NAME of: .*{others[0].name}"):
+        evaluate_run(copied, [])
+    assert evaluate_run(copied, [f"eval.checkpoint={others[0].name}"]) == 0
 
 
 def test_evaluation_without_any_valid_checkpoint_offers_none(copied: Path) -> None:
