@@ -18,7 +18,7 @@ from typing import Any
 from hydra.errors import HydraException
 
 from metalearn.config import schema
-from metalearn.config.compatibility import gained
+from metalearn.config.compatibility import RENAMED, gained
 from metalearn.config.compose import compose
 from metalearn.config.hydra_parts import Override, RangeSweep
 from metalearn.config.loader import Library
@@ -179,15 +179,17 @@ def identity(cfg: dict[str, Any]) -> str:
     from.
 
     Neither what a logger shows nor the names of what was chosen are among them. A key that an older run may
-    lack counts only with another value than its default, so that a new key makes no new jobs.
+    lack counts only with another value than its default, so that a new key makes no new jobs. A key that was
+    renamed counts under its first name.
     """
     leaves = dict(
         schema.leaves({key: value for key, value in cfg.items() if key not in ("logger", choices.KEY)})
     )
     known = {**defaults(), **gained(leaves)}
     suits = (cfg["algo"].get("about") or {}).get("suits") or {}  # which stood among the arguments once
+    first_names = {new: old for old, new in RENAMED.items()}
     facts = {f"algo.{key}": value for key, value in suits.items()} | {
-        key: value
+        first_names.get(key, key): value
         for key, value in leaves.items()
         if key not in NOT_IDENTITY and (key not in known or known[key] != value)
     }
