@@ -30,6 +30,8 @@ FREE = (
     "trainer.shutdown_timeout_s",
     "trainer.dry_run",
 )
+# Every key of `eval` stands in one of these two; one that is in neither is held to be science.
+FREE_EVAL = ("eval.episodes", "eval.split", "eval.checkpoint", "eval.chunk", "eval.predictions")
 VALIDATION = ("eval.val_episodes", "eval.seed", "eval.monitor")  # what weights and records follow from
 # Keys whose values a saved run has under an older name.
 RENAMED = {"eval.batch_size": "eval.chunk"}
@@ -86,7 +88,7 @@ def refuse_new_science(old: dict[str, Any], new: dict[str, Any], places: Places 
     allowed = ", ".join(
         [
             *(f"{name}.*" if name == "device" else name for name in FREE[2:-1]),
-            f"eval.* other than {', '.join(VALIDATION)}",
+            *FREE_EVAL,
             *places,
         ]
     )
@@ -144,6 +146,4 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _is_free(key: str) -> bool:
-    if key.startswith("eval."):
-        return key not in VALIDATION
-    return any(key == free or key.startswith(f"{free}.") for free in FREE)
+    return any(key == free or key.startswith(f"{free}.") for free in (*FREE, *FREE_EVAL))

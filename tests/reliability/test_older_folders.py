@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from metalearn.config.compatibility import BEFORE, GAINED
+from metalearn.config.compatibility import BEFORE, FREE_EVAL, GAINED, VALIDATION, science
 from metalearn.config.compose import compose
 from metalearn.config.saved import primary_values, read_saved
 from metalearn.errors import ConfigError
@@ -63,6 +63,12 @@ FIRST = {
 def test_every_newer_key_says_what_was_done_before_it() -> None:
     newer = primary_values().keys() - FIRST
     assert newer == BEFORE.keys(), "a key that older runs lack needs its entry in compatibility.BEFORE"
+
+
+def test_every_key_of_an_evaluation_is_free_or_what_records_follow_from() -> None:
+    keys = [name for name in primary_values() if name.startswith("eval.")]
+    assert sorted(keys) == sorted([*FREE_EVAL, *VALIDATION]), "say in one of the two what a new key is"
+    assert "eval.fresh" in science({"eval": {"fresh": 1}}), "until then a resumed run must keep it"
 
 
 def test_a_key_that_a_class_gains_does_in_older_runs_what_was_done_before(
