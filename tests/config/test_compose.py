@@ -320,8 +320,8 @@ class TestReopen:
         with pytest.raises(ConfigError) as caught:
             reopen(compose([]), ["optimizer.schedule.name=cosine", "algo.plan=loop"])
         assert caught.value.problems == [
-            "optimizer.schedule.name=cosine: optimizer/schedule was fixed when the run began; start a new run "
-            "with metalearn train to change it",
+            "optimizer.schedule.name=cosine: optimizer/schedule was fixed when the run began; start a new "
+            "run with metalearn train to change it",
             "algo.plan=loop: algo.plan is now device.plan; write device.plan=loop",
         ]
 
