@@ -2,8 +2,9 @@
 key.
 
 A key of `trainer`, `eval`, `device` or of a group that is newer than a run has there the value that does what
-was done before it (`compatibility.BEFORE`), and so has a key that its class has gained (`GAINED`). Nothing
-stands in for another key of `algo`, `data`, `model` or `optimizer`, from which results follow.
+was done before it (`compatibility.BEFORE`), and so has a key that its class has gained (`GAINED`), or whose
+value the constructor of its class filled in then (`CONSTRUCTED`). Nothing stands in for another key of
+`algo`, `data`, `model` or `optimizer`, from which results follow.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from metalearn.config import plugins, ranges, schema
 from metalearn.config.about import about_problems
-from metalearn.config.compatibility import BEFORE, RENAMED, as_today, gained
+from metalearn.config.compatibility import BEFORE, RENAMED, as_today, left_out
 from metalearn.config.interpolation import saved_problems
 from metalearn.config.loader import Library
 from metalearn.errors import ConfigError, raise_if
@@ -73,7 +74,7 @@ def newer_keys(saved: dict[str, Any]) -> dict[str, Any]:
     """Dotted names of the keys that are newer than a saved configuration without damages, with the values
     that do what was done before them.
     """
-    before = {**BEFORE, **gained(dict(schema.leaves(saved)))}
+    before = {**BEFORE, **left_out(dict(schema.leaves(saved)))}
     return {name: value for name, value in before.items() if not schema.lookup(saved, name)[0]}
 
 
