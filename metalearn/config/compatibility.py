@@ -7,6 +7,8 @@ loss does, and the final evaluation. Everything else is science: weights or reco
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,8 @@ FREE = (
     "trainer.shutdown_timeout_s",
     "trainer.dry_run",
 )
+# Every key of `eval` stands in one of these two; one that is in neither is held to be science.
+FREE_EVAL = ("eval.episodes", "eval.split", "eval.checkpoint", "eval.chunk", "eval.predictions")
 VALIDATION = ("eval.val_episodes", "eval.seed", "eval.monitor")  # what weights and records follow from
 # Keys whose values a saved run has under an older name.
 RENAMED = {"eval.batch_size": "eval.chunk"}
@@ -59,6 +63,103 @@ GAINED: dict[str, dict[str, Any]] = {
     f"metalearn.data.{source}": {"rotated_twins": True}  # tasks could hold one class in two rotations
     for source in ("glyphs.Glyphs", "image_folder.ImageFolder", "omniglot.Omniglot")
 }
+# What the constructors of our classes filled in while they had defaults of their own, so that the YAML of a
+# run could leave them out. Never to be changed: a default of today stands in its YAML.
+CONSTRUCTED: dict[str, dict[str, Any]] = {
+    "metalearn.algorithms.baseline.Baseline": {
+        "inner_lr": 0.01,
+        "momentum": 0.9,
+        "dampening": 0.9,
+        "weight_decay": 0.001,
+        "inner_batch_size": 4,
+        "eval_adaptation_steps": 100,
+    },
+    "metalearn.algorithms.maml.MAML": {"order": 2, "adapts": "all"},
+    "metalearn.algorithms.pixel_nn.PixelNN": {"distance": "cosine"},
+    "metalearn.algorithms.protonet.ProtoNet": {"distance": "euclidean", "scale": 10.0},
+    "metalearn.models.conv4.Conv4": {
+        "channels": 64,
+        "downsample": "stride",
+        "readout": "mean",
+        "norm_statistics": "transductive",
+        "init": "xavier",
+        "head_init": "default",
+    },
+    "metalearn.models.mlp.MLP": {
+        "hidden": [40, 40],
+        "init": "truncated_normal",
+        "head_init": "truncated_normal",
+    },
+    "metalearn.models.user_item.UserItem": {
+        "embedding_dim": 32,
+        "decision": [64, 64],
+        "init": "xavier",
+        "head_init": "default",
+    },
+    "metalearn.data.glyphs.Glyphs": {
+        "cache_dir": None,
+        "num_classes": 1200,
+        "num_drawings": 20,
+        "seed": 0,
+        "partition": "random",
+        "partition_seed": 0,
+        "way": 5,
+        "shot": 1,
+        "query_shot": 15,
+        "train": None,
+        "rotations": [],
+        "invert": True,
+        "image_size": 28,
+    },
+    "metalearn.data.image_folder.ImageFolder": {
+        "root": None,
+        "cache_dir": None,
+        "partition": "random",
+        "partition_seed": 0,
+        "fractions": [0.6, 0.2, 0.2],
+        "way": 5,
+        "shot": 1,
+        "query_shot": 15,
+        "train": None,
+        "min_images": 0,
+        "rotations": [],
+        "resize": "area",
+        "invert": False,
+        "image_size": 84,
+        "channels": 3,
+    },
+    "metalearn.data.omniglot.Omniglot": {
+        "root": None,
+        "cache_dir": None,
+        "partition": "vinyals",
+        "partition_seed": 0,
+        "way": 5,
+        "shot": 1,
+        "query_shot": 15,
+        "train": None,
+        "rotations": ["train", "val", "test"],
+        "resize": "nearest",
+        "invert": True,
+        "image_size": 28,
+    },
+    "metalearn.data.sinusoid.Sinusoid": {
+        "shot": 10,
+        "query_shot": 10,
+        "train": None,
+        "amplitude": [0.1, 5.0],
+        "phase": [0.0, math.pi],
+        "interval": [-5.0, 5.0],
+    },
+    "metalearn.data.synthetic_ratings.SyntheticRatings": {
+        "num_users": 4000,
+        "num_items": 500,
+        "min_ratings": 5,
+        "max_ratings": 40,
+        "query_shot": 3,
+        "seed": 0,
+        "noise": 0.3,
+    },
+}
 PROSE = ("about",)
 METHOD = ("algo", "data", "model", "optimizer")  # what a run lacks here is never filled in
 
@@ -77,7 +178,7 @@ def refuse_new_science(old: dict[str, Any], new: dict[str, Any], places: Places 
     """
     old, new = without_suits(old), without_suits(new)
     newer = {key for key in new if key not in old and key.partition(".")[0] not in METHOD}
-    newer |= {key for key, value in gained(new).items() if key not in old and new.get(key) == value}
+    newer |= {key for key, value in left_out(new).items() if key not in old and new.get(key) == value}
     moved = {key for key, place in places.items() if place.holds(old.get(key)) and place.holds(new.get(key))}
     changed = [key for key in sorted({*old, *new} - newer - moved) if old.get(key) != new.get(key)]
     if not changed:
@@ -86,7 +187,7 @@ def refuse_new_science(old: dict[str, Any], new: dict[str, Any], places: Places 
     allowed = ", ".join(
         [
             *(f"{name}.*" if name == "device" else name for name in FREE[2:-1]),
-            f"eval.* other than {', '.join(VALIDATION)}",
+            *FREE_EVAL,
             *places,
         ]
     )
@@ -102,6 +203,20 @@ def gained(leaves: Mapping[str, Any]) -> dict[str, Any]:
         f"{group}.{key}": value
         for group in METHOD
         for key, value in GAINED.get(str(leaves.get(f"{group}._target_")), {}).items()
+    }
+
+
+def earlier(target: str) -> dict[str, Any]:
+    """What a class of this name did, by the keys that an older run's YAML may lack."""
+    return copy.deepcopy({**CONSTRUCTED.get(target, {}), **GAINED.get(target, {})})
+
+
+def left_out(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """By dotted key, `earlier` of the classes of a configuration. leaves: its values."""
+    return {
+        f"{group}.{key}": value
+        for group in METHOD
+        for key, value in earlier(str(leaves.get(f"{group}._target_"))).items()
     }
 
 
@@ -144,6 +259,4 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _is_free(key: str) -> bool:
-    if key.startswith("eval."):
-        return key not in VALIDATION
-    return any(key == free or key.startswith(f"{free}.") for free in FREE)
+    return any(key == free or key.startswith(f"{free}.") for free in (*FREE, *FREE_EVAL))

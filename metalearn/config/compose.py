@@ -119,12 +119,16 @@ def reopen(
             config[group] = OmegaConf.create(with_sizes(data, sizes))
             names[group] = option
         else:
-            problems.append(
-                f"{choice}: {group} was fixed when the run began; start a new run with metalearn train to "
-                "change it"
-            )
+            problems.append(fixed(choice, group))
     allowed = plain(config)
-    values, found = known_values(request.values, allowed, library)
+    problems += [
+        fixed(written(override), compatibility.MOVED[override.key_or_group])
+        for override in request.values
+        if is_fixed(override)
+    ]
+    values, found = known_values(
+        [override for override in request.values if not is_fixed(override)], allowed, library
+    )
     for override in library.parse(values):
         OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
     cfg, wrong = schema.check_types(allowed, plain(config))
@@ -268,6 +272,17 @@ def moved(override: Override) -> str:
     """The answer to a key that has another name now."""
     key, new = override.key_or_group, compatibility.MOVED[override.key_or_group]
     return f"{written(override)}: {key} is now {new}; write {new}={override.get_value_element_as_str()}"
+
+
+def is_fixed(override: Override) -> bool:
+    """Whether the key is a choice of a group today, which a run does not make anew."""
+    new = compatibility.MOVED.get(override.key_or_group)
+    return new in GROUPS and new not in CHOSEN_ANEW
+
+
+def fixed(word: str, group: str) -> str:
+    """The answer to another choice for a run that has begun."""
+    return f"{word}: {group} was fixed when the run began; start a new run with metalearn train to change it"
 
 
 def chosen_without_experiment(base: dict[str, Any]) -> list[str]:

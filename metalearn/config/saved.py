@@ -2,8 +2,9 @@
 key.
 
 A key of `trainer`, `eval`, `device` or of a group that is newer than a run has there the value that does what
-was done before it (`compatibility.BEFORE`), and so has a key that its class has gained (`GAINED`). Nothing
-stands in for another key of `algo`, `data`, `model` or `optimizer`, from which results follow.
+was done before it (`compatibility.BEFORE`), and so has a key that its class has gained (`GAINED`), or whose
+value the constructor of its class filled in then (`CONSTRUCTED`). Nothing stands in for another key of
+`algo`, `data`, `model` or `optimizer`, from which results follow.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from metalearn.config import plugins, ranges, schema
 from metalearn.config.about import about_problems
-from metalearn.config.compatibility import BEFORE, RENAMED, as_today, gained
+from metalearn.config.compatibility import BEFORE, RENAMED, as_today, left_out
 from metalearn.config.interpolation import saved_problems
 from metalearn.config.loader import Library
 from metalearn.errors import ConfigError, raise_if
@@ -73,7 +74,7 @@ def newer_keys(saved: dict[str, Any]) -> dict[str, Any]:
     """Dotted names of the keys that are newer than a saved configuration without damages, with the values
     that do what was done before them.
     """
-    before = {**BEFORE, **gained(dict(schema.leaves(saved)))}
+    before = {**BEFORE, **left_out(dict(schema.leaves(saved)))}
     return {name: value for name, value in before.items() if not schema.lookup(saved, name)[0]}
 
 
@@ -125,11 +126,23 @@ def read_saved(run_dir: Path) -> dict[str, Any]:
     A run that is older than some key has the value there that does what was done before it. Not so for
     `algo`, `data`, `model` and `optimizer`, from which results follow. Ranges are the run's own, if any.
     """
-    return read_saved_with_notes(run_dir)[0]
+    return read_with_newer(run_dir)[0]
 
 
 def read_saved_with_notes(run_dir: Path) -> tuple[dict[str, Any], list[str]]:
     """The same, and a sentence for whoever goes on with a run that is older than some keys."""
+    cfg, newer = read_with_newer(run_dir)
+    if not newer:
+        return cfg, []
+    values = ", ".join(f"{name}={schema.show(value)}" for name, value in newer.items())
+    return cfg, [
+        f"{run_dir / 'config.yaml'} is older than {', '.join(newer)}; going on with what was done before: "
+        f"{values}"
+    ]
+
+
+def read_with_newer(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `read_saved` returns, and of it the keys that the run is older than, with their values."""
     path = run_dir / "config.yaml"
     if not path.is_file():
         raise ConfigError(
@@ -153,10 +166,4 @@ def read_saved_with_notes(run_dir: Path) -> tuple[dict[str, Any], list[str]]:
     raise_if(f"{path} is damaged: {problem}; restore it from a backup" for problem in problems)
     groups = plugins.with_todays(as_today(groups))
     newer = newer_keys(groups)
-    values = ", ".join(f"{name}={schema.show(value)}" for name, value in newer.items())
-    notes = (
-        [f"{path} is older than {', '.join(newer)}; going on with what was done before: {values}"]
-        if newer
-        else []
-    )
-    return {**with_values(groups, newer), choices.KEY: choices.chosen(groups)}, notes
+    return {**with_values(groups, newer), choices.KEY: choices.chosen(groups)}, newer

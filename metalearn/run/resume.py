@@ -85,7 +85,7 @@ def reopen_end(cfg: dict[str, Any], runlog: RunLog, old_end: int, step: int) -> 
     schedule = cfg["optimizer"]["schedule"]["name"]
     if schedule in ("cosine", "linear"):
         log.warning(
-            f"optimizer.schedule.name={schedule} depends on trainer.outer_steps; a run of that length from "
+            f"optimizer/schedule={schedule} depends on trainer.outer_steps; a run of that length from "
             "the start would differ"
         )
     for key, effect in OLD_END.items():

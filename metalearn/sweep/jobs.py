@@ -18,11 +18,11 @@ from typing import Any
 from hydra.errors import HydraException
 
 from metalearn.config import schema
-from metalearn.config.compatibility import gained
+from metalearn.config.compatibility import RENAMED, gained
 from metalearn.config.compose import compose
 from metalearn.config.hydra_parts import Override, RangeSweep
 from metalearn.config.loader import Library
-from metalearn.config.saved import defaults, read_saved
+from metalearn.config.saved import defaults, read_with_newer
 from metalearn.errors import ConfigError, DataError, MetalearnError, raise_all
 from metalearn.rundir import choices, reader
 from metalearn.rundir.choices import GROUPS
@@ -84,18 +84,20 @@ class Job:
         )
 
     def changes_by_hand(self) -> list[str]:
-        """Keys that a resume from the command line has given other values; what a plan was chosen to be is no
-        change.
+        """Keys that a resume from the command line has given other values.
+
+        What a plan was chosen to be is no change, nor is the value of a key that the run is older than.
         """
         try:
-            saved = dict(schema.leaves(read_saved(self.folder)))
+            cfg, newer = read_with_newer(self.folder)
+            saved = dict(schema.leaves(cfg))
         except ConfigError:
             return ["config.yaml is damaged"]
         wanted = dict(schema.leaves(self.cfg))
         keys = [
             key
             for key in wanted
-            if key not in NOT_IDENTITY and not key.startswith(("device.", f"{choices.KEY}."))
+            if key not in {*NOT_IDENTITY, *newer} and not key.startswith(("device.", f"{choices.KEY}."))
         ]
         return [f"{key}={schema.show(saved.get(key))}" for key in keys if saved.get(key) != wanted[key]]
 
@@ -179,15 +181,17 @@ def identity(cfg: dict[str, Any]) -> str:
     from.
 
     Neither what a logger shows nor the names of what was chosen are among them. A key that an older run may
-    lack counts only with another value than its default, so that a new key makes no new jobs.
+    lack counts only with another value than its default, so that a new key makes no new jobs. A key that was
+    renamed counts under its first name.
     """
     leaves = dict(
         schema.leaves({key: value for key, value in cfg.items() if key not in ("logger", choices.KEY)})
     )
     known = {**defaults(), **gained(leaves)}
     suits = (cfg["algo"].get("about") or {}).get("suits") or {}  # which stood among the arguments once
+    first_names = {new: old for old, new in RENAMED.items()}
     facts = {f"algo.{key}": value for key, value in suits.items()} | {
-        key: value
+        first_names.get(key, key): value
         for key, value in leaves.items()
         if key not in NOT_IDENTITY and (key not in known or known[key] != value)
     }

@@ -316,6 +316,15 @@ class TestReopen:
         saved = compose(["algo=protonet"])
         assert reopen(saved, ["data.way=20"]) == {**saved, "data": {**saved["data"], "way": 20}}
 
+    def test_a_group_that_was_fixed_is_not_offered_under_its_new_name(self) -> None:
+        with pytest.raises(ConfigError) as caught:
+            reopen(compose([]), ["optimizer.schedule.name=cosine", "algo.plan=loop"])
+        assert caught.value.problems == [
+            "optimizer.schedule.name=cosine: optimizer/schedule was fixed when the run began; start a new "
+            "run with metalearn train to change it",
+            "algo.plan=loop: algo.plan is now device.plan; write device.plan=loop",
+        ]
+
     def test_the_same_mistakes_are_found(self) -> None:
         with pytest.raises(ConfigError) as caught:
             reopen(compose([]), ["data.ways=2", "data.shot=0", "algo=protonet"])

@@ -13,10 +13,14 @@ from typing import Any
 import pytest
 import yaml
 
-from metalearn.config.compatibility import BEFORE, GAINED
+from metalearn.algorithms.baseline import Baseline
+from metalearn.build.instantiate import BASES, arguments_of, resolve
+from metalearn.config.compatibility import BEFORE, CONSTRUCTED, FREE_EVAL, GAINED, VALIDATION, science
 from metalearn.config.compose import compose
 from metalearn.config.saved import primary_values, read_saved
+from metalearn.data.omniglot import Omniglot
 from metalearn.errors import ConfigError
+from metalearn.models.mlp import MLP
 from metalearn.run import resume as resuming
 from metalearn.run.evaluate import evaluate_run
 from metalearn.rundir.checkpoint_files import METADATA
@@ -65,12 +69,19 @@ def test_every_newer_key_says_what_was_done_before_it() -> None:
     assert newer == BEFORE.keys(), "a key that older runs lack needs its entry in compatibility.BEFORE"
 
 
+def test_every_key_of_an_evaluation_is_free_or_what_records_follow_from() -> None:
+    keys = [name for name in primary_values() if name.startswith("eval.")]
+    assert sorted(keys) == sorted([*FREE_EVAL, *VALIDATION]), "say in one of the two what a new key is"
+    assert "eval.fresh" in science({"eval": {"fresh": 1}}), "until then a resumed run must keep it"
+
+
 def test_a_key_that_a_class_gains_does_in_older_runs_what_was_done_before(
     killed: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg = compose([*TINY, *QUICK])
     before = jobs.identity({**cfg, "algo": {key: cfg["algo"][key] for key in cfg["algo"] if key != "scale"}})
     forget(killed, "algo.scale")
+    monkeypatch.delitem(CONSTRUCTED, "metalearn.algorithms.protonet.ProtoNet")  # as of a key that is new
     with pytest.raises(ConfigError, match="missing a required.* argument: 'scale'"):
         resuming.resume(killed, [])
     monkeypatch.setitem(GAINED, "metalearn.algorithms.protonet.ProtoNet", {"scale": 10.0})
@@ -118,6 +129,49 @@ def test_a_run_from_before_the_ranges_goes_on_exactly_and_is_judged(killed: Path
         assert (killed / name).read_bytes() == (reference / name).read_bytes()
     assert harness.metrics(killed) == harness.metrics(reference)
     assert evaluate_run(killed, ["eval.episodes=4"]) == 0
+
+
+def test_what_a_yaml_left_to_constructors_is_what_their_defaults_were(killed: Path, reference: Path) -> None:
+    left = {
+        *("data.rotated_twins", "data.shot", "data.rotations", "data.invert", "data.seed", "data.partition"),
+        *(
+            "model.downsample",
+            "model.readout",
+            "model.init",
+            "model.head_init",
+            "algo.distance",
+            "algo.scale",
+        ),
+    }
+    before_the_ranges(forget(killed, *left))
+    assert finish(resume(killed)) == 0
+    for name in ("results.json", "eval_test.csv"):
+        assert (killed / name).read_bytes() == (reference / name).read_bytes()
+    assert harness.metrics(killed) == harness.metrics(reference)
+    [note] = [line for line in (killed / "train.log").read_text().splitlines() if "is older than" in line]
+    assert "data.shot=1" in note
+    assert "algo.scale=10.0" in note
+
+
+def test_the_defaults_of_then_are_those_of_then_and_not_of_the_yamls(tmp_path: Path) -> None:
+    cfg = compose(["data=omniglot", "algo=baseline", "model=mlp", "trusted=[]"])
+    for group in ("algo", "data", "model"):
+        cfg[group] = {"_target_": cfg[group]["_target_"]}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(cfg))
+    saved = read_saved(tmp_path)
+    assert saved["data"]["query_shot"] == 15
+    assert saved["data"]["rotations"] == ["train", "val", "test"]
+    assert saved["model"]["hidden"] == [40, 40]
+    assert saved["algo"]["eval_adaptation_steps"] == 100
+    for group, cls in (("algo", Baseline), ("data", Omniglot), ("model", MLP)):
+        given = {name for name in arguments_of(cls).parameters if name not in ("device", "model", "spec")}
+        assert given - {"input_spec", "channels"} <= saved[group].keys()
+
+
+@pytest.mark.parametrize("name", [*CONSTRUCTED, *GAINED])
+def test_what_is_filled_in_is_an_argument_of_its_class(name: str) -> None:
+    cls = resolve("_target_", name, tuple(BASES.values()), [])
+    assert {**CONSTRUCTED, **GAINED}[name].keys() <= arguments_of(cls).parameters.keys()
 
 
 @pytest.fixture
@@ -205,9 +259,10 @@ def test_a_method_s_own_key_that_its_checkpoint_never_knew_is_refused(killed: Pa
     cfg = yaml.safe_load((killed / "config.yaml").read_text())
     store = CheckpointStore(killed)
     forget(killed, "algo.scale")
+    cfg["algo"]["scale"] = 5.0  # the checkpoint was trained with what the constructor filled in, 10.0
     (killed / "config.yaml").write_text(yaml.safe_dump(cfg))
     assert "algo.scale" not in store.load(store.steps()[-1]).metadata["config"]
-    with pytest.raises(ConfigError, match=r"but:\n  algo.scale: None -> 10.0\n"):
+    with pytest.raises(ConfigError, match=r"but:\n  algo.scale: None -> 5.0\n"):
         resuming.resume(killed, [])
 
 
@@ -225,11 +280,10 @@ def test_a_finished_job_of_an_older_sweep_is_finished(tmp_path: Path, cache: Pat
     [job], _ = jobs.planned(words, None, tmp_path)
     job.folder.mkdir()
     (job.folder / "status.json").write_text('{"status": "finished"}')
-    older = {
-        **job.cfg,
-        "device": {key: value for key, value in job.cfg["device"].items() if key != "deterministic"},
-    }
-    (job.folder / "config.yaml").write_text(yaml.safe_dump(older))
+    (job.folder / "config.yaml").write_text(yaml.safe_dump(job.cfg))
+    (job.folder / "checkpoints").mkdir()
+    # The first is a key of any run; the second had another value than its default before it was a key.
+    forget(job.folder, "device.deterministic", "trainer.shutdown_timeout_s")
     [again], _ = jobs.planned(words, None, tmp_path)
     assert (again.folder, again.state, again.why_skipped()) == (job.folder, "finished", "finished, skipped")
 

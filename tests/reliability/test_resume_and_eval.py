@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from metalearn.config.compose import compose
 from metalearn.engine.evaluate import EvalSpec
 from metalearn.engine.strategy import SingleProcess
 from metalearn.errors import CheckpointError, ConfigError, MetalearnError
@@ -21,6 +22,7 @@ from metalearn.run import resume as resuming
 from metalearn.run.evaluate import evaluate_run
 from metalearn.rundir.checkpoint_files import METADATA, TRAINING_FILE
 from metalearn.rundir.checkpoints import CheckpointStore
+from metalearn.rundir.log import RunLog
 from tests.reliability import harness
 from tests.reliability.harness import KILLED, assert_same_end, finish, resume, struck, train
 from tests.reliability.test_refusals import contents
@@ -107,6 +109,18 @@ def test_longer_run_names_the_lines_that_its_old_end_leaves(copied: Path) -> Non
     log = (copied / "train.log").read_text()
     assert "warning: step 6, the former end, is no multiple of trainer.log_every=4" in log
     assert "trainer.eval_every" not in log
+
+
+def test_a_schedule_that_depends_on_the_length_is_named_as_it_is_chosen(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = compose(["optimizer/schedule=cosine"])
+    with RunLog(tmp_path) as runlog:
+        resuming.reopen_end(cfg, runlog, old_end=400, step=400)
+    assert caplog.messages == [
+        "optimizer/schedule=cosine depends on trainer.outer_steps; a run of that length from the start would "
+        "differ"
+    ]
 
 
 @pytest.mark.fault(21)
