@@ -21,6 +21,7 @@ RANGES: dict[str, str] = {
     "seed": SEED,
     "run_dir": "path | null",
     "sweep": "text | null",
+    "trusted": "[text]",
     "trainer.outer_steps": "int >= 0",
     "trainer.meta_batch_size": "int >= 1",
     "trainer.batch_size": "int >= 1",
@@ -236,8 +237,22 @@ def fit_elements(
             for i, element in enumerate(value)
         ]
     else:
-        results = [fit(f"{name}[{i}]", first, element, allowed) for i, element in enumerate(value)]
+        results = [
+            (element, [] if None in default else null_problems(f"{name}[{i}]", allowed))
+            if element is None and allowed is not None
+            else fit(f"{name}[{i}]", first, element, allowed)
+            for i, element in enumerate(value)
+        ]
     return [element for element, _ in results], [problem for _, found in results for problem in found]
+
+
+def null_problems(name: str, allowed: Range) -> list[str]:
+    """What a range says against null as an element of a list."""
+    if allowed.has("null"):
+        return []
+    types = " or ".join(WORDS[kind] for kind in allowed.types)
+    expected = f"none of {', '.join(allowed.few)}" if allowed.few else f"not {types}"
+    return [f"{name}=null is {expected}; leave it out"]
 
 
 def fit_mapping(name: str, schema: dict[str, Any], element: Any) -> tuple[Any, list[str]]:

@@ -118,6 +118,39 @@ def test_a_yaml_that_names_a_class_of_ours_has_its_ranges(tmp_path: Path) -> Non
     ]
 
 
+@pytest.mark.parametrize("about", ["about:", "about: {}"])
+def test_an_empty_about_keeps_the_ranges_of_our_class(tmp_path: Path, about: str) -> None:
+    text = f"{about}\n_target_: metalearn.algorithms.protonet.ProtoNet\ndistance: cosine\nscale: 1.0\n"
+    folder = user_yaml(tmp_path, "algo/mine", text)
+    assert problems("algo=mine", "algo.distance=x", config_dir=folder) == [
+        "algo.distance=x is none of euclidean, cosine"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("data.rotations=[null]", "data.rotations[0]=null is none of train, val, test; leave it out"),
+        ("data.rotations=[train,null]", "data.rotations[1]=null is none of train, val, test; leave it out"),
+        ("algo.adapts=[null]", "algo.adapts[0]=null is not text; leave it out"),
+        ("trusted=[null]", "trusted[0]=null is not text; leave it out"),
+    ],
+)
+def test_null_is_an_element_only_where_the_range_says_so(word: str, sentence: str) -> None:
+    assert problems(word) == [sentence]
+
+
+def test_a_list_may_hold_null_where_its_range_or_its_default_does(tmp_path: Path) -> None:
+    folder = user_yaml(tmp_path, "model/mine", NETWORK.format(range="x: ['int | null']", key="x: []"))
+    assert compose(["model=mine", "model.x=[null,2]"], folder)["model"]["x"] == [None, 2]
+    user_yaml(tmp_path, "model/mine", NETWORK.format(range="x: [int]", key="x: [null, 1]"))
+    assert compose(["model=mine"], folder)["model"]["x"] == [None, 1]
+    user_yaml(tmp_path, "model/mine", NETWORK.format(range="x: [int]", key="x: [1]"))
+    assert problems("model=mine", "model.x=[null]", config_dir=folder) == [
+        "model.x[0]=null is not a whole number; leave it out"
+    ]
+
+
 def test_what_our_yamls_said_elsewhere_once_is_answered_in_a_users(tmp_path: Path) -> None:
     folder = user_yaml(tmp_path, "algo/mine", "_target_: mine.Mine\nplan: vmap\n")
     assert problems("algo=mine", "trusted=[mine]", config_dir=folder) == [
@@ -234,7 +267,7 @@ def test_every_number_and_word_of_a_plugin_has_a_range() -> None:
 
 def test_no_table_of_ours_knows_a_plugin() -> None:
     assert {name.partition(".")[0] for name in schema.RANGES} <= {
-        *("trainer", "eval", "device", "optimizer", "seed", "run_dir", "sweep")
+        *("trainer", "eval", "device", "optimizer", "seed", "run_dir", "sweep", "trusted")
     }
     names = "|".join(
         path.stem for group in ("algo", "data", "model") for path in choices_in(packaged_folder() / group)
