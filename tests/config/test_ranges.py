@@ -55,6 +55,11 @@ def problems(*words: str, config_dir: str | None = None) -> list[str]:
             "x names tran, which is none of train, val; did you mean train?",
         ),
         ("[int >= 1]", [3, 0], "x[1]=0 must be at least 1"),
+        ("float > 0 | 0", 0.0, None),
+        ("float > 0 | 0", -1.0, "x=-1.0 must be greater than 0, or be 0"),
+        ("0.5 | 1.0", 0.7, "x=0.7 is none of 0.5, 1.0"),
+        ("0.50 | 1e-3", 0.001, None),
+        ("int >= 1 | 0.5", 2.5, "x=2.5 must be at least 1 and whole, or be 0.5"),
     ],
 )
 def test_a_range_is_read_as_it_says(written: Any, value: Any, said: str | None) -> None:
@@ -63,11 +68,55 @@ def test_a_range_is_read_as_it_says(written: Any, value: Any, said: str | None) 
 
 @pytest.mark.parametrize(
     "written",
-    ["", "int >", "int 3", "itn >= 2", "text > 3", "a | | b", "a |", "[[int]]", "[a] | [b]", ["a", "b"], {}],
+    [
+        "",
+        "true | auto",
+        "auto | False",
+        True,
+        "int >",
+        "int 3",
+        "itn >= 2",
+        "text > 3",
+        "a | | b",
+        "a |",
+        "[[int]]",
+        "[a] | [b]",
+        ["a", "b"],
+        {},
+    ],
 )
 def test_what_is_no_range_is_refused(written: Any) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         ranges.parse(written)
+
+
+def test_a_word_that_is_a_bool_is_refused_with_the_way_out() -> None:
+    with pytest.raises(
+        ValueError, match=r"^'true': a switch has the range bool; write bool, as in auto \| bool"
+    ):
+        ranges.parse("true | auto")
+
+
+@pytest.mark.parametrize(
+    ("written", "default", "given", "composed"),
+    [
+        ("0.5 | 1.0", 0.5, "1.0", 1.0),
+        ("0.5 | 1", 0.5, "1", 1.0),
+        ("float > 0 | 0", 0.5, "0", 0.0),
+        ("float > 0 | auto", 0.5, "3", 3.0),
+        ("float > 0 | auto", 0.5, "auto", "auto"),
+        ("int >= 1 | 0.5", 1, "2", 2),
+        ("int >= 1 | 0.5", 1, "0.5", 0.5),
+        ("1 | 2", 1, "2", 2),
+        ("auto | bool", "auto", "true", True),
+    ],
+)
+def test_a_value_has_the_type_that_its_range_says(
+    tmp_path: Path, written: str, default: Any, given: str, composed: Any
+) -> None:
+    text = NETWORK.format(range=f"rate: {written}", key=f"rate: {default}")
+    found = compose(["model=mine", f"model.rate={given}"], user_yaml(tmp_path, "model/mine", text))
+    assert (type(found["model"]["rate"]), found["model"]["rate"]) == (type(composed), composed)
 
 
 @pytest.mark.parametrize(
