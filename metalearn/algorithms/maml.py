@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from metalearn.algorithms.base import NetworkAlgorithm
-from metalearn.core import Parameters, Task, TaskSpec, starting_with
+from metalearn.core import Parameters, Task, TaskSpec, one_of, starting_with
 from metalearn.functional import descend
 
 
@@ -36,7 +36,7 @@ class MAML(NetworkAlgorithm):
         adapts: str | Sequence[str],
     ) -> None:
         super().__init__(model, spec)
-        assert order in (1, 2), order
+        one_of("algo.order", order, (1, 2))
         self.adapts = adapts
         self.inner_lr, self.order = inner_lr, order
         self.adaptation_steps, self.eval_adaptation_steps = adaptation_steps, eval_adaptation_steps

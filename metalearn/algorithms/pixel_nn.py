@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metalearn.core import Algorithm, Inputs, Task, TaskSpec, class_rows
+from metalearn.core import Algorithm, Inputs, Task, TaskSpec, class_rows, one_of
 
 
 class PixelNN(Algorithm):
@@ -23,7 +23,7 @@ class PixelNN(Algorithm):
 
     def __init__(self, model: nn.Module, spec: TaskSpec, *, distance: str) -> None:
         super().__init__(spec)
-        assert distance in ("cosine", "euclidean"), distance
+        one_of("algo.distance", distance, ("cosine", "euclidean"))
         self.distance = distance
 
     def check(self, spec: TaskSpec) -> None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from metalearn.core import Algorithm, Inputs, Metrics, Task, TaskSpec, class_rows
+from metalearn.core import Algorithm, Inputs, Metrics, Task, TaskSpec, class_rows, one_of
 
 # S support rows, Q query rows, W ways, D features
 
@@ -28,7 +28,7 @@ class ProtoNet(Algorithm):
 
     def __init__(self, model: nn.Module, spec: TaskSpec, *, distance: str, scale: float) -> None:
         super().__init__(spec)
-        assert distance in ("euclidean", "cosine"), distance
+        one_of("algo.distance", distance, ("euclidean", "cosine"))
         self.model, self.distance, self.scale = model, distance, scale
         self.norm_statistics: str = model.norm_statistics
         self.transductive = self.norm_statistics == "transductive"

@@ -8,12 +8,14 @@ per line.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from metalearn.bench import workloads
+from metalearn.cli.main import parser_of
 from metalearn.cli.verbs import VERBS
 from metalearn.config import schema
 from metalearn.config.loader import Library
@@ -23,15 +25,6 @@ from metalearn.rundir import choices
 from metalearn.rundir.choices import GROUPS
 
 SHELLS = ("bash", "zsh")
-FLAGS = {
-    "train": ("-m", "--multirun", "--retry-failed", "--config-dir", "--cfg", "--help"),
-    "data": ("--config-dir", "--split", "--tasks", "--png", "--help"),
-    "ls": ("--config-dir", "--help"),
-    "bench": ("--json", "--repeats", "--threads", "--device", "--no-compile", "--no-ranks", "--help"),
-    "show": ("--config-dir", "--help"),
-    "doctor": ("--config-dir", "--help"),
-}
-ACTIONS = ("prepare", "preview")
 SCRIPT = r"""
 _metalearn() {
     local IFS=$'\n' word="${COMP_LINE:0:$COMP_POINT}" i
@@ -80,24 +73,59 @@ def answers(words: list[str], verbs: tuple[str, ...]) -> Iterator[str]:
         yield from (*verbs, "--help", "--version")
         return
     verb, given = before[0], before[1:]
+    if verb not in verbs:
+        return
+    # argparse has no public list of what a parser takes
+    arguments = parser_of(verb, importlib.import_module(VERBS[verb]))._actions
+    options = {name: argument for argument in arguments for name in argument.option_strings}
     config_dir = given[given.index("--config-dir") + 1] if "--config-dir" in given[:-1] else None
-    if word.startswith("-"):
-        yield from FLAGS.get(verb, ("--help",))
-    elif verb == "train":
-        yield from override_answers(word, given, Library(config_dir))
+    if given and takes_value(options, given[-1]):
+        yield from map(str, options[given[-1]].choices or ())
+    elif word.startswith("-"):
+        yield from options
+    else:
+        named = without_options(given, options)
+        positionals = [argument for argument in arguments if not argument.option_strings]
+        for argument in positionals[len(named) : len(named) + 1]:
+            yield from map(str, argument.choices or ())
+        yield from name_answers(verb, word, named, Library(config_dir))
+
+
+def takes_value(options: Mapping[str, argparse.Action], word: str) -> bool:
+    return word in options and options[word].nargs != 0
+
+
+def without_options(given: list[str], options: Mapping[str, argparse.Action]) -> list[str]:
+    """The words that are neither an option nor the value of one."""
+    before = ["", *given]
+    return [
+        word
+        for i, word in enumerate(given)
+        if not word.startswith("-") and not takes_value(options, before[i])
+    ]
+
+
+def name_answers(verb: str, word: str, given: list[str], library: Library) -> Iterator[str]:
+    """Of the words of a verb that are no options, those that depend on what there is to choose and which
+    runs there are.
+    """
+    if verb == "train":
+        yield from override_answers(word, given, library)
     elif verb in ("resume", "eval"):
         yield from saved_answers(word, Path(given[0])) if given else run_folders()
+    elif verb == "predict":  # whose further words are pictures, which the shell completes
+        yield from () if given else run_folders()
     elif verb == "doctor":
         yield from [] if given else run_folders()
-        yield from override_answers(word, given, Library(config_dir)) if not given or "=" in given[0] else []
-    elif verb == "data":
-        yield from data_answers(word, given, Library(config_dir))
+        yield from override_answers(word, given, library) if not given or "=" in given[0] else []
+    elif verb == "data" and given:
+        yield from data_answers(word, given, library)
     elif verb == "bench":
         yield from workloads.names()
-    elif verb in ("ls", "show", "completion") and not given:
-        library = Library(config_dir)
-        names = [option for group in GROUPS for option in library.options(group)]
-        yield from {"ls": [*GROUPS, "runs"], "show": names, "completion": [*SHELLS]}[verb]
+    elif verb == "show" and not given:
+        yield from (option for group in GROUPS for option in library.options(group))
+    elif verb == "completion" and not given:
+        yield from SHELLS
 
 
 def override_answers(word: str, given: list[str], library: Library) -> Iterator[str]:
@@ -136,9 +164,7 @@ def value_answers(word: str, tree: Mapping[str, Any]) -> Iterator[str]:
 
 
 def data_answers(word: str, given: list[str], library: Library) -> Iterator[str]:
-    if not given:
-        yield from ACTIONS
-    elif len(given) == 1:
+    if len(given) == 1:
         yield from library.options("data")
     else:
         yield from value_answers(word, {"data": library.load([f"data={given[1]}"])["data"]})

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from metalearn.cli import completion
 from metalearn.cli.arguments import add_config_dir
 from metalearn.config.schema import closest
 from metalearn.errors import ConfigError
+
+ACTIONS = ("prepare", "preview")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,7 +48,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", metavar="ACTION", type=known_action, help="prepare or preview")
+    parser.add_argument(
+        "action", metavar="ACTION", choices=ACTIONS, type=known_action, help="prepare or preview"
+    )
     parser.add_argument("name", metavar="NAME", help="a dataset; `metalearn ls data` lists them")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="data.key=value")
     parser.add_argument(
@@ -71,8 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def known_action(word: str) -> str:
-    if word not in completion.ACTIONS:
-        meant = closest(word, completion.ACTIONS)
+    if word not in ACTIONS:
+        meant = closest(word, ACTIONS)
         raise ConfigError(
             f"metalearn data {word} does not exist; "
             + (f"did you mean {meant}?" if meant else "choose prepare or preview")

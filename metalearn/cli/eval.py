@@ -13,8 +13,8 @@ def run(args: argparse.Namespace) -> int:
 
     metalearn eval RUN_DIR eval.episodes=2000
     metalearn eval RUN_DIR data.way=20 eval.split=val eval.checkpoint=last
-    metalearn eval RUN_DIR data=image_folder data.root=PATH data.fractions=[0,0,1]        all classes of other
-    data
+    metalearn eval RUN_DIR data=image_folder data.root=PATH data.fractions=[0,0,1]
+                                all classes of other data
     """
     from metalearn.config.compose import reopen
     from metalearn.config.saved import read_saved

@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "what",
         nargs="?",
         metavar="WHAT",
+        choices=[*GROUPS, "runs"],
         type=known_listing,
         help=f"{', '.join(GROUPS)} or runs; default: all groups",
     )

@@ -13,6 +13,7 @@ import inspect
 import logging
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import NoReturn
 
 from metalearn.cli.terminal import complain, complain_unexpected, patient_streams, say_error
@@ -73,18 +74,23 @@ def dispatch(words: list[str], args: argparse.Namespace) -> int:
         question = f"did you mean metalearn {meant}?" if meant else f"choose from {', '.join(VERBS)}"
         raise ConfigError(f"metalearn {verb} does not exist; {question}")
     module = importlib.import_module(VERBS[verb])
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = Parser(
-        prog=f"metalearn {verb}", description=inspect.getdoc(module.run), formatter_class=formatter
-    )
-    module.add_arguments(parser)
-    parser.parse_intermixed_args(words[1:], namespace=args)
+    parser_of(verb, module).parse_intermixed_args(words[1:], namespace=args)
     if verb in RUNS:
         with listening(echo):
             return entry.share(module.run, args)
     # What these print is their answer, which may be read by a program.
     with listening(say_error, level=logging.INFO if verb == "data" else logging.WARNING):
         return int(module.run(args))
+
+
+def parser_of(verb: str, module: ModuleType) -> Parser:
+    """What a verb takes, by the module that does it."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = Parser(
+        prog=f"metalearn {verb}", description=inspect.getdoc(module.run), formatter_class=formatter
+    )
+    module.add_arguments(parser)
+    return parser
 
 
 def overview() -> str:

@@ -20,8 +20,10 @@ def run(args: argparse.Namespace) -> int:
 
     metalearn train algo=protonet data=omniglot data.way=20
     metalearn train experiment=omniglot_maml
-    metalearn train -m algo=maml,protonet seed=0,1 sweep=first        every combination; again: only what is
-    left metalearn train --config-dir conf algo=mine 'trusted=[mine]'        classes of your own
+    metalearn train -m algo=maml,protonet seed=0,1 sweep=first
+                                every combination; the same command again does only what is left
+    metalearn train --config-dir conf algo=mine 'trusted=[mine]'
+                                classes of your own
     """
     from metalearn.config.compose import compose
     from metalearn.rundir.reader import refuse_existing_run

@@ -55,7 +55,7 @@ def with_todays(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 def with_own(node: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
     """A group whose ranges are its own, before `ours`, without those of keys that it does not have."""
-    about = node.get("about", {})
+    about = {} if node.get("about") is None else node["about"]
     own = about.get("ranges", {}) if isinstance(about, Mapping) else None
     if not isinstance(own, Mapping):  # which `about_problems` has a sentence for
         return dict(node)

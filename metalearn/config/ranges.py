@@ -15,7 +15,7 @@ between them, and an alternative is
 
 - a kind: int, float, bool, text, path or null. int and float may be followed by bounds, each of them one of
   >=, >, <=, < (or ≥, ≤) and a number;
-- a word, or a whole number, that stands for itself;
+- a word, or a number, that stands for itself; 0.5 and 0.50 are one number;
 - a list in brackets of any length, whose elements have the range within; YAML's own brackets do as well.
 
 A range goes before the type of the default: null is allowed where the range, or the default, says so. A key
@@ -43,6 +43,8 @@ BOUNDS = {">=": "at least", ">": "greater than", "<=": "at most", "<": "less tha
 NUMBER = r"-?\d+(?:\.\d+)?(?:e-?\d+)?"
 KIND = re.compile(rf"(?P<kind>{'|'.join(KINDS)})(?P<bounds>(?:\s*(?:>=|<=|>|<)\s*{NUMBER})*)")
 BOUND = re.compile(rf"(>=|<=|>|<)\s*({NUMBER})")
+SWITCH = "{!r}: a switch has the range bool; write bool, as in auto | bool"
+WORD_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 WORD = re.compile(r"[\w.+-]+")
 
 
@@ -54,6 +56,13 @@ class Alternative:
     bounds: tuple[tuple[str, float], ...] = ()
     word: str = ""
     elements: Range | None = None
+
+    @property
+    def number(self) -> float | None:
+        """What a word means, if it is a number."""
+        if self.kind != "word" or not WORD_NUMBER.fullmatch(self.word):
+            return None
+        return _number(self.word)
 
     def broken(self, value: float) -> str | None:
         """`at least 2`, of the first bound that a number is outside of."""
@@ -86,9 +95,17 @@ class Range:
         return self.words + (("true", "false") if self.has("bool") else ())
 
     @property
+    def numbers(self) -> tuple[float, ...]:
+        """The numbers among the words."""
+        return tuple(one.number for one in self.alternatives if one.number is not None)
+
+    @property
     def types(self) -> tuple[type, ...]:
-        """Of a value that is not null; none where null is all that is allowed."""
-        found = [self._type(one) for one in self.alternatives if one.kind != "null"]
+        """Of a value that is not null; none where null is all that is allowed. Numbers among the words are
+        all of one type.
+        """
+        whole = not self.has("float") and all(isinstance(number, int) for number in self.numbers)
+        found = [self._type(one, whole) for one in self.alternatives if one.kind != "null"]
         return tuple(dict.fromkeys(found))
 
     @property
@@ -100,10 +117,12 @@ class Range:
         return any(one.kind in kinds for one in self.alternatives)
 
     @staticmethod
-    def _type(one: Alternative) -> type:
-        if one.kind == "word":
-            return int if one.word.lstrip("-").isdecimal() else str
-        return list if one.kind == "list" else KINDS[one.kind]
+    def _type(one: Alternative, whole: bool) -> type:
+        if one.kind == "list":
+            return list
+        if one.kind != "word":
+            return KINDS[one.kind]
+        return str if one.number is None else int if whole else float
 
 
 def parse(written: Any) -> Range:
@@ -119,7 +138,9 @@ def _text(written: Any) -> str:
         return f"[{_text(written[0])}]"
     if written is None:
         return "null"
-    if isinstance(written, bool) or not isinstance(written, (str, int, float)):
+    if isinstance(written, bool):
+        raise ValueError(SWITCH.format(str(written).lower()))
+    if not isinstance(written, (str, int, float)):
         raise ValueError("a range is text, such as int >= 2 | null")
     return str(written)
 
@@ -146,6 +167,8 @@ def _alternative(text: str) -> Alternative:
         if bounds and kind["kind"] not in ("int", "float"):
             raise ValueError(f"{text!r}: only int and float have bounds")
         return Alternative(kind["kind"], bounds)
+    if text.lower() in ("true", "false"):
+        raise ValueError(SWITCH.format(text))
     if WORD.fullmatch(text):
         return Alternative("word", word=text)
     raise ValueError(
@@ -155,7 +178,7 @@ def _alternative(text: str) -> Alternative:
 
 def _number(text: str) -> float:
     """Whole where it can be: the largest seeds are no floats."""
-    return int(text) if text.lstrip("-").isdecimal() else float(text)
+    return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
 
 
 def of_plugins(tree: Mapping[str, Any]) -> dict[str, Range]:

@@ -21,6 +21,7 @@ RANGES: dict[str, str] = {
     "seed": SEED,
     "run_dir": "path | null",
     "sweep": "text | null",
+    "trusted": "[text]",
     "trainer.outer_steps": "int >= 0",
     "trainer.meta_batch_size": "int >= 1",
     "trainer.batch_size": "int >= 1",
@@ -195,6 +196,9 @@ def fit(name: str, default: Any, value: Any, allowed: Range | None = None) -> tu
     if isinstance(default, dict):
         some = ", ".join(f"{name}.{key}" for key in list(default)[:4])
         return value, [f"{name}={show(value)}: {name} holds several keys; set one of them: {some}"]
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if whole and float in types and int not in types:
+        value = float(value)
     if (
         str in types
         and type(value) not in types
@@ -202,8 +206,6 @@ def fit(name: str, default: Any, value: Any, allowed: Range | None = None) -> tu
         and not isinstance(value, bool)
     ):
         return str(value), []
-    if float in types and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
     if type(value) not in types:
         expected = " or ".join(WORDS[kind] for kind in types)
         return value, [f"{name}={show(value)} is not {expected} (default: {show(default)})"]
@@ -236,8 +238,22 @@ def fit_elements(
             for i, element in enumerate(value)
         ]
     else:
-        results = [fit(f"{name}[{i}]", first, element, allowed) for i, element in enumerate(value)]
+        results = [
+            (element, [] if None in default else null_problems(f"{name}[{i}]", allowed))
+            if element is None and allowed is not None
+            else fit(f"{name}[{i}]", first, element, allowed)
+            for i, element in enumerate(value)
+        ]
     return [element for element, _ in results], [problem for _, found in results for problem in found]
+
+
+def null_problems(name: str, allowed: Range) -> list[str]:
+    """What a range says against null as an element of a list."""
+    if allowed.has("null"):
+        return []
+    types = " or ".join(WORDS[kind] for kind in allowed.types)
+    expected = f"none of {', '.join(allowed.few)}" if allowed.few else f"not {types}"
+    return [f"{name}=null is {expected}; leave it out"]
 
 
 def fit_mapping(name: str, schema: dict[str, Any], element: Any) -> tuple[Any, list[str]]:
@@ -282,11 +298,21 @@ def range_problems(name: str, value: Any, allowed: Range, of: str = "") -> list[
     numeric = [one for one in allowed.alternatives if one.kind in ("int", "float")]
     if value is None or isinstance(value, (list, Mapping)) or show(value) in allowed.few:
         return []
+    if number and value in allowed.numbers:
+        return []
     if isinstance(value, float) and not math.isfinite(value):
         return []  # a matter of its type
     if number and numeric:
-        broken = [one.broken(value) for one in numeric]
-        return [] if None in broken else [f"{name}={value} must be {broken[0]}"]
+        broken = [
+            one.broken(value)
+            if one.kind == "float" or isinstance(value, int)
+            else " and ".join(filter(None, [one.broken(value), "whole"]))
+            for one in numeric
+        ]
+        if None in broken:
+            return []
+        words = [one.word for one in allowed.alternatives if one.number is not None]
+        return [f"{name}={value} must be {broken[0]}{', or be '.join(['', *words])}"]
     if not allowed.few or (isinstance(value, str) and allowed.has("text", "path")):
         return []
     close = hint(show(value), allowed.few)

@@ -4,6 +4,7 @@ Everything else leans on these types and imports them from here; nothing here im
 """
 
 from metalearn.core.algorithm import Algorithm, Metrics, Parameters, Plan, is_transformed, starting_with
+from metalearn.core.dials import one_of
 from metalearn.core.source import DRAWN_WITHOUT_END, Location, Member, Members, Source
 from metalearn.core.tasks import (
     SPLITS,
@@ -54,6 +55,7 @@ __all__ = [
     "is_transformed",
     "leaves_of",
     "map_leaves",
+    "one_of",
     "rebuilt",
     "starting_with",
 ]

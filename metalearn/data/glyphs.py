@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.core import Split
+from metalearn.core import Split, one_of
 from metalearn.data.files.cache import CACHE, cached, key_of
 from metalearn.data.images import ImageClasses, ImageSet
 from metalearn.data.partition import random_partition, split_sizes
@@ -47,7 +47,7 @@ class Glyphs(ImageClasses):
         self.folder = cache_folder(cache_dir)
         self.num_classes, self.num_drawings = num_classes, num_drawings
         self.seed, self.partition, self.partition_seed = seed, partition, partition_seed
-        assert partition == "random", partition  # all characters are alike
+        one_of("data.partition", partition, ("random",))  # all characters are alike
 
     def _counts(self) -> dict[Split, tuple[int, int]]:
         return {

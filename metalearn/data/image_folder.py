@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.core import SPLITS, Location, Split
+from metalearn.core import SPLITS, Location, Split, one_of
 from metalearn.data.files.cache import CACHE, ORIGIN, cached, key_of
 from metalearn.data.files.image_file import class_sha256
 from metalearn.data.files.image_folders import ClassFolder, class_folders, find_root, read_images
@@ -53,8 +53,8 @@ class ImageFolder(ImageClasses):
         self.cache = cache_folder(cache_dir)
         self.partition, self.partition_seed, self.fractions = partition, partition_seed, tuple(fractions)
         self.min_images, self.resize, self.channels = min_images, resize, channels
-        assert channels in (1, 3), channels
-        assert resize in METHODS, resize
+        one_of("data.channels", channels, (1, 3))
+        one_of("data.resize", resize, METHODS)
         self._check_dials()
         self.root, self.folders, self.layout, self.split_classes = self._survey(root)
 

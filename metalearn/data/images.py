@@ -29,6 +29,7 @@ from metalearn.core import (
     Split,
     TaskBatch,
     TaskSpec,
+    one_of,
 )
 from metalearn.data.sampling import ClassStore, draw_classes, draw_episodes, shuffled, task_keys
 from metalearn.errors import raise_if
@@ -102,7 +103,8 @@ class ImageClasses(Source):
         self.rotations = tuple(split for split in SPLITS if split in rotations)
         self.rotated_twins, self.invert = rotated_twins, invert
         self.input_spec = InputSpec((channels, image_size, image_size))
-        assert set(rotations) <= {*SPLITS}, rotations
+        for i, split in enumerate(rotations):
+            one_of(f"data.rotations[{i}]", split, SPLITS)
 
     @abstractmethod
     def _load(self) -> ImageSet:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from metalearn.core import Location, Split
+from metalearn.core import Location, Split, one_of
 from metalearn.data.files.cache import CACHE, ORIGIN, cached, key_of
 from metalearn.data.files.image_file import class_sha256, pixels_sha256
 from metalearn.data.files.omniglot import (
@@ -66,8 +66,8 @@ class Omniglot(ImageClasses):
         super().__init__(device=device, **images)
         self.root, self.folder = root, cache_folder(cache_dir)
         self.partition, self.partition_seed, self.resize = partition, partition_seed, resize
-        assert partition in ("vinyals", "random"), partition
-        assert resize in METHODS, resize
+        one_of("data.partition", partition, ("vinyals", "random"))
+        one_of("data.resize", resize, METHODS)
 
     @classmethod
     def audit(cls) -> str:

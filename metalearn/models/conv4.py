@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metalearn.core import InputSpec
+from metalearn.core import InputSpec, one_of
 from metalearn.models.base import STATISTICS, Model, Norm, Statistics, initialise
 from metalearn.models.convolution import max_pool, normalised
 
@@ -34,9 +34,9 @@ class Conv4(Model):
                 "model=conv4 needs images (channels, height, width); choose model=mlp for vectors or "
                 "model=user_item for mappings"
             )
-        assert downsample in ("stride", "pool"), downsample
-        assert readout in ("mean", "flatten"), readout
-        assert norm_statistics in STATISTICS, norm_statistics
+        one_of("model.downsample", downsample, ("stride", "pool"))
+        one_of("model.readout", readout, ("mean", "flatten"))
+        one_of("model.norm_statistics", norm_statistics, STATISTICS)
         self.downsample, self.readout, self.norm_statistics = downsample, readout, norm_statistics
         in_channels, height, width = input_spec.shape
         self.convs, self.bns = nn.ModuleList(), nn.ModuleList()

@@ -55,6 +55,41 @@ def test_the_plan_is_the_algorithm_s_own_unless_the_device_says_otherwise() -> N
     assert plan_wish(compose("device.plan=loop", "device.chunk=3")).plan() == TaskPlan("loop", 3)
 
 
+@pytest.mark.parametrize(
+    ("words", "group", "key", "value", "sentence"),
+    [
+        ([], "algo", "order", 3, "algo.order=3 is none of 1, 2"),
+        (["algo=protonet"], "algo", "distance", "x", "algo.distance=x is none of euclidean, cosine"),
+        (["algo=pixel_nn"], "algo", "distance", "x", "algo.distance=x is none of cosine, euclidean"),
+        (["model=conv4"], "model", "downsample", "x", "model.downsample=x is none of stride, pool"),
+        (["model=conv4"], "model", "readout", "x", "model.readout=x is none of mean, flatten"),
+        (
+            ["model=conv4"],
+            "model",
+            "norm_statistics",
+            "x",
+            "model.norm_statistics=x is none of transductive, support, support_and_one, running",
+        ),
+        ([], "data", "rotations", ["x"], "data.rotations[0]=x is none of train, val, test"),
+        ([], "data", "rotations", [None], "data.rotations[0]=None is none of train, val, test"),
+        ([], "data", "partition", "x", "data.partition=x is none of random"),
+        (["data=omniglot"], "data", "partition", "x", "data.partition=x is none of vinyals, random"),
+        (["data=omniglot"], "data", "resize", "x", "data.resize=x is none of nearest, area, lanczos"),
+        (["data=image_folder"], "data", "resize", "x", "data.resize=x is none of nearest, area, lanczos"),
+        (["data=image_folder"], "data", "channels", 2, "data.channels=2 is none of 1, 3"),
+    ],
+)
+def test_what_no_range_has_judged_is_no_traceback(
+    words: list[str], group: str, key: str, value: Any, sentence: str, tmp_path: Path
+) -> None:
+    """As in a user's YAML, whose class derives from one of ours and which has no ranges."""
+    cfg = config.compose(["data=glyphs", f"data.cache_dir={tmp_path}", *words])
+    cfg[group][key] = value
+    with pytest.raises(ConfigError) as caught:
+        build_algorithm(cfg, build_source(cfg, CPU), CPU)
+    assert caught.value.problems == [sentence]
+
+
 def test_device_names() -> None:
     assert build_device(compose("device=cpu")) == CPU
     with pytest.raises(ConfigError, match="device.name=gpu is none of auto, cpu, cuda, cuda:NUMBER"):

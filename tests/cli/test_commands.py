@@ -4,6 +4,9 @@ needed.
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +32,29 @@ class TestVerbs:
         code, shown, complaint = answer(capsys, verb, "--help")
         assert (code, complaint) == (0, "")
         assert shown.startswith(f"usage: metalearn {verb}")
+
+    @pytest.mark.parametrize("verb", list(verbs.VERBS))
+    def test_every_example_of_a_help_is_a_command_of_its_own(self, verb: str) -> None:
+        """A line that is not indented is a command, with at most a remark after it, or else of prose that
+        ends in a sentence.
+        """
+        module = importlib.import_module(verbs.VERBS[verb])
+        first, *paragraphs = (inspect.getdoc(module.run) or "").split("\n\n")
+        assert first.endswith(".")
+        commands = 0
+        for paragraph in paragraphs:
+            lines = [line for line in paragraph.splitlines() if not line.startswith(" ")]
+            if not lines[0].startswith(("metalearn ", 'eval "$(metalearn ')):
+                assert paragraph.endswith("."), paragraph
+                continue
+            for line in lines:
+                command, _, _ = line.removeprefix('eval "$(').partition("   ")
+                words = shlex.split(command.removesuffix(')"'))
+                assert words[:2] == ["metalearn", verb], line
+                assert line.count("metalearn ") == 1, line
+                cli.parser_of(verb, module).parse_intermixed_args(words[2:])
+                commands += 1
+        assert commands > 0
 
     @pytest.mark.parametrize(
         ("words", "sentence"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import yaml
 
 from metalearn.cli import completion, verbs
 from metalearn.config.compose import compose
+from tests.cli.conftest import answer
 
 
 def tab(line: str) -> list[str]:
@@ -24,8 +26,8 @@ def tab(line: str) -> list[str]:
         ("metalearn tr", ["train"]),
         ("metalearn --v", ["--version"]),
         ("metalearn train alg", ["algo.", "algo="]),
-        ("metalearn train algo=p", ["algo=pixel_nn", "algo=protonet"]),
-        ("metalearn train -m algo=maml,pro", ["algo=maml,protonet"]),
+        ("metalearn train algo=p", ["algo=pixel_nn", "algo=protomaml", "algo=protonet"]),
+        ("metalearn train -m algo=maml,pro", ["algo=maml,protomaml", "algo=maml,protonet"]),
         ("metalearn train algo.inn", ["algo.inner_lr="]),
         ("metalearn train algo=protonet algo.di", ["algo.distance="]),
         ("metalearn train algo=protonet algo.inn", []),
@@ -45,12 +47,30 @@ def tab(line: str) -> list[str]:
         ("metalearn data prepare omniglot data.rot", ["data.rotated_twins=", "data.rotations="]),
         ("metalearn bench sinusoid an", ["anil"]),
         ("metalearn bench sinusoid --no", ["--no-compile", "--no-ranks"]),
+        ("metalearn data preview glyphs --split t", ["test", "train"]),
+        ("metalearn data --split train pre", ["prepare", "preview"]),
+        ("metalearn data --split train prepare sin", ["sinusoid"]),
+        ("metalearn bench --device c", ["cpu", "cuda"]),
+        ("metalearn bench --repeats 3 an", ["anil"]),
+        ("metalearn train --cfg j", ["job"]),
+        ("metalearn show --config-dir . omniglot_m", ["omniglot_maml"]),
         ("metalearn completion b", ["bash"]),
         ("metalearn nonsense x", []),
     ],
 )
 def test_answers(line: str, expected: list[str]) -> None:
     assert tab(line) == expected
+
+
+@pytest.mark.parametrize("verb", list(verbs.VERBS))
+def test_every_verb_offers_the_options_that_its_help_lists(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, shown, _ = answer(capsys, verb, "--help")
+    lines = [line.strip() for line in shown.splitlines() if line.startswith("  -")]
+    listed = {word for line in lines for word in re.findall(r"(?:^|, )(--?[a-z][\w-]*)", line)}
+    assert code == 0
+    assert set(tab(f"metalearn {verb} -")) == listed >= {"-h", "--help"}
 
 
 def test_the_cursor_cuts_the_line() -> None:
@@ -77,7 +97,7 @@ def test_choices_of_ones_own_folder(tmp_path: Path) -> None:
     ("line", "replies"),
     [
         ("metalearn tra", ["train "]),
-        ("metalearn train algo=prot", ["protonet "]),
+        ("metalearn train algo=proton", ["protonet "]),
         ("metalearn train algo.dis", []),
     ],
 )

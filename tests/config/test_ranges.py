@@ -55,6 +55,11 @@ def problems(*words: str, config_dir: str | None = None) -> list[str]:
             "x names tran, which is none of train, val; did you mean train?",
         ),
         ("[int >= 1]", [3, 0], "x[1]=0 must be at least 1"),
+        ("float > 0 | 0", 0.0, None),
+        ("float > 0 | 0", -1.0, "x=-1.0 must be greater than 0, or be 0"),
+        ("0.5 | 1.0", 0.7, "x=0.7 is none of 0.5, 1.0"),
+        ("0.50 | 1e-3", 0.001, None),
+        ("int >= 1 | 0.5", 2.5, "x=2.5 must be at least 1 and whole, or be 0.5"),
     ],
 )
 def test_a_range_is_read_as_it_says(written: Any, value: Any, said: str | None) -> None:
@@ -63,11 +68,55 @@ def test_a_range_is_read_as_it_says(written: Any, value: Any, said: str | None) 
 
 @pytest.mark.parametrize(
     "written",
-    ["", "int >", "int 3", "itn >= 2", "text > 3", "a | | b", "a |", "[[int]]", "[a] | [b]", ["a", "b"], {}],
+    [
+        "",
+        "true | auto",
+        "auto | False",
+        True,
+        "int >",
+        "int 3",
+        "itn >= 2",
+        "text > 3",
+        "a | | b",
+        "a |",
+        "[[int]]",
+        "[a] | [b]",
+        ["a", "b"],
+        {},
+    ],
 )
 def test_what_is_no_range_is_refused(written: Any) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         ranges.parse(written)
+
+
+def test_a_word_that_is_a_bool_is_refused_with_the_way_out() -> None:
+    with pytest.raises(
+        ValueError, match=r"^'true': a switch has the range bool; write bool, as in auto \| bool"
+    ):
+        ranges.parse("true | auto")
+
+
+@pytest.mark.parametrize(
+    ("written", "default", "given", "composed"),
+    [
+        ("0.5 | 1.0", 0.5, "1.0", 1.0),
+        ("0.5 | 1", 0.5, "1", 1.0),
+        ("float > 0 | 0", 0.5, "0", 0.0),
+        ("float > 0 | auto", 0.5, "3", 3.0),
+        ("float > 0 | auto", 0.5, "auto", "auto"),
+        ("int >= 1 | 0.5", 1, "2", 2),
+        ("int >= 1 | 0.5", 1, "0.5", 0.5),
+        ("1 | 2", 1, "2", 2),
+        ("auto | bool", "auto", "true", True),
+    ],
+)
+def test_a_value_has_the_type_that_its_range_says(
+    tmp_path: Path, written: str, default: Any, given: str, composed: Any
+) -> None:
+    text = NETWORK.format(range=f"rate: {written}", key=f"rate: {default}")
+    found = compose(["model=mine", f"model.rate={given}"], user_yaml(tmp_path, "model/mine", text))
+    assert (type(found["model"]["rate"]), found["model"]["rate"]) == (type(composed), composed)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +164,39 @@ def test_a_yaml_that_names_a_class_of_ours_has_its_ranges(tmp_path: Path) -> Non
     )
     assert problems("algo=mine", "algo.distance=cosin", config_dir=folder) == [
         "algo.distance=cosin is none of euclidean, cosine; did you mean cosine?"
+    ]
+
+
+@pytest.mark.parametrize("about", ["about:", "about: {}"])
+def test_an_empty_about_keeps_the_ranges_of_our_class(tmp_path: Path, about: str) -> None:
+    text = f"{about}\n_target_: metalearn.algorithms.protonet.ProtoNet\ndistance: cosine\nscale: 1.0\n"
+    folder = user_yaml(tmp_path, "algo/mine", text)
+    assert problems("algo=mine", "algo.distance=x", config_dir=folder) == [
+        "algo.distance=x is none of euclidean, cosine"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("data.rotations=[null]", "data.rotations[0]=null is none of train, val, test; leave it out"),
+        ("data.rotations=[train,null]", "data.rotations[1]=null is none of train, val, test; leave it out"),
+        ("algo.adapts=[null]", "algo.adapts[0]=null is not text; leave it out"),
+        ("trusted=[null]", "trusted[0]=null is not text; leave it out"),
+    ],
+)
+def test_null_is_an_element_only_where_the_range_says_so(word: str, sentence: str) -> None:
+    assert problems(word) == [sentence]
+
+
+def test_a_list_may_hold_null_where_its_range_or_its_default_does(tmp_path: Path) -> None:
+    folder = user_yaml(tmp_path, "model/mine", NETWORK.format(range="x: ['int | null']", key="x: []"))
+    assert compose(["model=mine", "model.x=[null,2]"], folder)["model"]["x"] == [None, 2]
+    user_yaml(tmp_path, "model/mine", NETWORK.format(range="x: [int]", key="x: [null, 1]"))
+    assert compose(["model=mine"], folder)["model"]["x"] == [None, 1]
+    user_yaml(tmp_path, "model/mine", NETWORK.format(range="x: [int]", key="x: [1]"))
+    assert problems("model=mine", "model.x=[null]", config_dir=folder) == [
+        "model.x[0]=null is not a whole number; leave it out"
     ]
 
 
@@ -234,7 +316,7 @@ def test_every_number_and_word_of_a_plugin_has_a_range() -> None:
 
 def test_no_table_of_ours_knows_a_plugin() -> None:
     assert {name.partition(".")[0] for name in schema.RANGES} <= {
-        *("trainer", "eval", "device", "optimizer", "seed", "run_dir", "sweep")
+        *("trainer", "eval", "device", "optimizer", "seed", "run_dir", "sweep", "trusted")
     }
     names = "|".join(
         path.stem for group in ("algo", "data", "model") for path in choices_in(packaged_folder() / group)
