@@ -21,7 +21,8 @@ def run(args: argparse.Namespace) -> int:
     import metalearn  # as a person would in Python; `load` brings torch
 
     adapted = metalearn.load(args.run, trusted=args.trusted).adapt(pictures, labels, steps=args.steps)
-    probabilities = adapted.predict_proba(args.pictures)
+    probabilities = adapted.predict_proba(args.pictures)  # refuses a run that predicts numbers
+    assert adapted.classes is not None
     for picture, row in zip(args.pictures, probabilities, strict=True):
         best = int(row.argmax())
         print(f"{picture}\t{adapted.classes[best]}\t{row[best]:.4f}")
