@@ -138,6 +138,27 @@ def test_every_fault_has_a_test_that_injects_it() -> None:
     )
 
 
+def test_every_fault_has_a_fast_test() -> None:
+    """As pytest collects them, since some are made slow only then."""
+    injected: set[int] = set()
+
+    class Collected:
+        def pytest_collection_finish(self, session: pytest.Session) -> None:
+            for item in session.items:
+                marks = (number for mark in item.iter_markers("fault") for number in mark.args)
+                injected.update(report.faults_of(item.name, marks))
+
+    files = sorted(set().union(*report.injecting(REPOSITORY / "tests").values()))
+    options = ["--collect-only", "-q", "-p", "no:cacheprovider", "-m", "not slow", "-c", "pyproject.toml"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(REPOSITORY)
+        assert pytest.main([*options, *files], plugins=[Collected()]) == pytest.ExitCode.OK
+    faults = report.rows_of(document("docs/reliability.md"))
+    assert injected == faults.keys(), (
+        "scripts/check promises to inject every fault; leave one of its tests fast"
+    )
+
+
 def test_the_page_says_how_every_fault_ended() -> None:
     rows, found = report.rows_of(document("docs/reliability.md")), report.injecting(REPOSITORY / "tests")
     assert list(rows) == list(report.FAULTS)

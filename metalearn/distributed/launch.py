@@ -1,8 +1,8 @@
 """Starting the ranks of a run, meeting them, and saying what became of one that is gone.
 
 Rank 0 starts the others as processes of its own, or a launcher such as torchrun started all of them. Either
-way they
-meet at a store, from which the others read what to build: a file in a private folder, or the launcher's.
+way they meet at a store, from which the others read what to build: a file in a private folder, or the
+launcher's.
 """
 
 from __future__ import annotations

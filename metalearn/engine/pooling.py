@@ -1,9 +1,9 @@
 """Metrics that are no mean over tasks: from the totals of all tasks, with an interval from resampled tasks.
 
 One task's totals are tensors of a fixed shape, kept per task. Their sum gives the value. The interval is that
-of the
-bootstrap over tasks: as many tasks are drawn with replacement, their totals are added up again, and so often.
-The draws are counter-based, so that equal totals give equal bytes. Efron & Tibshirani 1993, chapter 13.
+of the bootstrap over tasks: as many tasks are drawn with replacement and their totals are added up again,
+RESAMPLES times. The draws are counter-based, so that equal totals give equal bytes. Efron & Tibshirani 1993,
+chapter 13.
 Shape letters: T tasks, R resamples, K numbers of a task.
 """
 

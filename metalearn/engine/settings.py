@@ -1,4 +1,4 @@
-"""The dials of a training run, and the tasks that they make of an outer step's number."""
+"""The dials of a training run, and which tasks of a meta-batch are whose where several ranks share it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The outer loop. It knows no algorithm, data set or model by name, and it is dull on purpose.
 
-Everything that a later step depends on is in `state`: weights, optimizer, random state, running means of the
-log running means, and the validation history. Tasks are counter-based, so their position is the step itself,
-plus the meta-batches that a rollback has passed over.
+Everything that a later step depends on is in `state`: weights, optimizer, random state, the running
+means of what is logged, and the validation history. Tasks are counter-based, so their position is the step
+itself, plus the meta-batches that a rollback has passed over.
 """
 
 from __future__ import annotations

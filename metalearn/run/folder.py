@@ -1,4 +1,6 @@
-"""Naming run folders, and what their configuration means for an evaluation."""
+"""Where a new run goes, whether a folder holds the run that is asked for, and its configuration as an
+evaluation takes it.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
 """SIGTERM and SIGINT ask a run to stop: the handler only sets a flag, and the run looks at it between steps.
 
 A thread watches over that, since the main one may wait in a kernel, at a disk or for another rank, where
-Python calls no
-handler: a second signal, or a run that is still there some time after the first, ends the process at once.
-Nothing is lost by that but the steps since the newest checkpoint. Only a C function that never lets another
-thread run escapes it.
+Python calls no handler: a second signal, or a run that is still there some time after the first, ends the
+process at once. Nothing is lost by that but the steps since the newest checkpoint. Only a C function that
+never lets another thread run escapes it.
 """
 
 from __future__ import annotations

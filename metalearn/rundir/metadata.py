@@ -1,7 +1,6 @@
 """The metadata that stands beside the tensors of a checkpoint, checked when it is read.
 
-A manifest only says that it is as somebody wrote them; whoever changes a checkpoint can write its manifest
-too.
+Its sha256 only says that it is as somebody wrote it: whoever changes a checkpoint can write that anew too.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Short runs whose losses are known to the last digits: which they are, how they run, and where their losses
 are kept.
 
-`losses.json` holds, by minor version of torch, the machine that wrote them and the losses of every run. It is
-written by `scripts/update_golden` and read by `test_golden.py`.
+`losses.json` holds, by minor version of torch, the machine that wrote them and the losses of every run.
+`declarations.json` holds what every method says of itself. Both are written by `scripts/update_golden` and
+read by `test_golden.py`.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ from metalearn.config.compose import compose
 from metalearn.run import session
 from metalearn.run.train import train
 from metalearn.rundir.environment import hardware
+from tests.plugins import class_of
 
 CONF = Path(__file__).parents[2] / "conf"
 STORE = Path(__file__).parent / "losses.json"
+DECLARATIONS = STORE.with_name("declarations.json")
+DECLARED = ("kinds", "handles_ragged", "order_matters", "plans", "trains_on")
 STEPS = 20
 # Between the kernels of one processor (AVX512, AVX2, none, with MKL's and oneDNN's) the losses differ by at
 # most 4e-12.
@@ -77,6 +81,23 @@ def cases() -> dict[str, list[str]]:
     """Overrides of every run by its name; each algorithm of conf/ has at least one."""
     found = {path.stem: IMAGES for path in sorted((CONF / "algo").glob("[!_]*.yaml"))} | CASES
     return {name: [f"algo={name.partition(',')[0]}", *words, *COMMON] for name, words in found.items()}
+
+
+def declarations() -> dict[str, dict[str, Any]]:
+    """What every method of conf/ takes, in JSON values: tests are chosen and tasks refused by that, so that a
+    wrong word would leave out the tests that find it.
+    """
+    names = [path.stem for path in sorted((CONF / "algo").glob("[!_]*.yaml"))]
+    found = {name: {word: getattr(class_of(name), word) for word in DECLARED} for name in names}
+    in_json: dict[str, dict[str, Any]] = json.loads(json.dumps(found))
+    return in_json
+
+
+def declarations_stored() -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = (
+        json.loads(DECLARATIONS.read_text(encoding="utf-8")) if DECLARATIONS.exists() else {}
+    )
+    return found
 
 
 def losses(words: list[str], folder: Path) -> list[float]:

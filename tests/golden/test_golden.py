@@ -1,5 +1,5 @@
-"""Twenty steps of every algorithm give the losses that are stored: the net under silent changes of
-numbers.
+"""Twenty steps of every algorithm give the losses that are stored, and its declarations are those that are:
+the net under silent changes of numbers, and of what is tested at all.
 """
 
 from __future__ import annotations
@@ -52,6 +52,20 @@ def test_a_new_algorithm_is_run_and_has_to_be_stored(
         AssertionError, match="novel has no golden losses yet; store them with: scripts/update_golden"
     ):
         test_losses_are_those_that_are_stored("novel", entry, tmp_path)
+
+
+def test_methods_declare_what_is_stored() -> None:
+    """A method that takes less than before is a change to be seen; what it does take has its own tests."""
+    assert runs.declarations() == runs.declarations_stored(), (
+        "if a method was meant to declare this, run scripts/update_golden and say so in CHANGELOG.md"
+    )
+
+
+@pytest.mark.parametrize(("word", "value"), [("handles_ragged", False), ("kinds", ("rating",))])
+def test_a_changed_declaration_is_noticed(word: str, value: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MAML, word, value, raising=False)
+    with pytest.raises(AssertionError, match="run scripts/update_golden"):
+        test_methods_declare_what_is_stored()
 
 
 def test_a_changed_inner_step_is_noticed(

@@ -11,7 +11,9 @@ from tests.reliability import harness
 from tests.reliability.harness import KILLED, assert_same_end, finish, resume, train
 
 # Every phase of a run's life. The first save:… visit is the preflight's, the second that of step-000000.
+# The first one of each fault is fast; the others are slow.
 PLACES = [
+    "save:after_file_2@3",
     "start:config",
     "start:built",
     "save:after_file_1@1",
@@ -20,7 +22,6 @@ PLACES = [
     "step:before_update@3",
     "step:end@4",
     "eval:batch@2",
-    "save:after_file_2@3",
     "save:before_rename@4",
     "save:after_rename@4",
     "save:after_rename@5",
