@@ -279,7 +279,7 @@ def test_a_folder_of_ones_own_adds_choices(tmp_path: Path, monkeypatch: pytest.M
     )
     assert compose(["algo=mine", "algo.my_dial=3"], str(tmp_path))["algo"]["my_dial"] == 3
     assert problems("algo=mine") == [
-        "algo=mine does not exist; choices: baseline, maml, pixel_nn, protonet, reptile"
+        "algo=mine does not exist; choices: baseline, maml, pixel_nn, protomaml, protonet, reptile"
     ]
     monkeypatch.setenv("METALEARN_CONFIG_DIR", str(tmp_path))
     assert compose(["algo=mine"])["device"]["plan"] == "loop"
