@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import os
 import sys
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -19,10 +21,14 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 from torch import nn
 
+from metalearn.config.compatibility import SAVED, earlier
 from metalearn.config.safety import PREFIXES, is_allowed, nodes, target_problems
+from metalearn.config.schema import show
 from metalearn.core import Algorithm, Source
 from metalearn.errors import ConfigError, raise_if
 from metalearn.loggers import Logger
+
+log = logging.getLogger(__name__)
 
 Config = dict[str, Any]
 BASES: dict[str, type] = {
@@ -38,25 +44,18 @@ NOT_ARGUMENTS = {"optimizer": ("schedule", "clip")}
 
 def construct(cfg: Config, group: str, **given: Any) -> Any:
     """The object that a group's `_target_` names, from its keys and the given arguments. Sources within it
-    get the device too.
+    get the device too, and classes of a saved run what they did before they had a key.
     """
     dropped = ("about", *NOT_ARGUMENTS.get(group, ()))
     node = {key: value for key, value in cfg[group].items() if key not in dropped}
     raise_if(target_problems({group: node}, cfg["trusted"]))
     cls = resolve(f"{group}._target_", node["_target_"], BASES[group], cfg["trusted"])
-    inner = {
-        path: value
-        for path, key, value in nodes(node, group)
-        if key == "_target_" and path != f"{group}._target_"
-    }
-    classes = {
-        path.removesuffix("._target_"): resolve(path, name, tuple(BASES.values()), cfg["trusted"])
-        for path, name in inner.items()
-    }
+    within = classes_within(node, group, cfg["trusted"])
+    if (cfg[group].get("about") or {}).get(SAVED):
+        node = with_keys(node, group, newer_keys(node, group, {group: cls, **within}))
     if "device" in given:
-        node = with_device(
-            node, group, [path for path, kind in classes.items() if issubclass(kind, Source)], given["device"]
-        )
+        sources = [path for path, kind in within.items() if issubclass(kind, Source)]
+        node = with_keys(node, group, {path: {"device": given["device"]} for path in sources})
     # Bound first, called second: Hydra would turn the given arguments into configuration nodes and wrap their
     # errors.
     try:
@@ -83,13 +82,44 @@ def arguments_of(cls: type) -> inspect.Signature:
     return own.replace(parameters=sorted([*named, *further], key=lambda p: p.kind))
 
 
-def with_device(tree: Any, path: str, places: list[str], device: torch.device) -> Any:
-    """A copy of nested keys in which those at these paths name the device."""
+def classes_within(node: Config, group: str, trusted: list[str]) -> dict[str, type]:
+    """The classes that a group names besides its own, by the path of the keys that are theirs."""
+    own = f"{group}._target_"
+    return {
+        path.removesuffix("._target_"): resolve(path, name, tuple(BASES.values()), trusted)
+        for path, key, name in nodes(node, group)
+        if key == "_target_" and path != own
+    }
+
+
+def newer_keys(node: Config, group: str, classes: Mapping[str, type]) -> dict[str, Config]:
+    """Of a saved run, by path: keys that its classes need today and its YAML could leave out, with what was
+    done without them.
+    """
+    trees = {group: node, **{path: tree for path, _, tree in nodes(node, group)}}
+    found = {}
+    for path, cls in classes.items():
+        before: Config = {}
+        for base in reversed(cls.__mro__):
+            before |= earlier(f"{base.__module__}.{base.__qualname__}")
+        needed = [p.name for p in arguments_of(cls).parameters.values() if p.default is p.empty]
+        found[path] = {key: before[key] for key in needed if key in before and key not in trees[path]}
+        if found[path]:
+            values = ", ".join(f"{path}.{key}={show(value)}" for key, value in found[path].items())
+            log.info(
+                f"{path}: {trees[path]['_target_']} is of a run that is older than {', '.join(found[path])}; "
+                f"going on with what was done before: {values}"
+            )
+    return found
+
+
+def with_keys(tree: Any, path: str, keys: Mapping[str, Config]) -> Any:
+    """A copy of nested keys that has more of them at these paths."""
     if isinstance(tree, dict):
-        copy = {key: with_device(value, f"{path}.{key}", places, device) for key, value in tree.items()}
-        return {**copy, "device": device} if path in places else copy
+        copy = {key: with_keys(value, f"{path}.{key}", keys) for key, value in tree.items()}
+        return {**copy, **keys.get(path, {})}
     if isinstance(tree, list):
-        return [with_device(value, f"{path}[{i}]", places, device) for i, value in enumerate(tree)]
+        return [with_keys(value, f"{path}[{i}]", keys) for i, value in enumerate(tree)]
     return tree
 
 

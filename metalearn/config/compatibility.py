@@ -160,6 +160,9 @@ CONSTRUCTED: dict[str, dict[str, Any]] = {
         "noise": 0.3,
     },
 }
+# A key of a group's `about:`, in a saved run alone: not all of its classes are known by name, so that what
+# they may lack is filled in where they are resolved (`metalearn.build.instantiate`).
+SAVED = "saved"
 PROSE = ("about",)
 METHOD = ("algo", "data", "model", "optimizer")  # what a run lacks here is never filled in
 

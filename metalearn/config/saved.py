@@ -17,9 +17,10 @@ from typing import Any
 
 from metalearn.config import plugins, ranges, schema
 from metalearn.config.about import about_problems
-from metalearn.config.compatibility import BEFORE, RENAMED, as_today, left_out
+from metalearn.config.compatibility import BEFORE, RENAMED, SAVED, as_today, left_out
 from metalearn.config.interpolation import saved_problems
 from metalearn.config.loader import Library
+from metalearn.config.safety import nodes
 from metalearn.errors import ConfigError, raise_if
 from metalearn.files import read_yaml
 from metalearn.rundir import choices
@@ -76,6 +77,19 @@ def newer_keys(saved: dict[str, Any]) -> dict[str, Any]:
     """
     before = {**BEFORE, **left_out(dict(schema.leaves(saved)))}
     return {name: value for name, value in before.items() if not schema.lookup(saved, name)[0]}
+
+
+def marked(saved: dict[str, Any]) -> dict[str, Any]:
+    """A saved configuration whose groups say that they are, where only the classes that they name can tell
+    which keys are newer than the run.
+    """
+    found = dict(saved)
+    for group in BUILT:
+        node = saved[group]
+        ours = node["_target_"].startswith(("metalearn.", "torch."))
+        if not ours or [key for _, key, _ in nodes(node)].count("_target_") > 1:
+            found[group] = {**node, "about": {**(node.get("about") or {}), SAVED: True}}
+    return found
 
 
 @functools.cache
@@ -166,4 +180,4 @@ def read_with_newer(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     raise_if(f"{path} is damaged: {problem}; restore it from a backup" for problem in problems)
     groups = plugins.with_todays(as_today(groups))
     newer = newer_keys(groups)
-    return {**with_values(groups, newer), choices.KEY: choices.chosen(groups)}, newer
+    return {**marked(with_values(groups, newer)), choices.KEY: choices.chosen(groups)}, newer

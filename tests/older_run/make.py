@@ -1,11 +1,13 @@
-"""Make the run folder that is stored here, and what becomes of it, with the metalearn of commit 61490f1.
+"""Make the run folders that are stored here, and what becomes of them, with the metalearn of commit 61490f1.
 
     git worktree add ../before 61490f1 && cd ../before && python ../metalearn/tests/older_run/make.py OUT
 
-`OUT/run` is a run that a signal stopped within a row of steps between two log lines, so that a resumed run
-needs everything that its checkpoint holds. `OUT/expected` has what that commit itself made of copies of it:
-`evaluation` and `resumed` with their results, scores and measurements, and `machine.json`, from which
-`test_older_run.py` sees whether every bit should be equal. Neither the words nor that commit may change.
+`OUT/run` is a run on sinusoids that a signal stopped within a row of steps between two log lines, so that a
+resumed run needs everything that its checkpoint holds. `OUT/expected` has what that commit itself made of
+copies of it: `evaluation` and `resumed` with their results, scores and measurements, and `machine.json`, from
+which `test_older_run.py` sees whether every bit should be equal. `OUT/images` has both of a run on images,
+with running averages and keys that have other names or further keys beside them now. Neither the words nor
+that commit may change.
 """
 
 from __future__ import annotations
@@ -26,24 +28,31 @@ from metalearn.engine.trainer import Trainer
 from tests.golden.runs import machine
 
 STOPPED_AT = 5
-WORDS = [
+SINUSOIDS = [
     *("algo=maml", "data=sinusoid", "model.hidden=[6,6]", "algo.inner_lr=0.01"),
     *("device=cpu", "device.precision=float64", "device.threads=1", "device.plan=vmap", "device.chunk=2"),
     *("trainer.outer_steps=8", "trainer.meta_batch_size=4", "trainer.log_every=3", "trainer.eval_every=2"),
-    *(
-        "trainer.checkpoint_every=4",
-        "trainer.keep_last=1",
-        "optimizer.schedule.name=cosine",
-        "optimizer.clip.norm=1",
-    ),
+    *("trainer.checkpoint_every=4", "trainer.keep_last=1"),
+    *("optimizer.schedule.name=cosine", "optimizer.clip.norm=1"),
     *("eval.val_episodes=4", "eval.episodes=12"),
+]
+IMAGES = [
+    *("algo=protonet", "data=glyphs", "data.num_classes=48", "data.num_drawings=6", "data.image_size=14"),
+    *("data.way=3", "data.query_shot=2", "data.rotations=[train]"),
+    *("model.channels=3", "model.norm_statistics=running"),
+    *("optimizer=sgd", "optimizer.lr=0.01"),
+    *("device=cpu", "device.precision=float64", "device.threads=1", "device.plan=vmap", "device.chunk=2"),
+    *("trainer.outer_steps=8", "trainer.meta_batch_size=4", "trainer.log_every=3", "trainer.eval_every=4"),
+    *("trainer.checkpoint_every=4", "trainer.keep_last=1"),
+    *("eval.val_episodes=4", "eval.episodes=12", "eval.batch_size=4"),
 ]
 
 
-def main(out: Path) -> None:
+def main(out: Path, words: list[str]) -> None:
     out.mkdir(parents=True)
     os.chdir(out)  # paths are saved as they are given, and so are the words
-    sys.argv = ["metalearn", "train", *WORDS, "run_dir=run"]
+    os.environ["XDG_CACHE_HOME"] = str(out / "cache")
+    sys.argv = ["metalearn", "train", *words, "run_dir=run"]
     step = Trainer.train_step
 
     def stopped(trainer: Trainer) -> None:
@@ -52,12 +61,12 @@ def main(out: Path) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     Trainer.train_step = stopped  # type: ignore[method-assign]
-    assert runs.train(compose([*WORDS, "run_dir=run"]), WORDS, Path("run")) == 143
+    assert runs.train(compose([*words, "run_dir=run"]), words, Path("run")) == 143
     Trainer.train_step = step  # type: ignore[method-assign]
     Path("run/.lock").unlink()
 
     shutil.copytree("run", "evaluated")
-    assert runs.evaluate_run(Path("evaluated"), ["data.shot=5"]) == 0
+    assert runs.evaluate_run(Path("evaluated"), ["data.shot=5" if words is SINUSOIDS else "data.shot=2"]) == 0
     [folder] = Path("evaluated/evals").iterdir()
     keep(folder, Path("expected/evaluation"))
 
@@ -67,6 +76,7 @@ def main(out: Path) -> None:
     Path("expected/machine.json").write_text(json.dumps(machine(), indent=1) + "\n")
     for name in ("evaluated", "resumed"):
         shutil.rmtree(name)
+    shutil.rmtree("cache", ignore_errors=True)
 
 
 def keep(folder: Path, place: Path) -> None:
@@ -86,4 +96,6 @@ def without_times(line: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).absolute())
+    place = Path(sys.argv[1]).absolute()
+    main(place, SINUSOIDS)
+    main(place / "images", IMAGES)
