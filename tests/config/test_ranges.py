@@ -201,7 +201,18 @@ def test_a_list_may_hold_null_where_its_range_or_its_default_does(tmp_path: Path
 def test_what_our_yamls_said_elsewhere_once_is_answered_in_a_users(tmp_path: Path) -> None:
     folder = user_yaml(tmp_path, "algo/mine", "_target_: mine.Mine\nplan: vmap\n")
     assert problems("algo=mine", "trusted=[mine]", config_dir=folder) == [
-        f"{tmp_path}/algo/mine.yaml: algo.plan is now about.suits.plan"
+        f"{tmp_path}/algo/mine.yaml: algo.plan is now about.suits.plan; a dial of your own needs another name"
+    ]
+    user_yaml(tmp_path, "algo/parent", "_target_: mine.Mine\nchunk: 3\n")
+    user_yaml(tmp_path, "algo/mine", "defaults: [parent, _self_]\n")
+    reserved = (
+        f"{tmp_path}/algo/parent.yaml: algo.chunk is now about.suits.chunk; a dial of your own needs another "
+        "name"
+    )
+    assert problems("algo=mine", "trusted=[mine]", config_dir=folder) == [reserved]
+    assert problems("algo=mine", "trusted=[mine]", "algo.chunk=4", config_dir=folder) == [
+        "algo.chunk=4: algo.chunk is now device.chunk; write device.chunk=4",
+        reserved,
     ]
     user_yaml(tmp_path, "optimizer/mine", "_target_: torch.optim.SGD\nlr: 0.1\nschedule: {name: cosine}\n")
     assert problems("optimizer=mine", config_dir=folder) == [
