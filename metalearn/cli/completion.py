@@ -18,6 +18,7 @@ from metalearn.bench import workloads
 from metalearn.cli.main import parser_of
 from metalearn.cli.verbs import VERBS
 from metalearn.config import schema
+from metalearn.config.compatibility import MOVED
 from metalearn.config.loader import Library
 from metalearn.config.saved import read_saved
 from metalearn.errors import ConfigError, MetalearnError
@@ -155,6 +156,8 @@ def value_answers(word: str, tree: Mapping[str, Any]) -> Iterator[str]:
     key, is_value, _ = word.partition("=")
     allowed = schema.ranges_of(tree)
     for name, default in schema.leaves(tree):
+        if name in MOVED:
+            continue
         if is_value and name == key:
             few = allowed[name].few if name in allowed else ("true", "false") if type(default) is bool else ()
             yield from (f"{name}={value}" for value in few)

@@ -95,7 +95,7 @@ class Library:
         )
 
     def files(self, group: str, option: str, seen: tuple[str, ...] = ()) -> list[tuple[Path, Any]]:
-        """(file, content) of a YAML and, before it, of the bases that its defaults list names."""
+        """(file, content) of a YAML and, before it, of those of its group that its defaults list names."""
         path = self.path(group, option)
         try:
             check_yaml(path)
@@ -107,7 +107,7 @@ class Library:
         bases = [
             name
             for name in (listed if isinstance(listed, list) else ())
-            if isinstance(name, str) and is_base(name) and "/" not in name and name not in seen
+            if isinstance(name, str) and name != "_self_" and "/" not in name and name not in (option, *seen)
         ]
         above = [
             file
@@ -154,14 +154,24 @@ class Library:
 
     def load(self, overrides: list[str]) -> dict[str, Any]:
         """Compose and resolve, Hydra's own node included."""
+        ours, hydra = self._composed(overrides)
+        return {**plain(ours), "hydra": hydra}
+
+    def unresolved(self, overrides: list[str]) -> dict[str, Any]:
+        """Compose, interpolations as they stand: to be resolved beside other groups than these."""
+        content = OmegaConf.to_container(self._composed(overrides)[0], resolve=False)
+        assert isinstance(content, dict)
+        return {str(key): value for key, value in content.items()}
+
+    def _composed(self, overrides: list[str]) -> tuple[Any, Any]:
+        """Our keys, and Hydra's own node."""
         try:
             with only_known_resolvers():
                 config = self.loader.load_configuration(PRIMARY, overrides, RunMode.RUN)
             hydra = OmegaConf.to_container(config.hydra, resolve=False)
-            ours = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+            return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]), hydra
         except MISTAKES as error:
             raise ConfigError(f"the configuration cannot be composed: {one_line(error)}") from error
-        return {**plain(ours), "hydra": hydra}
 
     def foreign_settings(self, hydra: dict[str, Any], overrides: list[str]) -> list[str]:
         """Hydra's own settings that a user's YAML changes; some launchers run what their settings say, so

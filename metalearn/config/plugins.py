@@ -18,7 +18,10 @@ from metalearn.config.schema import hint, lookup
 GROUPS = ("algo", "data", "model", "optimizer")  # whose YAMLs name a class, with keys of its own
 # Keys that our YAMLs of these groups had once, and where they stand now.
 MOVED = {
-    "algo": {key: f"about.suits.{key}" for key in ("plan", "chunk", "norm_statistics")},
+    "algo": {
+        key: f"about.suits.{key}; a dial of your own needs another name"
+        for key in ("plan", "chunk", "norm_statistics")
+    },
     "optimizer": {
         "schedule": "a group, chosen with optimizer/schedule=NAME",
         "clip": "a group, chosen with optimizer/clip=NAME",
@@ -95,12 +98,11 @@ def file_problems(cfg: Mapping[str, Any], library: Library, names: Mapping[str, 
         *_, (own, _) = files = library.files(group, name)
         for path, content in files:
             raw: Any = OmegaConf.to_container(content)
-            if path == own:
-                problems += [
-                    f"{path}: {group}.{key} is now {place}"
-                    for key, place in MOVED.get(group, {}).items()
-                    if key in raw
-                ]
+            problems += [
+                f"{path}: {group}.{key} is now {place}"
+                for key, place in MOVED.get(group, {}).items()
+                if key in raw
+            ]
             said = lookup(raw, "about.ranges")[1]
             for key, written in said.items() if isinstance(said, Mapping) else ():
                 judged.add(f"{group}.about.ranges.{key}")

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from metalearn.config import ranges
+from metalearn.config.compatibility import MOVED
 from metalearn.config.ranges import Range
 
 SEED = f"int >= 0 <= {2**63 - 1}"  # the tasks are hashed from int64
@@ -179,8 +180,8 @@ def check_types(
 
 
 def known_keys(schema: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of all leaves of a schema."""
-    return [prefix + name for name, _ in leaves(schema)]
+    """Dotted names of all leaves of a schema, but for those that have another name now."""
+    return [name for key, _ in leaves(schema) if (name := prefix + key) not in MOVED]
 
 
 def fit(name: str, default: Any, value: Any, allowed: Range | None = None) -> tuple[Any, list[str]]:
@@ -194,7 +195,8 @@ def fit(name: str, default: Any, value: Any, allowed: Range | None = None) -> tu
     else:
         types = (type(default),)
     if isinstance(default, dict):
-        some = ", ".join(f"{name}.{key}" for key in list(default)[:4])
+        keys = [f"{name}.{key}" for key in default if f"{name}.{key}" not in MOVED]
+        some = ", ".join(keys[:4])
         return value, [f"{name}={show(value)}: {name} holds several keys; set one of them: {some}"]
     whole = isinstance(value, int) and not isinstance(value, bool)
     if whole and float in types and int not in types:
@@ -305,7 +307,7 @@ def range_problems(name: str, value: Any, allowed: Range, of: str = "") -> list[
     if number and numeric:
         broken = [
             one.broken(value)
-            if one.kind == "float" or isinstance(value, int)
+            if one.kind == "float" or isinstance(value, int) or float not in allowed.types
             else " and ".join(filter(None, [one.broken(value), "whole"]))
             for one in numeric
         ]

@@ -36,6 +36,11 @@ def tab(line: str) -> list[str]:
             "metalearn train optimizer/schedule=c",
             ["optimizer/schedule=constant", "optimizer/schedule=cosine"],
         ),
+        (
+            "metalearn train optimizer.schedule.",
+            ["optimizer.schedule.every=", "optimizer.schedule.final=", "optimizer.schedule.gamma="],
+        ),
+        ("metalearn train optimizer.schedule.name=", []),
         ("metalearn train trainer.dry_run=", ["trainer.dry_run=false", "trainer.dry_run=true"]),
         ("metalearn train hydra/laun", []),
         ("metalearn train hydra/launcher=b", ["hydra/launcher=basic"]),
