@@ -108,7 +108,7 @@ def reopen(
     for choice in request.choices:
         group, _, option = choice.partition("=")
         if group in CHOSEN_ANEW and group in saved:
-            config[group] = OmegaConf.create(library.read(group, option))
+            config[group] = OmegaConf.create(library.unresolved([choice])[group])
             names[group] = option
         elif group in CHOSEN_ANEW:
             problems.append(f"{choice}: an evaluation has no {group}; leave it out")

@@ -339,6 +339,14 @@ class TestReopen:
         reopened = reopen(saved, ["device=cpu"])
         assert reopened["device"] == {**saved["device"], "name": "cpu"}
 
+    def test_a_device_of_ones_own_is_taken_with_all_that_it_stands_on(self, tmp_path: Path) -> None:
+        user_yaml(tmp_path, "device/mine", "defaults: [cpu, _self_]\nthreads: 1\n")
+        saved = compose(["algo=protonet"])
+        assert saved["device"]["plan"] == saved["algo"]["about"]["suits"]["plan"]
+        reopened = reopen(saved, ["device=mine"], str(tmp_path))
+        assert reopened["device"] == {**saved["device"], "name": "cpu", "threads": 1}
+        assert reopened["choices"]["device"] == "mine"
+
 
 def test_values_that_torch_could_not_take_are_named() -> None:
     with pytest.raises(ConfigError) as caught:
