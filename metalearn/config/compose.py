@@ -245,6 +245,9 @@ def known_values(
         if key in compatibility.MOVED:
             problems.append(moved(override))
             continue
+        if key.replace(".", "/") in library.groups and not isinstance(override.value(), dict):
+            problems.append(group_by_its_key(override, library))
+            continue
         candidates = (
             schema.known_keys(allowed["hydra"], "hydra.")
             if key.startswith("hydra.") and "hydra" in allowed
@@ -259,6 +262,18 @@ def known_values(
                 f"{written(override)}: {key} is not a key{' of this choice' if homes else ''}{known_from}"
             )
     return known, problems
+
+
+def group_by_its_key(override: Override, library: Library) -> str:
+    """The answer to a choice of a nested group that is written as the value of a key."""
+    key, value = override.key_or_group, override.value()
+    group = key.replace(".", "/")
+    options = library.options(group)
+    meant = value if value in options else schema.closest(str(value), options)
+    return (
+        f"{written(override)}: {key} is a group; write {group}={meant or 'NAME'}, "
+        f"choices: {', '.join(options)}"
+    )
 
 
 def options_with(key: str, library: Library) -> list[str]:

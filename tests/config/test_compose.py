@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from metalearn.config import loader, schema
+from metalearn.config import compatibility, loader, schema
 from metalearn.config.compose import compose, reopen
 from metalearn.config.loader import Library
 from metalearn.errors import ConfigError
@@ -53,6 +53,26 @@ def test_the_defaults_compose_to_plain_values() -> None:
         ("lr=1", "lr=1: lr is not a key; did you mean optimizer.lr?"),
         ("xyzzy=1", "xyzzy=1: xyzzy is not a key"),
         ("eval.batch_size=1", "eval.batch_size=1: eval.batch_size is now eval.chunk; write eval.chunk=1"),
+        (
+            "optimizer.schedule.nme=x",
+            "optimizer.schedule.nme=x: optimizer.schedule.nme is not a key; did you mean "
+            "optimizer.schedule.gamma?",
+        ),
+        (
+            "optimizer.clip=norm",
+            "optimizer.clip=norm: optimizer.clip is a group; write optimizer/clip=norm, choices: none, norm, "
+            "value",
+        ),
+        (
+            "optimizer.schedule=cosin",
+            "optimizer.schedule=cosin: optimizer.schedule is a group; write optimizer/schedule=cosine, "
+            "choices: constant, cosine, linear, step",
+        ),
+        (
+            "optimizer.clip=null",
+            "optimizer.clip=null: optimizer.clip is a group; write optimizer/clip=none, choices: none, norm, "
+            "value",
+        ),
         ("alg=maml", "alg=maml: alg is not a key; did you mean algo?"),
         ("hydra.swep.dir=x", "hydra.swep.dir=x: hydra.swep.dir is not a key; did you mean hydra.sweep.dir?"),
         (
