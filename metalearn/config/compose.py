@@ -17,6 +17,7 @@ from metalearn.config.about import about_problems
 from metalearn.config.hydra_parts import Override
 from metalearn.config.loader import Library, plain, plugin_problems
 from metalearn.config.safety import hydra_problems, target_problems
+from metalearn.config.saved import primary_values
 from metalearn.config.schema import hint
 from metalearn.errors import ConfigError, raise_if
 from metalearn.rundir import choices
@@ -51,6 +52,7 @@ def compose(overrides: list[str], config_dir: str | None = None) -> dict[str, An
     values, found = known_values(request.values, allowed, library)
     composed = library.load([*request.choices, *values]) if values else dict(base)
     hydra = composed.pop("hydra")
+    found += absent_problems(composed, library, names) + renamed_schedule(composed, library, names)
     found += plugins.file_problems(composed, library, names)
     allowed, composed = (plugins.with_ranges(tree, library, names) for tree in (allowed, composed))
     cfg, wrong = schema.check_types(
@@ -70,6 +72,49 @@ def compose(overrides: list[str], config_dir: str | None = None) -> dict[str, An
     problems += [] if "hydra" in trusted else library.foreign_settings(hydra, [*request.choices, *values])
     raise_if(problems)
     return {choices.KEY: {group: names.get(group) for group in GROUPS}, **cfg}
+
+
+def absent_problems(composed: Mapping[str, Any], library: Library, names: Mapping[str, Any]) -> list[str]:
+    """What a run reads and nothing gives: groups without a choice, and choices that lie elsewhere or lack
+    keys.
+    """
+    recipe = names.get("experiment")
+    who = f"experiment={recipe}" if recipe else "a YAML"
+    problems = []
+    for group in GROUPS:
+        name = names.get(group)
+        if group == "experiment":
+            continue
+        if not name:
+            problems.append(
+                f"{who} chooses no {group}, and a run needs one; choices: {', '.join(library.options(group))}"
+            )
+        elif not schema.lookup(composed, group.replace("/", "."))[0]:
+            problems.append(f"{group}={name} puts no keys into {group}; take `# @package` out of its YAML")
+        else:
+            place = f"{group.replace('/', '.')}."
+            read = [key for key in primary_values() if key.startswith(place) and not key.endswith("_target_")]
+            lacks = [key.removeprefix(place) for key in read if not schema.lookup(composed, key)[0]]
+            lacks = [key for key in lacks if "." not in key]  # of a group within, which answers itself
+            problems += [
+                f"{group}={name} lacks {', '.join(lacks)}, which a run reads; begin its YAML with "
+                "`defaults: [_base, _self_]`"
+            ] * bool(lacks)
+    return problems
+
+
+def renamed_schedule(composed: Mapping[str, Any], library: Library, names: Mapping[str, Any]) -> list[str]:
+    """A recipe that sets the name of the schedule, as recipes once did: the run would be known by another
+    name than that of what it does.
+    """
+    key, group = "optimizer.schedule.name", "optimizer/schedule"
+    exists, name = schema.lookup(composed, key)
+    chosen = names.get(group)
+    if not exists or not chosen or name == library.read(group, chosen).get("name"):
+        return []
+    recipe = names.get("experiment")
+    who = f"experiment={recipe}" if recipe else "a YAML"
+    return [f"{who} sets {key}, which is now {group}; write override /{group}: {schema.show(name)}"]
 
 
 def sweep_problems(in_yaml: Any, given: Any) -> list[str]:

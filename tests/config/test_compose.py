@@ -277,6 +277,84 @@ def test_a_recipe_whose_algorithm_was_replaced_says_which_of_its_keys_do_not_fit
     )
 
 
+def test_a_key_that_has_another_name_now_is_never_offered() -> None:
+    offered = {
+        name
+        for word in ("optimizer.schedule.nam", "optimizer.schedule.names", "schedule.name")
+        for name in compatibility.MOVED
+        if f"did you mean {name}?" in problems(f"{word}=x")[0]
+    }
+    assert offered == set()
+    [sentence] = problems("optimizer.schedule.name={a: 1}")
+    assert "optimizer.schedule.name is now optimizer/schedule" in sentence
+
+
+def test_a_recipe_may_set_keys_of_a_nested_group(tmp_path: Path) -> None:
+    user_yaml(tmp_path, "experiment/mine", "# @package _global_\noptimizer: {schedule: {final: 0.5}}\n")
+    assert compose(["experiment=mine"], str(tmp_path))["optimizer"]["schedule"]["final"] == 0.5
+    assert compose(["optimizer.schedule={final: 0.5}"])["optimizer"]["schedule"]["final"] == 0.5
+
+
+OLD_RECIPE = "# @package _global_\noptimizer: {schedule: {name: cosine}, clip: {norm: 5.0}}\n"
+
+
+@pytest.mark.parametrize("words", [[], ["optimizer/schedule=linear"]])
+def test_a_recipe_that_sets_the_name_of_a_schedule_is_told_to_choose_it(
+    tmp_path: Path, words: list[str]
+) -> None:
+    """What was composed would be another schedule than the one that the run is known by."""
+    user_yaml(tmp_path, "experiment/mine", OLD_RECIPE)
+    assert problems("experiment=mine", *words, config_dir=tmp_path) == [
+        "experiment=mine sets optimizer.schedule.name, which is now optimizer/schedule; write override "
+        "/optimizer/schedule: cosine"
+    ]
+    chosen = "# @package _global_\ndefaults: [override /optimizer/schedule: cosine]\n" + OLD_RECIPE
+    user_yaml(tmp_path, "experiment/mine", chosen)
+    assert compose(["experiment=mine"], str(tmp_path))["choices"]["optimizer/schedule"] == "cosine"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sentence"),
+    [
+        (
+            "defaults: [override /optimizer/schedule: null]",
+            "experiment=mine chooses no optimizer/schedule, and a run needs one; choices: constant, cosine, "
+            "linear, step",
+        ),
+        (
+            "defaults: [override /device: null]",
+            "experiment=mine chooses no device, and a run needs one; choices: auto, cpu, cuda",
+        ),
+        (
+            "defaults: [override /logger: null]",
+            "experiment=mine chooses no logger, and a run needs one; choices: none, tensorboard",
+        ),
+    ],
+)
+def test_a_recipe_without_a_choice_that_a_run_needs_is_answered_first(
+    tmp_path: Path, recipe: str, sentence: str
+) -> None:
+    user_yaml(tmp_path, "experiment/mine", f"# @package _global_\n{recipe}\n")
+    assert problems("experiment=mine", config_dir=tmp_path) == [sentence]
+
+
+def test_a_device_or_schedule_without_keys_that_a_run_reads_is_named(tmp_path: Path) -> None:
+    user_yaml(tmp_path, "device/mine", "defaults: [_base, _self_]\nname: cpu\n")
+    assert compose(["device=mine"], str(tmp_path))["device"]["name"] == "cpu"
+    user_yaml(tmp_path, "optimizer/schedule/mine", "name: cosine\n")
+    assert problems("device=mine", "optimizer/schedule=mine", config_dir=tmp_path) == [
+        "optimizer/schedule=mine lacks final, gamma, every, which a run reads; begin its YAML with "
+        "`defaults: [_base, _self_]`"
+    ]
+
+
+def test_a_yaml_that_leaves_its_place_is_named(tmp_path: Path) -> None:
+    user_yaml(tmp_path, "algo/mine", "# @package elsewhere\n_target_: mine.Mine\n")
+    assert "algo=mine puts no keys into algo; take `# @package` out of its YAML" in problems(
+        "algo=mine", config_dir=tmp_path
+    )
+
+
 def test_a_misspelt_key_in_a_recipe_is_found(tmp_path: Path) -> None:
     user_yaml(tmp_path, "experiment/mine", "# @package _global_\nalgo:\n  iner_lr: 1.0\nseed: many\n")
     found = problems("experiment=mine", config_dir=tmp_path)
