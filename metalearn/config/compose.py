@@ -91,15 +91,16 @@ def absent_problems(composed: Mapping[str, Any], library: Library, names: Mappin
             )
         elif not schema.lookup(composed, group.replace("/", "."))[0]:
             problems.append(f"{group}={name} puts no keys into {group}; take `# @package` out of its YAML")
-        else:
+        elif not plugins.is_ours(group, name, library):  # ours are tested
             place = f"{group.replace('/', '.')}."
             read = [key for key in primary_values() if key.startswith(place) and not key.endswith("_target_")]
             lacks = [key.removeprefix(place) for key in read if not schema.lookup(composed, key)[0]]
             lacks = [key for key in lacks if "." not in key]  # of a group within, which answers itself
-            problems += [
-                f"{group}={name} lacks {', '.join(lacks)}, which a run reads; begin its YAML with "
-                "`defaults: [_base, _self_]`"
-            ] * bool(lacks)
+            if lacks:
+                problems.append(
+                    f"{group}={name} lacks {', '.join(lacks)}, which a run reads; begin its YAML with "
+                    "`defaults: [_base, _self_]`"
+                )
     return problems
 
 
@@ -167,12 +168,10 @@ def reopen(
             problems.append(fixed(choice, group))
     allowed = plain(config)
     problems += [
-        fixed(written(override), compatibility.MOVED[override.key_or_group])
-        for override in request.values
-        if is_fixed(override)
+        fixed(written(override), group) for override in request.values if (group := fixed_group(override))
     ]
     values, found = known_values(
-        [override for override in request.values if not is_fixed(override)], allowed, library
+        [override for override in request.values if not fixed_group(override)], allowed, library
     )
     for override in library.parse(values):
         OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
@@ -334,10 +333,12 @@ def moved(override: Override) -> str:
     return f"{written(override)}: {key} is now {new}; write {new}={override.get_value_element_as_str()}"
 
 
-def is_fixed(override: Override) -> bool:
-    """Whether the key is a choice of a group today, which a run does not make anew."""
-    new = compatibility.MOVED.get(override.key_or_group)
-    return new in GROUPS and new not in CHOSEN_ANEW
+def fixed_group(override: Override) -> str | None:
+    """The nested group that a key is, or once was, the choice of, which a run does not make anew."""
+    key = override.key_or_group
+    group = compatibility.MOVED.get(key, key.replace(".", "/"))
+    nested = "/" in group and group in GROUPS and group not in CHOSEN_ANEW
+    return group if nested and not isinstance(override.value(), dict) else None
 
 
 def fixed(word: str, group: str) -> str:

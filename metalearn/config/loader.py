@@ -155,6 +155,11 @@ class Library:
     def load(self, overrides: list[str]) -> dict[str, Any]:
         """Compose and resolve, Hydra's own node included."""
         ours, hydra = self._composed(overrides)
+        chosen = hydra["runtime"]["choices"]  # a defaults list may name a file with its ending
+        hydra["runtime"]["choices"] = {
+            group: name.removesuffix(".yaml") if isinstance(name, str) else name
+            for group, name in chosen.items()
+        }
         return {**plain(ours), "hydra": hydra}
 
     def unresolved(self, overrides: list[str]) -> dict[str, Any]:

@@ -348,6 +348,13 @@ def test_a_device_or_schedule_without_keys_that_a_run_reads_is_named(tmp_path: P
     ]
 
 
+def test_a_recipe_may_name_a_choice_with_the_ending_of_its_file(tmp_path: Path) -> None:
+    chosen = "defaults: [override /algo: protonet.yaml, override /optimizer/schedule: cosine.yaml]"
+    user_yaml(tmp_path, "experiment/mine", f"# @package _global_\n{chosen}\n")
+    names = compose(["experiment=mine"], str(tmp_path))["choices"]
+    assert (names["algo"], names["optimizer/schedule"]) == ("protonet", "cosine")
+
+
 def test_a_yaml_that_leaves_its_place_is_named(tmp_path: Path) -> None:
     user_yaml(tmp_path, "algo/mine", "# @package elsewhere\n_target_: mine.Mine\n")
     assert "algo=mine puts no keys into algo; take `# @package` out of its YAML" in problems(
@@ -415,10 +422,12 @@ class TestReopen:
 
     def test_a_group_that_was_fixed_is_not_offered_under_its_new_name(self) -> None:
         with pytest.raises(ConfigError) as caught:
-            reopen(compose([]), ["optimizer.schedule.name=cosine", "algo.plan=loop"])
+            reopen(compose([]), ["optimizer.schedule.name=cosine", "optimizer.clip=norm", "algo.plan=loop"])
         assert caught.value.problems == [
             "optimizer.schedule.name=cosine: optimizer/schedule was fixed when the run began; start a new "
             "run with metalearn train to change it",
+            "optimizer.clip=norm: optimizer/clip was fixed when the run began; start a new run with "
+            "metalearn train to change it",
             "algo.plan=loop: algo.plan is now device.plan; write device.plan=loop",
         ]
 
