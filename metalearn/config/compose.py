@@ -168,7 +168,9 @@ def reopen(
             problems.append(fixed(choice, group))
     allowed = plain(config)
     problems += [
-        fixed(written(override), group) for override in request.values if (group := fixed_group(override))
+        fixed(written(override), fixed_to)
+        for override in request.values
+        if (fixed_to := fixed_group(override))
     ]
     values, found = known_values(
         [override for override in request.values if not fixed_group(override)], allowed, library
