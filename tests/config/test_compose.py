@@ -55,8 +55,8 @@ def test_the_defaults_compose_to_plain_values() -> None:
         ("hydra.swep.dir=x", "hydra.swep.dir=x: hydra.swep.dir is not a key; did you mean hydra.sweep.dir?"),
         (
             "algo=mamll",
-            "algo=mamll does not exist; did you mean algo=maml? choices: baseline, maml, pixel_nn, protonet, "
-            "reptile",
+            "algo=mamll does not exist; did you mean algo=maml? choices: baseline, maml, pixel_nn, "
+            "protomaml, protonet, reptile",
         ),
         ("optimizer=rmsprop", "optimizer=rmsprop does not exist; choices: adam, adamw, sgd"),
         ("optimizer=null", "optimizer=null does not exist; choices: adam, adamw, sgd"),
