@@ -200,7 +200,12 @@ def fit(name: str, default: Any, value: Any, allowed: Range | None = None) -> tu
         return value, [f"{name}={show(value)}: {name} holds several keys; set one of them: {some}"]
     whole = isinstance(value, int) and not isinstance(value, bool)
     if whole and float in types and int not in types:
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            return value, [
+                f"{name} is a number of {len(str(abs(value)))} digits; at most 308 can be computed with"
+            ]
     if (
         str in types
         and type(value) not in types

@@ -52,6 +52,10 @@ def test_the_defaults_compose_to_plain_values() -> None:
         ),
         ("lr=1", "lr=1: lr is not a key; did you mean optimizer.lr?"),
         ("xyzzy=1", "xyzzy=1: xyzzy is not a key"),
+        (
+            f"optimizer.lr={10**400}",
+            "optimizer.lr is a number of 401 digits; at most 308 can be computed with",
+        ),
         ("eval.batch_size=1", "eval.batch_size=1: eval.batch_size is now eval.chunk; write eval.chunk=1"),
         (
             "optimizer.schedule.nme=x",
