@@ -76,9 +76,10 @@ def arguments_of(cls: type) -> inspect.Signature:
     """Of a constructor; `**dials` stand for the arguments of the class that it derives from."""
     own = inspect.signature(cls)
     named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    if len(named) == len(own.parameters) or cls.__mro__[1] is object:
+    base = cls.__mro__[1]
+    if len(named) == len(own.parameters) or getattr(base, "__init__", None) is object.__init__:
         return own
-    further = [p for p in arguments_of(cls.__mro__[1]).parameters.values() if p.name not in own.parameters]
+    further = [p for p in arguments_of(base).parameters.values() if p.name not in own.parameters]
     return own.replace(parameters=sorted([*named, *further], key=lambda p: p.kind))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -119,8 +120,18 @@ def is_reference(default: Any) -> bool:
     return isinstance(default, str) and "${" in default
 
 
-def primary_values() -> dict[str, Any]:
+def primary_values() -> Mapping[str, Any]:
     """Dotted names and defaults of everything that a run reads besides the keys of its classes."""
+    # One run's configuration asks for them twenty times; a folder of one's own may change meanwhile.
+    return _primary_values() if os.environ.get("METALEARN_CONFIG_DIR") else _packaged_values()
+
+
+@functools.cache
+def _packaged_values() -> Mapping[str, Any]:
+    return _primary_values()
+
+
+def _primary_values() -> Mapping[str, Any]:
     library = Library()
     values = {
         key: value for key, value in library.primary().items() if key not in ("defaults", "hydra", "sweep")

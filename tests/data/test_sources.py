@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from metalearn.core import Examples, Member, Members, Split, TaskBatch
-from metalearn.data import sampling
+from metalearn.data import images
 from metalearn.data.glyphs import Glyphs
 from metalearn.data.sinusoid import Sinusoid
 from metalearn.testing import sources as checks
@@ -142,8 +142,8 @@ def test_a_planted_fault_is_found(planted: type[Glyphs], check: Check, sentence:
 
 def test_labels_in_the_order_of_the_classes_are_found(cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a library of the field has them in every episode."""
-    right = sampling.draw_classes
-    monkeypatch.setattr(sampling, "draw_classes", lambda *args: right(*args).sort(-1).values)
+    right = images.draw_classes
+    monkeypatch.setattr(images, "draw_classes", lambda *args: right(*args).sort(-1).values)
     with pytest.raises(
         ContractError, match="labels of one class vary .* as much as all labels; give the classes"
     ):

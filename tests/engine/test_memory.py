@@ -372,6 +372,7 @@ def test_one_task_that_does_not_fit_and_other_errors_end_the_run() -> None:
     assert algorithm.asked == [4]
 
 
+@pytest.mark.slow
 def test_resident_memory_is_flat_over_two_thousand_outer_steps(tmp_path: Path) -> None:
     words = [
         "data=sinusoid",
