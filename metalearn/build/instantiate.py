@@ -73,12 +73,19 @@ def construct(cfg: Config, group: str, **given: Any) -> Any:
 
 
 def arguments_of(cls: type) -> inspect.Signature:
-    """Of a constructor; `**dials` stand for the arguments of the class that it derives from."""
-    own = inspect.signature(cls)
-    named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    base = cls.__mro__[1]
-    if len(named) == len(own.parameters) or getattr(base, "__init__", None) is object.__init__:
+    """Of a constructor; `**dials` stand for the arguments of the class that it derives from.
+
+    One that is wrapped, with `*args` too, may be given anything.
+    """
+    own, base = inspect.signature(cls), cls.__mro__[1]
+    kinds = {p.kind for p in own.parameters.values()}
+    if (
+        kinds & {inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL}
+        != {inspect.Parameter.VAR_KEYWORD}
+        or getattr(base, "__init__", None) is object.__init__
+    ):
         return own
+    named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
     further = [p for p in arguments_of(base).parameters.values() if p.name not in own.parameters]
     return own.replace(parameters=sorted([*named, *further], key=lambda p: p.kind))
 
