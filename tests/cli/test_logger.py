@@ -33,7 +33,7 @@ def test_the_group_is_listed_shown_and_completed(capsys: pytest.CaptureFixture[s
     assert cli.main(["show", "tensorboard"]) == 0
     assert "_target_: metalearn.loggers.tensorboard.TensorBoard\n" in capsys.readouterr().out
     line = "metalearn train logger="
-    assert completion.complete(line, len(line), ()) == ["logger=none", "logger=tensorboard"]
+    assert completion.complete(line, len(line), ("train",)) == ["logger=none", "logger=tensorboard"]
 
 
 def test_a_misspelt_one_gets_the_closest_match(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from metalearn.core import MetricFormat, Task
-from metalearn.engine.evaluate import EvalSpec
 from metalearn.engine.executor import TaskPlan
 from metalearn.engine.formats import Monitor, formats, require_measured
 from metalearn.engine.preflight import rehearse
@@ -19,7 +18,7 @@ from metalearn.objectives import Classification, Rating, Regression
 from metalearn.rundir.checkpoints import CheckpointStore
 from metalearn.rundir.log import RunLog
 from tests.engine.test_trainer import SETTINGS, trainer
-from tests.engine.toy import ToyAlgorithm, ToySource
+from tests.engine.toy import ToyAlgorithm, ToySource, eval_spec
 
 
 class Spread(ToyAlgorithm):
@@ -115,7 +114,7 @@ def test_a_metric_that_is_not_measured_is_named_with_the_closest_match() -> None
 
 
 def test_the_rehearsal_refuses_a_metric_that_validation_lacks(tmp_path: Path) -> None:
-    spec = EvalSpec("test", seed=0, episodes=2, val_episodes=2, monitor="mse_inductiv")
+    spec = eval_spec("test", seed=0, episodes=2, val_episodes=2, monitor="mse_inductiv")
     with pytest.raises(ConfigError, match="did you mean mse_inductive"):
         rehearse(
             ToyAlgorithm(),
