@@ -155,11 +155,19 @@ def source_of(data: str, folder: Path) -> Source:
 
 
 @cache
+def alike_source(data: str, folder: Path, alike: tuple[str, ...]) -> Source:
+    return build_source(compose([*data_words(data, folder), *alike]), CPU)
+
+
+@cache
 def on_source(method: str, data: str, folder: Path) -> tuple[Algorithm, Source] | str:
     """The pair, or the refusal that the method declares; ContractError for one that it does not."""
     source = source_of(data, folder)
     model = ["model.channels=8"] if source.spec("train").kind == "classification" else []
-    return built(composed(method, [*data_words(data, folder), *model]), method, source)
+    # The tasks of training as those of the other splits: many methods are bound to one way.
+    alike = [f"data.train.{size}=null" for size in LIBRARY.read("data", data).get("train") or ()]
+    words = [*data_words(data, folder), *alike, *model]
+    return built(composed(method, words), method, alike_source(data, folder, tuple(alike)))
 
 
 def built(cfg: dict[str, Any], method: str, source: Source) -> tuple[Algorithm, Source] | str:
