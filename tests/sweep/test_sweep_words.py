@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from metalearn.cli import main as cli
-from metalearn.config.compose import compose, judge_choice
+from metalearn.config.compose import compose
 from metalearn.config.loader import Library
+from metalearn.config.overrides import judge_choice
 from metalearn.errors import ConfigError
 from metalearn.run import train
 from metalearn.sweep.multirun import take_folder
