@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -14,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from metalearn.core import Algorithm, Batch, Examples, Source, Split, Task, TaskBatch, blank_query
-from metalearn.engine.evaluate import EvalSpec, draw_tasks, evaluate, frozen
+from metalearn.core import Algorithm, Examples, Source, Task, TaskBatch
+from metalearn.engine.evaluate import EvalSpec, evaluate, frozen
 from metalearn.engine.executor import Executor, TaskPlan, execute
 from metalearn.engine.explain import pure
 from metalearn.engine.fitting import misfits, obstacles
@@ -33,70 +32,11 @@ from metalearn.testing.checking import (
     require,
     run_all,
 )
+from metalearn.testing.trial import LOOP, TASKS, Trial
 
-LOOP = TaskPlan("loop")
-TASKS, ROWS = 4, 12  # of a batch of tasks, of a flat minibatch
 TOLERANCE = 1e-4  # of float32 predictions that were computed in batches of other sizes
 PADDING = 1e3  # what padded rows are filled with
 COMPILED_STEPS = 2  # the compiler unrolls the inner steps, and the second already goes on from the first
-
-
-@dataclass(frozen=True)
-class Trial:
-    """An algorithm on a source.
-
-    plans: those that it is to be mapped by; by default the ones that it declares. compiles: whether it may be
-    compiled.
-    """
-
-    algorithm: Algorithm
-    source: Source
-    plans: Sequence[str] = ()
-    compiles: bool = True
-
-    @property
-    def parts(self) -> tuple[Any, ...]:
-        return self.algorithm, self.source
-
-    @property
-    def vmaps(self) -> bool:
-        return "vmap" in (self.plans or self.algorithm.plans)
-
-    @property
-    def plan(self) -> TaskPlan:
-        return TaskPlan("vmap") if self.vmaps else LOOP
-
-    def tasks(self, count: int = TASKS, split: Split = "val") -> TaskBatch:
-        return draw_tasks(self.algorithm, self.source, split, seed=7, first=3, count=count)
-
-    def batch(self) -> Batch:
-        """What it learns from in one outer step."""
-        if self.algorithm.trains_on == "examples":
-            return self.source.examples(seed=0, first=0, count=ROWS)
-        return self.tasks(split="train")
-
-    def predictions(
-        self, tasks: TaskBatch, plan: TaskPlan | None = None, *, inductive: bool = False
-    ) -> Tensor:
-        """Predictions (T, Q, num_outputs) of all queries."""
-
-        def one(task: Task) -> Tensor:
-            return self.predict(task, task.query, inductive=inductive)
-
-        with frozen(self.algorithm), torch.no_grad():
-            found: Tensor = (plan or self.plan).map(one, tasks)
-        return found
-
-    def predict(self, task: Task, rows: Examples, *, inductive: bool) -> Tensor:
-        """Predictions of these rows, from an adaptation to one task."""
-        algorithm, blank = self.algorithm, blank_query(task)
-        adapted = algorithm.adapt(blank, steps=algorithm.eval_adaptation_steps)
-        adapted = algorithm.inductive(adapted, blank) if inductive else adapted
-        return algorithm.predict(adapted, rows.x, rows.mask)
-
-    def must_train(self) -> None:
-        if self.algorithm.trains_on is None:
-            raise NotApplicable("trains_on=None: there is nothing to train")
 
 
 def check_algorithm(
