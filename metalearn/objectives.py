@@ -72,6 +72,8 @@ class Classification:
         "loss": MetricFormat(unit="nats"),
         "accuracy": MetricFormat(higher_is_better=True, percent=True),
         "ece": MetricFormat(percent=True),
+        "nll": MetricFormat(unit="nats"),
+        "brier": MetricFormat(),
     }
 
     def loss(self, prediction: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
@@ -93,11 +95,42 @@ class Classification:
         # from them.
         grid = torch.where(mask, (confidence * 2**32).round() / 2**32, 0.0)
         right = (prediction.argmax(-1) == y).double()
-        return {"count": inside.sum(0), "confidence": grid @ inside, "right": right @ inside}
+        logarithm = prediction.double().log_softmax(-1)
+        true = y[:, None] == torch.arange(prediction.shape[-1], device=y.device)
+        brier = (logarithm.exp() - true.double()).square().sum(-1)
+        return {
+            "count": inside.sum(0),
+            "confidence": grid @ inside,
+            "right": right @ inside,
+            "nll": torch.where(mask, -logarithm.gather(-1, y[:, None])[:, 0], 0.0).sum(),
+            "brier": torch.where(mask, brier, 0.0).sum(),
+        }
 
     def summary(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Expected calibration error (Guo et al. 2017, eq. 3) of all rows of all tasks."""
-        return {"ece": (sums["right"] - sums["confidence"]).abs().sum() / sums["count"].sum()}
+        """Of all rows of all tasks: expected calibration error (Guo et al. 2017, eq. 3), negative log
+        likelihood of the answers in nats, Brier score (Brier 1950: squared error of the probabilities, summed
+        over classes, 0…2).
+        """
+        rows = sums["count"].sum()
+        return {
+            "ece": (sums["right"] - sums["confidence"]).abs().sum() / rows,
+            "nll": sums["nll"] / rows,
+            "brier": sums["brier"] / rows,
+        }
+
+    def reliability(self, sums: dict[str, Tensor]) -> dict[str, list[float | None]]:
+        """Per bin of confidence: rows, their mean confidence, and the share of right answers (None without
+        rows).
+        """
+        count = sums["count"].tolist()
+        means = {"confidence": sums["confidence"].tolist(), "accuracy": sums["right"].tolist()}
+        return {
+            "count": count,
+            **{
+                name: [total / rows if rows else None for total, rows in zip(totals, count, strict=True)]
+                for name, totals in means.items()
+            },
+        }
 
 
 class Regression:

@@ -18,6 +18,7 @@ from metalearn.build.places import settled
 from metalearn.core import SPLITS, Algorithm, Source, TaskSpec
 from metalearn.engine.autotune import unmeasured
 from metalearn.engine.executor import TaskPlan
+from metalearn.engine.locked import judged_source
 from metalearn.engine.membership import refuse_other_kind
 from metalearn.errors import DataError
 from metalearn.files import cache_folder
@@ -70,6 +71,8 @@ class Parts:
         device = build_device(cfg, rank)
         made = Prebuilt() if prebuilt is None else prebuilt
         source = made.source(cfg, device)
+        if trained is not None:
+            source = judged_source(source, cfg["eval"]["tasks"], cfg["eval"]["split"])
         wish = plan_wish(cfg)
         splits = SPLITS if trained is None else (cfg["eval"]["split"],)
         if trained is None or trained["data"] == cfg["data"]:

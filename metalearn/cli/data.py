@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from metalearn.cli.arguments import add_config_dir
 from metalearn.config.schema import closest
 from metalearn.errors import ConfigError
+from metalearn.rundir.reader import existing_run
 
-ACTIONS = ("prepare", "preview")
+ACTIONS = ("prepare", "preview", "lock")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -17,10 +19,15 @@ def run(args: argparse.Namespace) -> int:
 
     metalearn data prepare omniglot        needed only before a machine goes offline
     metalearn data preview omniglot data.way=3 --png episodes.png
-    """
-    from metalearn.config.compose import compose
+    metalearn data lock omniglot data.way=20 eval.episodes=1000 --output tasks.jsonl
+    metalearn data lock RUN_DIR            the tasks that a run was judged on, to be judged on by others
 
-    cfg = compose([f"data={args.name}", *args.overrides], args.config_dir)
+    `lock` writes one task per line: the names of its rows, with their labels. `eval.tasks=FILE` judges on
+    exactly these.
+    """
+    cfg = configuration(args)
+    if args.action == "lock":
+        return lock(args, cfg)
     from metalearn.build.device import build_device, prepare_host
     from metalearn.build.objects import build_source
 
@@ -47,12 +54,44 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def configuration(args: argparse.Namespace) -> dict[str, Any]:
+    """That of a data set, or of a run where one is locked."""
+    from metalearn.config.compose import compose, reopen
+    from metalearn.config.saved import read_saved
+
+    if args.action == "lock" and Path(args.name).is_dir():
+        run_dir = existing_run(Path(args.name))
+        saved = read_saved(run_dir)
+        return reopen(saved, args.overrides, args.config_dir, sizes=saved["data"])
+    return compose([f"data={args.name}", *args.overrides], args.config_dir)
+
+
+def lock(args: argparse.Namespace, cfg: dict[str, Any]) -> int:
+    """Write the list of tasks that an evaluation of this configuration meets."""
+    from metalearn.run.lock import write_tasks
+
+    run_dir = Path(args.name) if Path(args.name).is_dir() else None
+    path = args.output or Path(f"{Path(args.name).resolve().name}_{cfg['eval']['split']}.jsonl")
+    try:
+        print(write_tasks(cfg, path, run_dir))
+    except OSError as error:
+        raise ConfigError(
+            f"--output {path} cannot be written: {error.strerror or error}; choose another file"
+        ) from error
+    return 0
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "action", metavar="ACTION", choices=ACTIONS, type=known_action, help="prepare or preview"
+        "action", metavar="ACTION", choices=ACTIONS, type=known_action, help=", ".join(ACTIONS)
     )
-    parser.add_argument("name", metavar="NAME", help="a dataset; `metalearn ls data` lists them")
-    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="data.key=value")
+    parser.add_argument(
+        "name", metavar="NAME", help="a dataset; `metalearn ls data` lists them; for lock also a RUN_DIR"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="data.key=value, eval.key=value")
+    parser.add_argument(
+        "--output", metavar="FILE", type=Path, help="of lock (default: NAME_SPLIT.jsonl in this folder)"
+    )
     parser.add_argument(
         "--split",
         choices=["train", "val", "test"],
@@ -78,7 +117,7 @@ def known_action(word: str) -> str:
         meant = closest(word, ACTIONS)
         raise ConfigError(
             f"metalearn data {word} does not exist; "
-            + (f"did you mean {meant}?" if meant else "choose prepare or preview")
+            + (f"did you mean {meant}?" if meant else f"choose one of {', '.join(ACTIONS)}")
         )
     return word
 

@@ -33,7 +33,10 @@ FREE = (
     "trainer.dry_run",
 )
 # Every key of `eval` stands in one of these two; one that is in neither is held to be science.
-FREE_EVAL = ("eval.episodes", "eval.split", "eval.checkpoint", "eval.chunk", "eval.predictions")
+FREE_EVAL = (
+    *("eval.episodes", "eval.split", "eval.checkpoint", "eval.chunk", "eval.predictions"),
+    *("eval.tasks", "eval.anyway", "eval.seeds", "eval.ci_target", "eval.grid"),
+)
 VALIDATION = ("eval.val_episodes", "eval.seed", "eval.monitor")  # what weights and records follow from
 # Keys whose values a saved run has under an older name.
 RENAMED = {"eval.batch_size": "eval.chunk"}
@@ -54,6 +57,11 @@ BEFORE: dict[str, Any] = {
     "trainer.shutdown_timeout_s": 86_400,  # a process that hung was not ended; this is the longest wait
     "eval.chunk": None,  # no number depends on it
     "eval.predictions": False,  # no predictions were written
+    "eval.tasks": None,  # tasks were drawn, new to the run, of one seed, and as many as were asked for
+    "eval.anyway": False,
+    "eval.seeds": 1,
+    "eval.ci_target": None,
+    "eval.grid": None,
     "eval.monitor": None,  # the primary metric chose the best checkpoint
     "device.deterministic": False,  # PyTorch's own choice of kernels
     "device.channels_last": False,  # PyTorch's own memory layout

@@ -6,7 +6,9 @@ Nothing here imports torch, so that a mistake is answered at once.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -67,8 +69,9 @@ def compose(overrides: list[str], config_dir: str | None = None) -> dict[str, An
     trusted = cfg["trusted"] if isinstance(cfg.get("trusted"), list) and not wrong else []
     problems += target_problems(cfg, trusted) + about_problems(cfg)
     problems += [] if "hydra" in trusted else library.foreign_settings(hydra, [*request.choices, *values])
+    problems += grid_problems(cfg)
     raise_if(problems)
-    return {choices.KEY: {group: names.get(group) for group in GROUPS}, **cfg}
+    return {choices.KEY: {group: names.get(group) for group in GROUPS}, **with_absolute(cfg)}
 
 
 def absent_problems(composed: Mapping[str, Any], library: Library, names: Mapping[str, Any]) -> list[str]:
@@ -178,7 +181,25 @@ def reopen(
     problems += found + wrong + schema.value_problems(cfg) + about_problems(cfg)
     problems += target_problems(cfg, cfg["trusted"] if isinstance(cfg["trusted"], list) else [])
     raise_if(problems)
-    return {choices.KEY: names, **cfg}
+    return {choices.KEY: names, **with_absolute(cfg)}
+
+
+def with_absolute(cfg: dict[str, Any]) -> dict[str, Any]:
+    """A file of tasks by its whole path, since a run may be resumed from another folder."""
+    tasks = cfg["eval"].get("tasks")
+    whole = None if tasks is None else str(Path(tasks).expanduser().absolute())
+    return {**cfg, "eval": {**cfg["eval"], "tasks": whole}}
+
+
+def grid_problems(cfg: Mapping[str, Any]) -> list[str]:
+    """The final evaluation of a run is one."""
+    grid = (cfg.get("eval") or {}).get("grid")
+    if grid is None:
+        return []
+    return [
+        f"eval.grid={schema.show(grid)} is of evaluations: judge the run when it has ended, with metalearn "
+        f"eval RUN_DIR {shlex.quote(f'eval.grid={schema.show(grid)}')}"
+    ]
 
 
 def with_sizes(data: dict[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:

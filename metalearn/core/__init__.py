@@ -5,7 +5,7 @@ Everything else leans on these types and imports them from here; nothing here im
 
 from metalearn.core.algorithm import Algorithm, Metrics, Parameters, Plan, is_transformed, starting_with
 from metalearn.core.dials import one_of
-from metalearn.core.source import DRAWN_WITHOUT_END, Location, Member, Members, Source
+from metalearn.core.source import DRAWN_WITHOUT_END, Location, Member, Members, NamedTask, Row, Source
 from metalearn.core.tasks import (
     SPLITS,
     Batch,
@@ -41,10 +41,12 @@ __all__ = [
     "Members",
     "MetricFormat",
     "Metrics",
+    "NamedTask",
     "Objective",
     "Parameters",
     "Plan",
     "PooledObjective",
+    "Row",
     "Source",
     "Split",
     "Task",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from metalearn.core.tasks import Examples, Split, TaskBatch, TaskSpec
@@ -26,6 +27,28 @@ class Member(NamedTuple):
 Members = Sequence[Member] | Literal["drawn without end"] | None
 
 
+class Row(NamedTuple):
+    """A row of a task by its name. owner: its class or user. item: which of the owner's: a file's name or a
+    number, as the raw data have it.
+
+    label: the answer, None where a file leaves it out. turned: degrees by which a picture was turned,
+    counterclockwise.
+    """
+
+    owner: str
+    item: str | int
+    label: int | float | None = None
+    turned: int = 0
+
+
+class NamedTask(NamedTuple):
+    """The rows of a task by their names, in its order. name: what a file calls the task."""
+
+    support: list[Row]
+    query: list[Row]
+    name: str = ""
+
+
 class Location(NamedTuple):
     """A key of a source's YAML that says where something lies, not what it is.
 
@@ -46,10 +69,15 @@ class Source(ABC):
     """Where tasks come from. Holds its data as tensors on one device and draws without any state.
 
     name: as in `data=NAME`. locations: a run goes on from other places as long as `fingerprint` is equal.
+    owner_word, item_word: what a file of tasks calls the two parts of a row's name.
+    training_facts: those of `protocol` that say how training tasks are made, not those that are judged.
     """
 
     name: str
     locations: tuple[Location, ...] = ()
+    owner_word: str = "class"
+    item_word: str = "row"
+    training_facts: tuple[str, ...] = ()
 
     def prepare(self) -> None:  # noqa: B027 - a source that computes its tasks has nothing to fetch
         """Fetch, verify and cache the data now rather than on first use."""
@@ -87,6 +115,34 @@ class Source(ABC):
             f"data={self.name} has no labelled classes to draw flat minibatches from; choose an algorithm "
             "that learns from tasks"
         )
+
+    def named(self, split: Split, *, seed: int, first: int, count: int) -> list[NamedTask] | None:
+        """The tasks of `tasks` by the names of their rows, whatever is done to inputs; None: rows have no
+        names, and a task is its numbers.
+        """
+        return None
+
+    def recognised(self, row: Row, beside: Path) -> Row:
+        """A row of a file as this data names it. beside: the folder of the file. DataError if it is not
+        here.
+        """
+        return row
+
+    def gathered(self, parts: Sequence[Sequence[Row]]) -> Examples:
+        """The rows of the same part of several tasks, (T, n, …), padded. Only for rows that were
+        recognised.
+        """
+        raise ValueError(f"data={self.name} does not name its rows, so that no file can list its tasks")
+
+    def groups(self) -> tuple[str, Mapping[str, str]] | None:
+        """What a group is called, and the group of each owner, such as the alphabet of a character; None:
+        there are none.
+        """
+        return None
+
+    def content_sha256(self) -> str:
+        """Over the raw data, before anything is done to inputs and however they are divided."""
+        return self.fingerprint()
 
     def num_tasks(self, split: Split) -> int | None:
         """How many different tasks the split holds (users, say); None when they are drawn without end."""

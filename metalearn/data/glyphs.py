@@ -7,6 +7,8 @@ Shape letters: C characters, D drawings, S strokes, P points of a stroke.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any
 
 import torch
@@ -81,6 +83,11 @@ class Glyphs(ImageClasses):
             prepared.sha256,
             names,
         )
+
+    def content_sha256(self) -> str:
+        """Of the strokes, whatever the size at which they are drawn."""
+        strokes = json.dumps([VERSION, self.seed, self.num_classes, self.num_drawings])
+        return hashlib.sha256(strokes.encode()).hexdigest()
 
     def _facts(self) -> dict[str, Any]:
         return {"partition": self.partition, "partition_seed": self.partition_seed, "data_seed": self.seed}

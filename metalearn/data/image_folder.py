@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.core import SPLITS, Location, Split, one_of
+from metalearn.core import SPLITS, Location, Row, Split, one_of
 from metalearn.data.files.cache import CACHE, ORIGIN, cached, key_of
 from metalearn.data.files.image_file import class_sha256
 from metalearn.data.files.image_folders import ClassFolder, class_folders, find_root, read_images
@@ -33,6 +33,7 @@ class ImageFolder(ImageClasses):
     """
 
     name = "image_folder"
+    item_word = "file"
     locations = (Location("root"), Location("partition", words=("random",)), CACHE)
 
     def __init__(
@@ -126,7 +127,23 @@ class ImageFolder(ImageClasses):
             prepared.sha256,
             names,
             prepared.facts[ORIGIN],
+            [file.name for file in files],
         )
+
+    def recognised(self, row: Row, beside: Path) -> Row:
+        """Also by the path of a file, relative to the file of tasks or else to data.root."""
+        path = Path(str(row.item)).expanduser()
+        if len(path.parts) > 1:
+            places = [beside / path, self.root / path]
+            found = next((place for place in places if place.is_file()), None)
+            if found is None:
+                raise DataError(
+                    f"{row.item} is neither beside the file of tasks nor in data.root={self.root}"
+                )
+            if not found.resolve().is_relative_to(self.root.resolve()):
+                raise DataError(f"{found} is no picture of data.root={self.root}")
+            row = row._replace(owner=found.parent.name, item=found.name)
+        return super().recognised(row, beside)
 
     def _build(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The pixels of all classes, and who they are of."""

@@ -14,6 +14,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,12 +26,15 @@ from metalearn.core import (
     InputSpec,
     Member,
     Members,
+    NamedTask,
+    Row,
     Source,
     Split,
     TaskBatch,
     TaskSpec,
     one_of,
 )
+from metalearn.data.image_index import ImageIndex
 from metalearn.data.sampling import ClassStore, draw_classes, draw_episodes, shuffled, task_keys
 from metalearn.errors import raise_if
 from metalearn.hashing import fold
@@ -60,7 +64,8 @@ class ImageSet:
 
     partition: class numbers of each split. sha256: over the images and classes.
     names: of the classes; None: they have none. contents: sha256 of each class before anything was done to
-    its images; None: no files.
+    its images; None: no files. items: names of the images in the order of `images`; None: numbers from 1 on
+    within the class.
     """
 
     images: Tensor
@@ -69,6 +74,7 @@ class ImageSet:
     sha256: str
     names: Sequence[str] | None = None
     contents: Sequence[str] | None = None
+    items: Sequence[str] | None = None
 
 
 class ImageClasses(Source):
@@ -83,6 +89,8 @@ class ImageClasses(Source):
     """
 
     resize = "area"
+    item_word = "drawing"
+    training_facts = ("augmentation", "rotations")
 
     def __init__(
         self,
@@ -151,20 +159,70 @@ class ImageClasses(Source):
         )
 
     def tasks(self, split: Split, *, seed: int, first: int, count: int) -> TaskBatch:
-        shape, store = self.shapes[split], self._stores[split]
         key = task_keys(seed, split, first=first, count=count, device=self.device)
-        classes = self._draw_classes(split, key, store.num_classes, shape.way)
-        support, query, query_labels = draw_episodes(
-            key, store, classes, shot=shape.shot, query_shot=shape.query_shot
-        )
-        support_labels = torch.arange(shape.way, device=self.device).repeat_interleave(shape.shot)
+        support, query, query_labels = self._draw(split, key)
         return TaskBatch(
             support=Examples(
-                self._images(split, support), support_labels.expand(count, -1), self._real(support)
+                self._images(split, support), self._support_labels(split, count), self._real(support)
             ),
             query=Examples(self._images(split, query), query_labels, self._real(query)),
             key=key,
         )
+
+    def named(self, split: Split, *, seed: int, first: int, count: int) -> list[NamedTask] | None:
+        if self._set.names is None:
+            return None
+        key = task_keys(seed, split, first=first, count=count, device=self.device)
+        support, query, query_labels = self._draw(split, key)
+        sides = ((support, self._support_labels(split, count)), (query, query_labels))
+        names = self._index.names_of_split(split, self._turns(split))
+        tasks = [
+            [
+                [names[row]._replace(label=label) for row, label in zip(*task, strict=True)]
+                for task in zip(rows.tolist(), labels.tolist(), strict=True)
+            ]
+            for rows, labels in sides
+        ]
+        return [NamedTask(*both) for both in zip(*tasks, strict=True)]
+
+    def recognised(self, row: Row, beside: Path) -> Row:
+        return self._index.recognised(row)
+
+    def gathered(self, parts: Sequence[Sequence[Row]]) -> Examples:
+        width = max(map(len, parts))
+        place, turn, y = (torch.zeros(len(parts), width, dtype=torch.int64) for _ in range(3))
+        mask = torch.zeros(len(parts), width, dtype=torch.bool)
+        for task, rows in enumerate(parts):
+            size = len(rows)
+            place[task, :size] = torch.tensor([self._index.place(row) for row in rows])
+            turn[task, :size] = torch.tensor([row.turned // (360 // TURNS) for row in rows])
+            y[task, :size] = torch.tensor([row.label for row in rows])
+            mask[task, :size] = True
+        pixels = self._set.images[place.flatten()]
+        pixels = 255 - pixels if self.invert else pixels
+        for turns in range(1, TURNS):
+            some = turn.flatten() == turns
+            pixels[some] = pixels[some].rot90(turns, (-2, -1))
+        x = (pixels.to(self.device) / 255.0).unflatten(0, (len(parts), width))
+        return Examples(x, y.to(self.device), mask.to(self.device))
+
+    def content_sha256(self) -> str:
+        names, contents = self._set.names, self._set.contents
+        if names is None or contents is None:
+            return self._set.sha256
+        whole = json.dumps(sorted(zip(names, contents, strict=True)))
+        return hashlib.sha256(whole.encode()).hexdigest()
+
+    def _draw(self, split: Split, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Row numbers of support and query, and the labels of the queries, as `draw_episodes` says."""
+        shape, store = self.shapes[split], self._stores[split]
+        classes = self._draw_classes(split, key, store.num_classes, shape.way)
+        return draw_episodes(key, store, classes, shot=shape.shot, query_shot=shape.query_shot)
+
+    def _support_labels(self, split: Split, count: int) -> Tensor:
+        shape = self.shapes[split]
+        labels = torch.arange(shape.way, device=self.device).repeat_interleave(shape.shot)
+        return labels.expand(count, -1)
 
     def _draw_classes(self, split: Split, key: Tensor, num_classes: int, way: int) -> Tensor:
         if self.rotated_twins or self._turns(split) == 1:
@@ -230,6 +288,11 @@ class ImageClasses(Source):
     @cached_property
     def _set(self) -> ImageSet:
         return self._load()
+
+    @cached_property
+    def _index(self) -> ImageIndex:
+        assert self._set.names is not None
+        return ImageIndex(self.name, self._set, self.item_word)
 
     @cached_property
     def _stores(self) -> Stores:

@@ -7,14 +7,15 @@ Partitions: `vinyals` divides by alphabet (Vinyals et al. 2016, the split of Mat
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from pathlib import Path
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
 
-from metalearn.core import Location, Split, one_of
+from metalearn.core import Location, Row, Split, one_of
 from metalearn.data.files.cache import CACHE, ORIGIN, cached, key_of
 from metalearn.data.files.image_file import class_sha256, pixels_sha256
 from metalearn.data.files.omniglot import (
@@ -41,6 +42,7 @@ TEST_ALPHABETS = {
     *("Oriya", "Sylheti", "Syriac_(Serto)", "Tengwar", "Tibetan", "ULOG"),
 }
 # The one alphabet that straddles: its characters 42-45 are test, the others train.
+DRAWING = re.compile(r"\d{4}_(?P<number>\d\d)\.png")
 STRADDLING, LAST_IN_TRAIN = "Gurmukhi", 41
 
 
@@ -120,6 +122,19 @@ class Omniglot(ImageClasses):
             "characters": [list(c) for c in characters],
             ORIGIN: contents,
         }
+
+    def recognised(self, row: Row, beside: Path) -> Row:
+        """Also by the path of a file as the archives have it, …/<alphabet>/character07/0123_05.png."""
+        path = PurePosixPath(str(row.item))
+        drawing = DRAWING.fullmatch(path.name)
+        if drawing is not None:
+            owner = row.owner or "/".join(path.parts[-3:-1])
+            row = row._replace(owner=owner, item=int(drawing["number"]))
+        return super().recognised(row, beside)
+
+    def groups(self) -> tuple[str, Mapping[str, str]]:
+        names = self._set.names or ()
+        return "alphabet", {name: name.partition("/")[0] for name in names}
 
     def _facts(self) -> dict[str, Any]:
         seed = {"partition_seed": self.partition_seed} if self.partition == "random" else {}

@@ -8,8 +8,9 @@ are different people. Shape letters: T tasks, U users, I items, R ratings per us
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,8 @@ from metalearn.core import (
     InputSpec,
     Member,
     Members,
+    NamedTask,
+    Row,
     Source,
     Split,
     TaskBatch,
@@ -29,7 +32,7 @@ from metalearn.core import (
 from metalearn.data.files.cache import digest
 from metalearn.data.partition import split_sizes
 from metalearn.data.sampling import shuffled, task_keys
-from metalearn.errors import ConfigError
+from metalearn.errors import ConfigError, DataError
 from metalearn.hashing import choose, fold, normal, permutation, uniform
 from metalearn.objectives import Rating
 
@@ -67,6 +70,7 @@ class SyntheticRatings(Source):
     """
 
     name = "synthetic_ratings"
+    owner_word, item_word = "user", "item"
 
     def __init__(
         self,
@@ -125,23 +129,84 @@ class SyntheticRatings(Source):
 
     def tasks(self, split: Split, *, seed: int, first: int, count: int) -> TaskBatch:
         """Users come in shuffled passes over the split, so that no user is met twice in a pass."""
-        world, total = self._world, self.num_tasks(split)
         key = task_keys(seed, split, first=first, count=count, device=self.device)
-        user = self._first_user(split) + shuffled(
-            seed, split, first=first, count=count, total=total, device=self.device
-        )
-        # Real ratings in random order, then padding: the query takes the first, the support the rest.
-        random = permutation(fold(key, RATING_DRAW), (self.max_ratings,))
-        order = random.gather(
-            1, (random >= world.num_ratings[user, None]).to(torch.int8).argsort(dim=1, stable=True)
-        )
-        real = torch.arange(self.max_ratings, device=self.device) < world.num_ratings[user, None]
+        user = self._users(split, seed, first, count)
+        order, real = self._order(key, user)
         cut = self.query_shot
         return TaskBatch(
             support=self._rows(user, order[:, cut:], real[:, cut:]),
             query=self._rows(user, order[:, :cut], real[:, :cut]),
             key=key,
         )
+
+    def named(self, split: Split, *, seed: int, first: int, count: int) -> list[NamedTask]:
+        world = self._world
+        key = task_keys(seed, split, first=first, count=count, device=self.device)
+        user = self._users(split, seed, first, count)
+        order, real = self._order(key, user)
+        items = world.item[user[:, None], order].tolist()
+        ratings = world.rating[user[:, None], order]
+        tasks = []
+        for who, *rated in zip(user.tolist(), items, ratings, real.tolist(), strict=True):
+            rows = [
+                Row(f"seed={self.seed}/user={who}", item, decimal(rating)) if kept else None
+                for item, rating, kept in zip(*rated, strict=True)
+            ]
+            sides = rows[self.query_shot :], rows[: self.query_shot]
+            tasks.append(NamedTask(*([row for row in side if row is not None] for side in sides)))
+        return tasks
+
+    def recognised(self, row: Row, beside: Path) -> Row:
+        """The rating is that of the data, whatever the file says."""
+        number = row.owner.removeprefix(f"seed={self.seed}/user=")
+        if not number.isdecimal() or int(number) >= self.num_users:
+            raise DataError(
+                f"user {row.owner!r} is not in data={self.name}, which has seed={self.seed}/user=0 to "
+                f"user={self.num_users - 1}; the file is of other data"
+            )
+        rated = self._rated(int(number))
+        if not str(row.item).isdecimal() or int(row.item) not in rated:
+            raise DataError(f"user {row.owner!r} of data={self.name} has not rated item {row.item!r}")
+        rating = self._world.rating[int(number), rated.index(int(row.item))]
+        return row._replace(item=int(row.item), label=decimal(rating))
+
+    def gathered(self, parts: Sequence[Sequence[Row]]) -> Examples:
+        width = max(map(len, parts))
+        order = torch.zeros(len(parts), width, dtype=torch.int64)
+        real = torch.zeros(len(parts), width, dtype=torch.bool)
+        user = torch.tensor([int(rows[0].owner.rpartition("=")[2]) for rows in parts])
+        for task, rows in enumerate(parts):
+            if len({row.owner for row in rows}) > 1:
+                raise DataError(f"a task is one user's, but one names {rows[0].owner!r} and others")
+            rated = self._rated(int(user[task]))
+            order[task, : len(rows)] = torch.tensor([rated.index(row.item) for row in rows])
+            real[task, : len(rows)] = True
+        return self._rows(user.to(self.device), order.to(self.device), real.to(self.device))
+
+    def groups(self) -> tuple[str, Mapping[str, str]]:
+        """By how much a user has rated."""
+        counts = self._world.num_ratings.tolist()
+        return "ratings", {
+            f"seed={self.seed}/user={user}": f"{count // 10 * 10}-{count // 10 * 10 + 9}"
+            for user, count in enumerate(counts)
+        }
+
+    def _rated(self, user: int) -> list[int]:
+        """Items in the order of a user's ratings."""
+        rated: list[int] = self._world.item[user, : int(self._world.num_ratings[user])].tolist()
+        return rated
+
+    def _users(self, split: Split, seed: int, first: int, count: int) -> Tensor:
+        total = self.num_tasks(split)
+        user = shuffled(seed, split, first=first, count=count, total=total, device=self.device)
+        return self._first_user(split) + user
+
+    def _order(self, key: Tensor, user: Tensor) -> tuple[Tensor, Tensor]:
+        """Real ratings in random order, then padding: the query takes the first, the support the rest."""
+        num_ratings = self._world.num_ratings[user, None]
+        random = permutation(fold(key, RATING_DRAW), (self.max_ratings,))
+        order = random.gather(1, (random >= num_ratings).to(torch.int8).argsort(dim=1, stable=True))
+        return order, torch.arange(self.max_ratings, device=self.device) < num_ratings
 
     def num_tasks(self, split: Split) -> int:
         return split_sizes(self.num_users, FRACTIONS)[split]
@@ -194,6 +259,11 @@ class SyntheticRatings(Source):
         }
         y = (world.rating[user[:, None], order] * real).to(torch.get_default_dtype())
         return Examples(x, y[..., None], real)
+
+
+def decimal(rating: Tensor) -> float:
+    """The shortest decimal that is this number in float32."""
+    return float(str(rating.float().numpy()))
 
 
 def make_world(num_users: int, num_items: int, ratings: tuple[int, int], seed: int, noise: float) -> World:

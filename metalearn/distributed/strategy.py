@@ -22,9 +22,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from metalearn.core import Algorithm, Batch, Metrics, Source
 from metalearn.engine.batching import Batching
-from metalearn.engine.evaluate import EvalSpec, Evaluation, evaluate_batches, limited
+from metalearn.engine.evaluate import EvalSpec, Evaluation, evaluate_batches, limited, until_enough
 from metalearn.engine.executor import Executor, Sums
 from metalearn.engine.loader import TaskLoader
+from metalearn.engine.locked import judged_source
 from metalearn.engine.settings import Settings, share_of
 from metalearn.engine.strategy import SingleProcess
 from metalearn.errors import MetalearnError
@@ -159,20 +160,23 @@ class MultiProcess(SingleProcess):
         self.chunks_then = torch.tensor(chunks)
 
     def evaluate(self, spec: EvalSpec, on_batch: Callable[[int], None] | None = None) -> Evaluation:
-        spec = limited(spec, self.source)
-        size = self.size(spec)
+        source = judged_source(self.source, spec.tasks, spec.split)
+        spec = limited(spec, source)
+        size = self.size(spec, source)
 
         def between(done: int) -> None:
             self.require_all()
             if on_batch is not None:
                 on_batch(done)
 
-        asked = json.dumps(asdict(spec))
-        self.link.order(EVALUATE, size.unit, size.held, len(asked))
-        self.link.say(asked, len(asked))
-        self.link.spread(self.algorithm)
-        found = pool_scores(self.algorithm, self.source, spec, size, self.executor, self.link, between)
-        return Evaluation.of(found, self.source.spec(spec.split).objective)
+        def find(tasks: range) -> dict[str, Tensor]:
+            asked = json.dumps([asdict(spec), tasks.start, tasks.stop]).encode()
+            self.link.order(EVALUATE, size.unit, size.held, len(asked))
+            self.link.say(asked.decode(), len(asked))
+            self.link.spread(self.algorithm)
+            return pool_scores(self.algorithm, source, spec, size, self.executor, self.link, tasks, between)
+
+        return until_enough(find, source, spec)
 
     def dismiss(self) -> None:
         """Order the end."""
@@ -196,11 +200,13 @@ def serve(algorithm: Algorithm, source: Source, executor: Executor, settings: Se
             pool(sums, share, settings.meta_batch_size, link, executor.plan.chunk)
         else:
             _, unit, held, letters = order
-            spec = EvalSpec(**json.loads(link.say("", letters)))
+            asked, first, last = json.loads(link.say("", letters))
+            spec, tasks = EvalSpec(**asked), range(first, last)
             link.spread(algorithm)
+            judged = judged_source(source, spec.tasks, spec.split)
             size = sizes.setdefault(spec, Batching(unit, held, alone=executor.plan.name == "loop"))
             size.unit, size.held = min(size.unit, unit), held
-            pool_scores(algorithm, source, spec, size, executor, link)
+            pool_scores(algorithm, judged, spec, size, executor, link, tasks)
 
 
 def pool(sums: Sums, share: range, count: int, link: Link, chunk: int = 0) -> tuple[Sums, Tensor]:
@@ -227,24 +233,24 @@ def pool_scores(
     size: Batching,
     executor: Executor,
     link: Link,
+    tasks: range,
     on_batch: Callable[[int], None] | None = None,
 ) -> dict[str, Tensor]:
-    """What `evaluate_batch` found of all E tasks in their order, (E, …) each, on rank 0, bit for bit; empty
+    """What `evaluate_batch` found of these E tasks in their order, (E, …) each, on rank 0, bit for bit; empty
     elsewhere.
     """
+    turn = {"rank": link.rank, "ranks": link.ranks}
     own = list(
-        evaluate_batches(
-            algorithm, source, spec, executor.plan, size, rank=link.rank, ranks=link.ranks, on_batch=on_batch
-        )
+        evaluate_batches(algorithm, source, spec, executor.plan, size, tasks, **turn, on_batch=on_batch)
     )
     # A rank without a batch cannot know how many numbers there are of a task; rank 0 always has the first
     # one.
     sizes = [values[0].numel() for values in own[0][1].values()] if own else []
     _, width, *_ = link.order(WIDTH, sum(sizes)) if link.rank == 0 else link.order()
-    bits = torch.zeros(spec.episodes, width, dtype=torch.int64, device=link.device)
+    bits = torch.zeros(len(tasks), width, dtype=torch.int64, device=link.device)
     for first, found in own:
         rows = torch.cat([values.double().reshape(len(values), -1) for values in found.values()], dim=1)
-        bits[first : first + len(rows)] = rows.view(torch.int64)
+        bits[first - tasks.start :][: len(rows)] = rows.view(torch.int64)
     link.sum(bits)  # of whole numbers, all but one of them 0: the sum of floats would turn -0 into 0
     if link.rank > 0:
         return {}

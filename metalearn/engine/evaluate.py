@@ -1,4 +1,7 @@
-"""Evaluating an algorithm on fixed tasks: counter-based, without a graph, without a trace in its state."""
+"""Evaluating an algorithm on fixed tasks: counter-based, without a graph, without a trace in its state.
+
+Tasks are numbered through all task seeds: number i is task i % episodes of seed eval.seed + i // episodes.
+"""
 
 from __future__ import annotations
 
@@ -23,29 +26,37 @@ from metalearn.core import (
     TaskBatch,
     TaskSpec,
     blank_query,
+    leaves_of,
+    rebuilt,
 )
 from metalearn.engine.batching import Batching, Score, batching, one_sentence
 from metalearn.engine.executor import TaskPlan
 from metalearn.engine.memory import Demand
-from metalearn.engine.pooling import pooled, pooled_part, scalars
+from metalearn.engine.pooling import pooled, pooled_part, scalars, worst_decile
+from metalearn.engine.task_names import task_hashes
 from metalearn.errors import ConfigError
 from metalearn.hashing import draw, fold
 
 TOTALS, ROWS = "totals of ", "rows of "  # begin the names of what is no score of a task
 Z95 = 1.96
+FIRST_LOOK, LOOK_EVERY = 200, 100  # tasks, see `eval.ci_target`
 
 
 @dataclass(frozen=True)
 class EvalSpec:
-    """What an evaluation asks: tasks 0 … episodes-1 of (seed, split). `EvalSpec(**cfg["eval"])` is the final
-    one of a run.
+    """What an evaluation asks: tasks 0 … episodes-1 of (seed, split), and of the seeds that follow.
+    `EvalSpec(**cfg["eval"])` is the final one of a run.
 
     val_episodes: tasks of every validation while a run trains. checkpoint: best, last or step-NUMBER.
     monitor: the metric of validations that says which is best; None: the objective's primary one.
     chunk: tasks held at once, in whole units (see `metalearn.engine.batching`), None for as few as are fast;
     no number depends on it.
     predictions: also keep what was predicted for every query.
-    curve: also report `<primary>_step_<k>` with fewer steps, which cost nothing more.
+    tasks: a file that lists the tasks, in place of those that the split gives. anyway: also judge on who was
+    trained on. seeds: of how many task seeds. ci_target: half-width of the primary metric's interval at which
+    to stop, in points if it is a fraction. grid: sizes of which every combination is judged.
+    curve: the final evaluation, which also reports `<primary>_step_<k>` with fewer steps, which cost nothing
+    more, and the worst decile of tasks.
     """
 
     split: Split
@@ -56,17 +67,28 @@ class EvalSpec:
     monitor: str | None
     chunk: int | None
     predictions: bool
+    tasks: str | None = None
+    anyway: bool = False
+    seeds: int = 1
+    ci_target: float | None = None
+    grid: Mapping[str, Any] | None = None
     curve: bool = True
+
+    @property
+    def total(self) -> int:
+        """Tasks of all seeds."""
+        return self.episodes * self.seeds
 
     def validation(self) -> EvalSpec:
         """What is asked while a run trains."""
-        return replace(self, split="val", episodes=self.val_episodes, predictions=False, curve=False)
+        plain = replace(self, tasks=None, seeds=1, ci_target=None, grid=None, predictions=False, curve=False)
+        return replace(plain, split="val", episodes=self.val_episodes)
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """columns: one entry per task, `task_id` first. summary: {metric: {mean, ci95 (half-width), std}} over
-    tasks. rows: one entry per query of all tasks, if predictions were asked for.
+    tasks. rows: (T, Q, …) of all tasks, if predictions were asked for. sums: the totals of all tasks.
 
     A metric that is no mean over tasks has no column; `metalearn.engine.pooling.pooled` says what its summary
     is.
@@ -75,9 +97,10 @@ class Evaluation:
     columns: dict[str, list[Any]]
     summary: dict[str, dict[str, float]]
     rows: dict[str, Tensor] = field(default_factory=dict)
+    sums: dict[str, Tensor] = field(default_factory=dict)
 
     @staticmethod
-    def of(found: dict[str, Tensor], objective: Objective) -> Evaluation:
+    def of(found: dict[str, Tensor], objective: Objective, spec: EvalSpec) -> Evaluation:
         """From what `evaluate_batch` found of tasks 0, 1, 2, …: a column and a mean of each score, a metric
         from all totals.
         """
@@ -91,8 +114,23 @@ class Evaluation:
         pool = pooled_part(objective)
         if pool is not None and totals:
             summary |= unlike(summary, pooled(pool, totals), pool, "summary")
+        if spec.curve:
+            primary = torch.tensor(scores[objective.primary], dtype=torch.float64)
+            worst = worst_decile(primary, higher_is_better=objective.higher_is_better)
+            summary |= {f"{objective.primary}_worst_decile": worst}
         count = len(next(iter(found.values())))
-        return Evaluation({"task_id": list(range(count)), **scores}, summary, flat_rows(rows))
+        seeds = (
+            {"eval_seed": [spec.seed + i // spec.episodes for i in range(count)]} if spec.seeds > 1 else {}
+        )
+        identity = {"task_id": list(range(count)), **seeds}
+        sums = {name: values.double().sum(0) for name, values in totals.items()}
+        return Evaluation({**identity, **scores}, summary, rows, sums)
+
+    def named(self, hashes: list[str]) -> Evaluation:
+        """With the sha256 of every task."""
+        number = self.columns["task_id"]
+        rest = {name: column for name, column in self.columns.items() if name != "task_id"}
+        return replace(self, columns={"task_id": number, "task_sha256": hashes, **rest})
 
     @property
     def episodes(self) -> int:
@@ -116,22 +154,74 @@ def evaluate(
     spec = limited(spec, source)
     if size is None:
         size, _ = batching_of(algorithm, source, spec, plan)
-    kept: dict[str, Tensor] = {}
-    for first, found in evaluate_batches(algorithm, source, spec, plan, size, on_batch=on_batch):
-        for name, values in found.items():
-            # In one block for all tasks: small ones of every batch would lie between the large ones that are
-            # given back, and hold them.
-            if name not in kept:
-                kept[name] = torch.empty((spec.episodes, *values.shape[1:]), dtype=values.dtype)
-            kept[name][first : first + len(values)] = values
-    return Evaluation.of(kept, source.spec(spec.split).objective)
+
+    def find(tasks: range) -> dict[str, Tensor]:
+        kept: dict[str, Tensor] = {}
+        for first, found in evaluate_batches(algorithm, source, spec, plan, size, tasks, on_batch=on_batch):
+            keep(kept, found, first - tasks.start, len(tasks))
+        return kept
+
+    return until_enough(find, source, spec)
+
+
+def until_enough(find: Callable[[range], dict[str, Tensor]], source: Source, spec: EvalSpec) -> Evaluation:
+    """The evaluation of as many tasks as are asked for, or of as many as reach `ci_target`; after every look
+    the tasks so far are judged as a whole.
+
+    find: what `evaluate_batch` finds of tasks with these numbers.
+    """
+    objective, kept = source.spec(spec.split).objective, {}
+    for tasks in looks(spec):
+        for name, values in find(tasks).items():
+            kept[name] = torch.cat([kept[name], values]) if name in kept else values
+        if spec.ci_target is not None:
+            done = summarise(decimals(kept[objective.primary]))["ci95"] <= in_files(spec, objective)
+            if done:
+                break
+    evaluation = Evaluation.of(kept, objective, spec)
+    return evaluation.named(hashes_of(source, spec, evaluation.episodes))
+
+
+def looks(spec: EvalSpec) -> Iterator[range]:
+    """Numbers of the tasks that are judged before each look: all of them, or with a `ci_target` the first
+    200, then 100 at a time, whatever is taken at once.
+    """
+    first, last = 0, spec.total if spec.ci_target is None else min(FIRST_LOOK, spec.total)
+    while first < spec.total:
+        yield range(first, last)
+        first, last = last, min(last + LOOK_EVERY, spec.total)
+
+
+def in_files(spec: EvalSpec, objective: Objective) -> float:
+    """`ci_target` in the unit that files have: fractions, where people read percent."""
+    form = getattr(objective, "formats", {}).get(objective.primary)
+    return (spec.ci_target or 0.0) / (100.0 if form is not None and form.percent else 1.0)
+
+
+def hashes_of(source: Source, spec: EvalSpec, count: int) -> list[str]:
+    """task_sha256 of the first `count` tasks."""
+    parts = [
+        task_hashes(source, spec.split, seed=spec.seed + index, count=min(spec.episodes, count - first))
+        for index, first in enumerate(range(0, count, spec.episodes))
+    ]
+    return [one for part in parts for one in part]
+
+
+def keep(kept: dict[str, Tensor], found: dict[str, Tensor], first: int, count: int) -> None:
+    """In one block for all tasks: small ones of every batch would lie between the large ones that are given
+    back, and hold them.
+    """
+    for name, values in found.items():
+        if name not in kept:
+            kept[name] = torch.empty((count, *values.shape[1:]), dtype=values.dtype)
+        kept[name][first : first + len(values)] = values
 
 
 def limited(spec: EvalSpec, source: Source) -> EvalSpec:
     """With as many tasks as can be asked; ConfigError if they give no interval."""
     available = source.num_tasks(spec.split)
     episodes = spec.episodes if available is None else min(spec.episodes, available)
-    if episodes < 2:
+    if episodes * spec.seeds < 2:
         raise ConfigError(
             f"{episodes} tasks of split {spec.split!r} give no interval; at least 2 are needed: raise "
             "eval.episodes or choose another split"
@@ -147,7 +237,7 @@ def batching_of(
         task = draw_tasks(algorithm, source, spec.split, seed=spec.seed, first=0, count=1)
         # Without predictions, so that no score depends on whether they are kept.
         score = score_of(algorithm, source, replace(spec, predictions=False), plan)
-        return batching(score, task, alone=plan.name == "loop", episodes=spec.episodes, limit=spec.chunk)
+        return batching(score, task, alone=plan.name == "loop", episodes=spec.total, limit=spec.chunk)
 
 
 def evaluate_batches(
@@ -156,6 +246,7 @@ def evaluate_batches(
     spec: EvalSpec,
     plan: TaskPlan,
     size: Batching,
+    tasks: range,
     *,
     rank: int = 0,
     ranks: int = 1,
@@ -164,10 +255,10 @@ def evaluate_batches(
     """Number of the first task and scores of each batch that is this rank's; the ranks take turns."""
     score = score_of(algorithm, source, spec, plan)
     with frozen(algorithm):
-        for first in range(rank * size.held, spec.episodes, ranks * size.held):
-            count = min(size.held, spec.episodes - first)
+        for first in range(tasks.start + rank * size.held, tasks.stop, ranks * size.held):
+            count = min(size.held, tasks.stop - first)
             with one_sentence(count, least=size.held <= size.unit):
-                batch = draw_tasks(algorithm, source, spec.split, seed=spec.seed, first=first, count=count)
+                batch = draw_numbered(algorithm, source, spec, first=first, count=count)
             yield first, size.scores(score, batch)
             if on_batch is not None:
                 on_batch(first + count)
@@ -235,17 +326,6 @@ def unlike(taken: Mapping[str, Any], more: dict[str, Any], owner: object, method
     return more
 
 
-def flat_rows(rows: dict[str, Tensor]) -> dict[str, Tensor]:
-    """(T, Q, …) as (T·Q, …), with the number of each row's task."""
-    if not rows:
-        return {}
-    count, size = rows["mask"].shape
-    return {
-        **{name: values.flatten(0, 1) for name, values in rows.items()},
-        "task": torch.arange(count).repeat_interleave(size),
-    }
-
-
 def decimals(values: Tensor) -> list[Any]:
     """The numbers (T,) as the shortest decimals that are equal to them in float32: 0.8, not
     0.800000011920929.
@@ -261,6 +341,29 @@ def draw_tasks(
     """A batch of tasks with the random numbers that the algorithm wants for each."""
     batch = source.tasks(split, seed=seed, first=first, count=count)
     return TaskBatch(*batch)._replace(draws=draw(batch.key, algorithm.draws(source.spec(split))))
+
+
+def draw_numbered(
+    algorithm: Algorithm, source: Source, spec: EvalSpec, *, first: int, count: int
+) -> TaskBatch:
+    """The tasks with these numbers, which may be of several seeds."""
+    parts = []
+    for number in range(first // spec.episodes, (first + count - 1) // spec.episodes + 1):
+        start, stop = (max(first, number * spec.episodes), min(first + count, (number + 1) * spec.episodes))
+        parts.append(
+            draw_tasks(
+                algorithm,
+                source,
+                spec.split,
+                seed=spec.seed + number,
+                first=start - number * spec.episodes,
+                count=stop - start,
+            )
+        )
+    if len(parts) == 1:
+        return parts[0]
+    joined: TaskBatch = rebuilt(parts[0], map(torch.cat, zip(*map(leaves_of, parts), strict=True)))
+    return joined
 
 
 def task_of(algorithm: Algorithm, support: Examples, spec: TaskSpec) -> Task:

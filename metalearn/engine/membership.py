@@ -106,6 +106,14 @@ def seen_in(split: Split) -> str:
     return "none" if split == "test" else split
 
 
+def trained_on(trained: Splits, found: Members) -> set[str]:
+    """Names of those that the run was trained on or that chose its checkpoint."""
+    if found is None or isinstance(found, str):
+        return set()
+    seen = (_same(found, trained.members[split]) for split in ("train", "val"))
+    return {member.name for part in seen for member in part}
+
+
 def refuse_seen(trained: Splits, split: Split, found: Members, data: str) -> dict[str, Any]:
     """Facts for the protocol; ConfigError if the run has met, in training, who would be judged as new.
 

@@ -76,6 +76,21 @@ def resampled(objective: PooledObjective, totals: dict[str, Tensor], count: int)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
+def worst_decile(values: Tensor, *, higher_is_better: bool) -> dict[str, float]:
+    """{mean, ci95, std} of the mean over the worst tenth of tasks, from their scores float64 (T,); a part of
+    a task counts where a tenth is no whole number.
+    """
+    values = values.sort(descending=not higher_is_better).values
+    count = len(values)
+    parts = []
+    for weights in draw_weights(count):
+        before = weights.cumsum(1) - weights
+        share = (count / 10 - before).clamp(min=0).minimum(weights)
+        parts.append(share @ values / (count / 10))
+    own = (count / 10 - torch.arange(count)).clamp(0, 1).double()
+    return _interval(own @ values / (count / 10), torch.cat(parts), count)
+
+
 def draw_weights(count: int) -> Iterator[Tensor]:
     """How often each of so many tasks is in each resample: float64 (r, T), R rows altogether."""
     size = max(1, DRAWN_AT_ONCE // count)

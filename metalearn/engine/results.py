@@ -5,6 +5,7 @@ step.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -12,16 +13,26 @@ from typing import Any
 
 from safetensors.torch import save as dump_tensors
 
-from metalearn.core import Algorithm, Source, Split
-from metalearn.engine.evaluate import Evaluation
+from metalearn.core import Algorithm, Objective, Source
+from metalearn.engine.answers import Answers, breakdown
+from metalearn.engine.evaluate import (
+    FIRST_LOOK,
+    LOOK_EVERY,
+    EvalSpec,
+    Evaluation,
+    in_files,
+    summarise,
+)
 from metalearn.engine.formats import formats
 from metalearn.engine.history import ValidationHistory
+from metalearn.engine.task_names import tasks_sha256
 from metalearn.errors import CheckpointError, ConfigError
 from metalearn.rundir.checkpoints import Checkpoint, CheckpointStore
 from metalearn.rundir.choices import NAMED_IN_RESULTS, chosen
 from metalearn.rundir.log import RunLog
 
-WRITTEN = ("eval_*.csv", "predictions_*.safetensors")  # by `write_evaluation`
+# by `write_evaluation` and `metalearn.run.pictures`
+WRITTEN = ("eval_*.csv", "breakdown_*.csv", "predictions_*.safetensors", "worst_*.png")
 LONGEST_NAME = 120  # bytes of a file's name are limited to 255
 REQUIRED = (
     "way",
@@ -50,25 +61,33 @@ def result_of(
 ) -> dict[str, Any]:
     """The content of results.json: no time and no path, so that equal runs give equal bytes.
 
-    step: outer step of the weights that were judged. checkpoint: the rule that chose them.
+    source: where the judged tasks came from. step: outer step of the weights that were judged. checkpoint:
+    the rule that chose them.
     novelty: whether the run has met, in training, who was judged; see `metalearn.engine.membership`.
     """
-    split = cfg["eval"]["split"]
-    objective = source.spec(split).objective
+    spec = EvalSpec(**cfg["eval"])
+    split, objective = spec.split, source.spec(spec.split).objective
     train = source.protocol("train")
-    protocol = {
-        **source.protocol(split),
+    judged = {**source.protocol(split), "split": split}
+    own = {
         **{f"train_{size}": train[size] for size in ("way", "shot", "query_shot") if size in train},
         **algorithm.protocol(),
-        "split": split,
         "norm_statistics": algorithm.norm_statistics,
-        "transductive": algorithm.transductive,
         "adaptation_steps": algorithm.eval_adaptation_steps,
         "train_adaptation_steps": algorithm.adaptation_steps,
         "checkpoint": checkpoint,
-        "monitor": (cfg["eval"]["monitor"] or objective.primary) if checkpoint == "best" else None,
-        "eval_seed": cfg["eval"]["seed"],
+        "monitor": (spec.monitor or objective.primary) if checkpoint == "best" else None,
+        "eval_seed": spec.seed,
+        "preprocessing": source.preprocessing(),
+    }
+    inputs = {name for name in ("image_size", *source.preprocessing()) if name in judged}
+    protocol = {
+        **judged,
+        **own,
+        "transductive": algorithm.transductive,
+        "data_sha256": source.content_sha256(),
         **novelty,
+        **asked(spec, evaluation, objective),
     }
     names = chosen(cfg)
     return {
@@ -81,20 +100,63 @@ def result_of(
         },
         "episodes": evaluation.episodes,
         "step": step,
+        "tasks_sha256": tasks_sha256(evaluation.columns["task_sha256"]),
         "protocol": protocol,
+        "may_differ": sorted({*own, *inputs, *source.training_facts}),
         "seed": cfg["seed"],
+        **by_seed(evaluation, objective),
+        **reliability(evaluation, objective),
     }
 
 
-def write_evaluation(runlog: RunLog, split: Split, evaluation: Evaluation) -> None:
+def asked(spec: EvalSpec, evaluation: Evaluation, objective: Objective) -> dict[str, Any]:
+    """Facts of a protocol that not every evaluation has."""
+    facts: dict[str, Any] = {}
+    if spec.seeds > 1:
+        facts["eval_seeds"] = spec.seeds
+    if spec.ci_target is not None:
+        width = evaluation.summary[objective.primary]["ci95"]
+        facts["ci_target"] = spec.ci_target
+        facts["ci_rule"] = (
+            f"looked at after {FIRST_LOOK} tasks and every {LOOK_EVERY} more, up to {spec.total}; ended at "
+            "the first half-width that is not above ci_target"
+        )
+        facts["ci_reached"] = width <= in_files(spec, objective)
+    return facts
+
+
+def by_seed(evaluation: Evaluation, objective: Objective) -> dict[str, Any]:
+    """The primary metric for each task seed, where there are several."""
+    seeds = evaluation.columns.get("eval_seed")
+    if seeds is None:
+        return {}
+    scores = zip(seeds, evaluation.columns[objective.primary], strict=True)
+    parts: dict[int, list[float]] = {}
+    for seed, score in scores:
+        parts.setdefault(seed, []).append(score)
+    return {"by_eval_seed": {str(seed): summarise(part) for seed, part in parts.items() if len(part) > 1}}
+
+
+def reliability(evaluation: Evaluation, objective: Objective) -> dict[str, Any]:
+    """The reliability diagram, of an objective that has one."""
+    diagram = getattr(objective, "reliability", None)
+    return {"reliability": diagram(evaluation.sums)} if diagram is not None and evaluation.sums else {}
+
+
+def write_evaluation(runlog: RunLog, spec: EvalSpec, source: Source, evaluation: Evaluation) -> None:
     """What results.json, which is written last, is a summary of."""
+    split = spec.split
+    answers = Answers.of(evaluation, source, spec) if evaluation.rows else None
     predictions = f"predictions_{split}.safetensors"
     # Those of an earlier evaluation in the same folder belong to other scores.
-    (runlog.run_dir / predictions).unlink(missing_ok=True)
+    for pattern in WRITTEN:
+        for path in runlog.run_dir.glob(pattern):
+            path.unlink()
     runlog.write_csv(f"eval_{split}.csv", evaluation.columns)
-    if evaluation.rows:
-        rows = {name: values.contiguous() for name, values in evaluation.rows.items()}
-        runlog.write(predictions, dump_tensors(rows))
+    if answers is not None:
+        runlog.write(predictions, dump_tensors(answers.tensors(), {"classes": json.dumps(answers.owners)}))
+        if table := breakdown(answers, source.groups()):
+            runlog.write_csv(f"breakdown_{split}.csv", table)
 
 
 def withdraw_evaluation(folder: Path) -> None:

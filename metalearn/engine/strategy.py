@@ -13,6 +13,7 @@ from metalearn.engine.batching import Batching
 from metalearn.engine.evaluate import EvalSpec, Evaluation, batching_of, evaluate, limited
 from metalearn.engine.executor import Executor
 from metalearn.engine.loader import TaskLoader
+from metalearn.engine.locked import judged_source
 from metalearn.engine.memory import OVERHEAD, free_share
 from metalearn.engine.settings import Settings
 
@@ -66,12 +67,12 @@ class SingleProcess:
         self.saved_units = units
         self.sizes.clear()
 
-    def size(self, spec: EvalSpec) -> Batching:
+    def size(self, spec: EvalSpec, source: Source) -> Batching:
         """Found once for each evaluation, as it costs the scores of a task. With a warning fewer, where
         memory is short.
         """
         if spec not in self.sizes:
-            size, demand = batching_of(self.algorithm, self.source, spec, self.executor.plan)
+            size, demand = batching_of(self.algorithm, source, spec, self.executor.plan)
             size.fit(demand, self.free, OVERHEAD[self.device.type])
             size.unit = min([size.unit, *(unit for *of, unit in self.saved_units if of == kind_of(spec))])
             self.sizes[spec] = size
@@ -79,11 +80,12 @@ class SingleProcess:
 
     def evaluate(self, spec: EvalSpec, on_batch: Callable[[int], None] | None = None) -> Evaluation:
         """As `metalearn.engine.evaluate.evaluate`, with the present weights."""
-        spec, plan = limited(spec, self.source), self.executor.plan
-        size = self.size(spec)
-        return evaluate(self.algorithm, self.source, spec, plan=plan, size=size, on_batch=on_batch)
+        source = judged_source(self.source, spec.tasks, spec.split)
+        spec, plan = limited(spec, source), self.executor.plan
+        size = self.size(spec, source)
+        return evaluate(self.algorithm, source, spec, plan=plan, size=size, on_batch=on_batch)
 
 
 def kind_of(spec: EvalSpec) -> list[Any]:
     """What the unit of an evaluation depends on, as checkpoints name it."""
-    return [spec.split, spec.seed, spec.episodes, spec.curve]
+    return [spec.split, spec.seed, spec.total, spec.curve]

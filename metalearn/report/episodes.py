@@ -7,6 +7,7 @@ outputs, C channels, H height, W width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,20 +39,32 @@ class Rows(NamedTuple):
     predicted: Array | None
 
 
-def episodes(path: Path, tasks: TaskBatch, predictions: Any = None, *, count: int = 3) -> Path:
+def episodes(
+    path: Path,
+    tasks: TaskBatch,
+    predictions: Any = None,
+    *,
+    count: int = 3,
+    numbers: Sequence[int] | None = None,
+) -> Path:
     """Draw the first `count` tasks of a batch into one PNG and return its path.
 
     tasks: as `source.tasks` gives them, on any device. predictions: (T, Q, O) as `algorithm.predict` gives
-    them for the queries, or None to show the data alone.
+    them for the queries, or None to show the data alone. numbers: what their titles call the tasks; 0, 1, …
+    by default.
     """
     count = min(count, len(_array(tasks.support.y)))
+    numbers = range(count) if numbers is None else numbers
     pairs = [(_rows(tasks.support, i, None), _rows(tasks.query, i, predictions)) for i in range(count)]
     if _is_image(pairs[0][0]):
-        return _image_grids(path, pairs)
-    figure = Figure(figsize=(3.6 * count, 3.3), layout="constrained")
-    for number, (axis, (support, query)) in enumerate(
-        zip(np.atleast_1d(figure.subplots(1, count)), pairs, strict=True)
-    ):
+        return _image_grids(path, pairs, numbers)
+    columns = min(count, ONE_COLUMN)
+    lines = ceil(count / columns)
+    figure = Figure(figsize=(3.6 * columns, 3.3 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axis in axes[count:]:
+        axis.axis("off")
+    for number, axis, (support, query) in zip(numbers, axes[:count], pairs, strict=True):
         (_draw_function if _is_function(support) else _draw_targets)(axis, support, query)
         axis.set_title(f"task {number}", fontsize=9)
     figure.legend(
@@ -83,7 +96,7 @@ def _is_function(rows: Rows) -> bool:
     return rows.x is not None and rows.x.size == len(rows.x)
 
 
-def _image_grids(path: Path, pairs: list[tuple[Rows, Rows]]) -> Path:
+def _image_grids(path: Path, pairs: list[tuple[Rows, Rows]], numbers: Sequence[int]) -> Path:
     """One grid per task, all on the same grey scale, in two columns when they are many."""
     low = min(float(side.x.min()) for pair in pairs for side in pair if side.x is not None)
     high = max(float(side.x.max()) for pair in pairs for side in pair if side.x is not None)
@@ -98,7 +111,7 @@ def _image_grids(path: Path, pairs: list[tuple[Rows, Rows]]) -> Path:
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     for axis in axes[len(pairs) :]:
         axis.axis("off")
-    for number, (axis, (support, query)) in enumerate(zip(axes[: len(pairs)], pairs, strict=True)):
+    for number, axis, (support, query) in zip(numbers, axes[: len(pairs)], pairs, strict=True):
         _draw_grid(axis, support, query, (low, high))
         axis.set(xlim=(-1.0, width - 0.4), ylim=(height - 0.35, -0.85), aspect="equal")
         axis.axis("off")

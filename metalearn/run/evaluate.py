@@ -8,10 +8,11 @@ from pathlib import Path
 
 from metalearn.build.parts import Parts
 from metalearn.build.places import moved_places, settled, without_words
-from metalearn.config.saved import read_saved_with_notes
+from metalearn.config.compose import reopen
+from metalearn.config.saved import read_saved, read_saved_with_notes
 from metalearn.distributed.launch import open_strategy, pinned
 from metalearn.distributed.strategy import RankError
-from metalearn.engine.evaluate import EvalSpec
+from metalearn.engine.evaluate import EvalSpec, Evaluation
 from metalearn.engine.explain import explained
 from metalearn.engine.results import (
     choose,
@@ -24,6 +25,8 @@ from metalearn.engine.results import (
 from metalearn.errors import CheckpointError, ConfigError
 from metalearn.report import tables
 from metalearn.run.folder import pin_training
+from metalearn.run.grid import evaluate_grid
+from metalearn.run.pictures import draw_worst
 from metalearn.run.signals import PreemptedError, StopSignals
 from metalearn.run.splits import novelty, reopen_to_evaluate
 from metalearn.rundir.checkpoints import CheckpointStore, SaveError
@@ -36,8 +39,20 @@ log = logging.getLogger(__name__)
 
 def evaluate_run(run_dir: Path, overrides: list[str], config_dir: str | None = None) -> int:
     """Evaluate a run's checkpoint, under another protocol or on other data if overrides say so; writes only
-    RUN_DIR/evals/<protocol>/.
+    RUN_DIR/evals/<protocol>/, for each cell where `eval.grid` asks for several. The exit code.
     """
+    saved = read_saved(run_dir)
+    grid = reopen(saved, overrides, config_dir, sizes=saved["data"])["eval"]["grid"]
+    if grid is not None:
+        return evaluate_grid(run_dir, overrides, grid, lambda words: judge(run_dir, words, config_dir))
+    code, folder = judge(run_dir, overrides, config_dir)
+    if code == 0:
+        log.info(tables.beside(run_dir, folder))
+    return code
+
+
+def judge(run_dir: Path, overrides: list[str], config_dir: str | None = None) -> tuple[int, Path]:
+    """One evaluation: its exit code, and the folder of its result."""
     saved, notes = read_saved_with_notes(run_dir)
     for note in notes:
         log.info(note)
@@ -63,7 +78,7 @@ def evaluate_run(run_dir: Path, overrides: list[str], config_dir: str | None = N
     )
     chosen, step = choose(store, spec.checkpoint)
     checkpoint = load_chosen(store, step)
-    facts = novelty(parts, checkpoint, spec.split, named=any(word.startswith("data=") for word in overrides))
+    facts = novelty(parts, checkpoint, spec, named=any(word.startswith("data=") for word in overrides))
     load_weights(parts.algorithm, checkpoint.tensors)
     same_data = parts.source.fingerprint() == checkpoint.metadata["data_sha256"]
     words = without_words(overrides, moved) if same_data else overrides
@@ -81,11 +96,12 @@ def evaluate_run(run_dir: Path, overrides: list[str], config_dir: str | None = N
                 open_strategy(cfg, parts, check=signals.check, give_up=give_up) as strategy,
             ):
                 result = strategy.evaluate(spec, lambda done: signals.check())
-            write_evaluation(runlog, spec.split, result)
+            write_evaluation(runlog, spec, parts.source, result)
             results = result_of(
                 cfg, parts.source, parts.algorithm, result, step=step, checkpoint=chosen, novelty=facts
             )
             runlog.write_json("results.json", results)
+            picture(parts, spec, result, folder)
         except BaseException as error:
             discard_evaluation(runlog)
             if isinstance(error, RankError):
@@ -97,9 +113,17 @@ def evaluate_run(run_dir: Path, overrides: list[str], config_dir: str | None = N
             if not isinstance(error, PreemptedError):
                 raise
             log.info(f"{error}; nothing was written; run the same command again")
-            return error.exit_code
-    log.info(tables.beside(run_dir, folder))
-    return 0
+            return error.exit_code, folder
+    return 0, folder
+
+
+def picture(parts: Parts, spec: EvalSpec, result: Evaluation, folder: Path) -> None:
+    """The worst tasks; whatever goes wrong with a picture must not take the result away."""
+    try:
+        draw_worst(parts, spec, result, folder)
+    except Exception as error:  # noqa: BLE001 - see above
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        log.warning(f"the worst tasks could not be drawn: {reason}")
 
 
 def discard_evaluation(runlog: RunLog) -> None:

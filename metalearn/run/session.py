@@ -8,10 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from metalearn.build.checks import Prebuilt
 from metalearn.build.device import build_device
@@ -20,12 +17,12 @@ from metalearn.build.parts import Parts
 from metalearn.build.places import absolute_paths, places_of
 from metalearn.build.specification import NAME_OF_FILE, describe
 from metalearn.config.compatibility import science
-from metalearn.core import Algorithm, Task, blank_query
+from metalearn.core import Algorithm
 from metalearn.distributed.launch import open_strategy
 from metalearn.distributed.strategy import RankError
-from metalearn.engine.evaluate import EvalSpec, Evaluation, draw_tasks, frozen
+from metalearn.engine.evaluate import EvalSpec, Evaluation
 from metalearn.engine.explain import explained
-from metalearn.engine.membership import seen_in
+from metalearn.engine.locked import judged_source
 from metalearn.engine.nonfinite import LIMITS, NonFiniteError
 from metalearn.engine.preflight import rehearse
 from metalearn.engine.results import choose, load_chosen, result_of, write_evaluation
@@ -37,9 +34,10 @@ from metalearn.errors import MetalearnError
 from metalearn.fault_injection import fault
 from metalearn.report import tables
 from metalearn.run import rollback, slurm
+from metalearn.run.pictures import draw_plots
 from metalearn.run.plan import chosen_plan
 from metalearn.run.signals import PreemptedError, StopSignals, say_nothing
-from metalearn.run.splits import keep_splits
+from metalearn.run.splits import keep_splits, novelty_of_file
 from metalearn.rundir.checkpoints import Checkpoint, CheckpointStore
 from metalearn.rundir.environment import differences, environment
 from metalearn.rundir.log import RunLog
@@ -112,6 +110,7 @@ class Session:
                         self.log.run_dir,
                         ranks=ranks,
                     )
+            self.novelty = novelty_of_file(parts.source, self.spec)
             if settings.dry_run:
                 return 0
             self.signals.check()
@@ -301,16 +300,16 @@ class Session:
         cfg, split = self.cfg, self.spec.split
         self.log.metric(step, split, {**flat(result.summary), "episodes": result.episodes, **times})
         self.log.sync_metrics()
-        write_evaluation(self.log, split, result)
+        judged = judged_source(parts.source, self.spec.tasks, split)
+        write_evaluation(self.log, self.spec, judged, result)
         fault("end:before_results")
-        novelty = {"seen_in": seen_in(split)}
         results = result_of(
-            cfg, parts.source, parts.algorithm, result, step=step, checkpoint=chosen, novelty=novelty
+            cfg, judged, parts.algorithm, result, step=step, checkpoint=chosen, novelty=self.novelty
         )
         self.log.write_json("results.json", results)
         fault("end:after_results")
         try:
-            draw_plots(self.spec, parts, self.log.run_dir)
+            draw_plots(replace(parts, source=judged), self.spec, result, self.log.run_dir)
         except Exception as error:  # noqa: BLE001 - the run has its result; whatever goes wrong with a picture must not take it away
             reason = (
                 error.strerror
@@ -368,24 +367,3 @@ class Session:
         except NonFiniteError:
             if self.settings.on_nan != "rollback":
                 raise
-
-
-def draw_plots(spec: EvalSpec, parts: Parts, run_dir: Path) -> None:
-    """plots/*.png: learning curve, adaptation curve, three episodes of the final split with their
-    predictions.
-    """
-    # here, since other ranks, which draw nothing, would load matplotlib too
-    from metalearn.report import episodes as preview
-    from metalearn.report import plots
-
-    plots.learning_curve(run_dir)
-    plots.adaptation_curve(run_dir)
-    algorithm = parts.algorithm
-    tasks = draw_tasks(algorithm, parts.source, spec.split, seed=spec.seed, first=0, count=3)
-
-    def predict(task: Task) -> torch.Tensor:
-        adapted = algorithm.adapt(blank_query(task), steps=algorithm.eval_adaptation_steps)
-        return algorithm.predict(adapted, task.query.x, task.query.mask)
-
-    with frozen(algorithm), torch.no_grad():
-        preview.episodes(run_dir / "plots" / "episodes.png", tasks, parts.plan.map(predict, tasks), count=3)

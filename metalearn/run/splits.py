@@ -12,8 +12,19 @@ from typing import Any
 
 from metalearn.build.parts import Parts, own_source, trained_spec
 from metalearn.config.compose import reopen
-from metalearn.core import InputSpec, Source, Split, TaskSpec
-from metalearn.engine.membership import FILE, Splits, digest, members_of, refuse_seen, seen_in
+from metalearn.core import InputSpec, Source, TaskSpec
+from metalearn.engine.evaluate import EvalSpec
+from metalearn.engine.locked import LockedTasks, judged_source
+from metalearn.engine.membership import (
+    FILE,
+    NAMED,
+    Splits,
+    digest,
+    members_of,
+    refuse_seen,
+    seen_in,
+    trained_on,
+)
 from metalearn.errors import ConfigError, DataError
 from metalearn.files import read_json
 from metalearn.rundir.checkpoints import Checkpoint
@@ -45,27 +56,57 @@ def keep_splits(runlog: RunLog, source: Source) -> str:
     return digest(tree)
 
 
-def novelty(parts: Parts, checkpoint: Checkpoint, split: Split, *, named: bool) -> dict[str, Any]:
-    """Facts for the protocol: whether the run has met, in training, who is judged in `split`. ConfigError if
-    it has and must not.
+def novelty(parts: Parts, checkpoint: Checkpoint, spec: EvalSpec, *, named: bool) -> dict[str, Any]:
+    """Facts for the protocol: whether the run has met, in training, who is judged. ConfigError if it has and
+    must not.
 
     named: whether `data=` was typed; without it, nobody may have meant to judge other data than the run's.
     """
     then, now = checkpoint.metadata["data_sha256"], parts.source.fingerprint()
+    assert parts.trained is not None
+    if spec.tasks is not None:
+        return met(splits_of_run(parts.trained, checkpoint), parts.source, spec)
     # A fingerprint may be of the content alone, whatever the division.
     if now == then and checkpoint.metadata.get("splits_sha256") in (
         None,
         digest(Splits.of(parts.source).to_json()),
     ):
-        return {"seen_in": seen_in(split)}
-    assert parts.trained is not None
-    known = splits_of_run(parts.trained, checkpoint)
-    facts = refuse_seen(known, split, members_of(parts.source, split), parts.source.name)
+        return {"seen_in": seen_in(spec.split)}
+    facts = met(splits_of_run(parts.trained, checkpoint), parts.source, spec)
     other = "is divided otherwise than when" if now == then else "is not as"
     sums = "" if now == then else f" (sha256 {now[:12]}…, was {then[:12]}…)"
     tell = log.info if named else log.warning
     tell(f"the data {other} this run was trained on it{sums}; {MET[facts['seen_in']]}")
     return facts
+
+
+def novelty_of_file(source: Source, spec: EvalSpec) -> dict[str, Any]:
+    """The same for the final evaluation of a run that begins, whose tasks may stand in a file."""
+    if spec.tasks is None:
+        return {"seen_in": seen_in(spec.split)}
+    judged = judged_source(source, spec.tasks, spec.split)
+    return met(Splits.of(source), judged, spec)
+
+
+def met(known: Splits, judged: Source, spec: EvalSpec) -> dict[str, Any]:
+    """Facts for the protocol, ConfigError for who was trained on; with `--anyway` a fact of it instead."""
+    try:
+        return refuse_seen(known, spec.split, members_of(judged, spec.split), judged.name)
+    except ConfigError as error:
+        if spec.anyway:
+            log.warning(f"{error}; judged all the same (--anyway)")
+            return {"seen_in": "train", "anyway": True}
+        if not isinstance(judged, LockedTasks):
+            raise
+        tasks = judged.tasks_of(trained_on(known, judged.members(spec.split)))
+        if not tasks:
+            raise
+        some = ", ".join(tasks[:NAMED]) + (f" and {len(tasks) - NAMED} more" if len(tasks) > NAMED else "")
+        raise ConfigError(
+            f"{len(tasks)} of the {judged.num_tasks(spec.split)} tasks of eval.tasks={spec.tasks} hold "
+            f"classes that this run was trained on or that chose its checkpoint: {some}; leave these lines "
+            "out, or judge all of them and say so in the protocol with --anyway"
+        ) from error
 
 
 def splits_of_run(trained: dict[str, Any], checkpoint: Checkpoint) -> Splits:
