@@ -18,6 +18,7 @@ from metalearn.core import SPLITS, Examples, Source, Split, TaskBatch, TaskSpec
 from metalearn.engine.membership import Splits, digest
 from metalearn.errors import MetalearnError
 from metalearn.testing.checking import Check, NotApplicable, close, equal, require, run_all
+from metalearn.testing.naming import named_tasks_can_be_gathered_again, tasks_have_an_identity
 
 TASKS = 50  # that are looked at in one split
 MOST_BATCHES = 12  # of so many tasks, in which the order of labels is looked for
@@ -424,4 +425,6 @@ SOURCE_CHECKS: tuple[Check, ...] = (
     more_classes_than_there_are_is_refused,
     fingerprint_and_protocol_are_stable_and_json,
     tasks_come_in_the_precision_of_the_run,
+    tasks_have_an_identity,
+    named_tasks_can_be_gathered_again,
 )
