@@ -68,7 +68,10 @@ def test_every_resample_draws_as_many_tasks_as_there_are_and_no_two_are_alike() 
 def test_pooled_metrics_stand_beside_the_others_and_have_no_column() -> None:
     result = judged()
     assert {"pooled_mse", "share", "mse", "mse_step_0"} <= set(result.summary)
-    assert set(result.summary) - {"pooled_mse", "share"} == set(result.columns) - {"task_id"}
+    assert set(result.summary) - {"pooled_mse", "share", "mse_worst_decile"} == set(result.columns) - {
+        "task_id",
+        "task_sha256",
+    }
     assert result.summary["pooled_mse"]["mean"] == pytest.approx(result.summary["mse"]["mean"])
     assert 0 < result.summary["share"]["ci95"] < 1
 

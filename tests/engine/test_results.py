@@ -7,6 +7,7 @@ import torch
 from metalearn.engine.evaluate import Evaluation
 from metalearn.engine.results import protocol_name, write_evaluation
 from metalearn.rundir.log import RunLog
+from tests.engine.toy import ToySource, eval_spec
 
 
 def test_plain_protocols_are_named_in_words() -> None:
@@ -28,15 +29,14 @@ def test_protocols_whose_odd_characters_were_replaced_have_folders_of_their_own(
 
 def test_predictions_of_an_earlier_evaluation_do_not_stay_beside_another(tmp_path: Path) -> None:
     columns, summary = (
-        {"task_id": [0, 1], "loss": [1.0, 2.0]},
-        {"loss": {"mean": 1.5, "ci95": 1.0, "std": 0.7}},
+        {"task_id": [0, 1], "mse": [1.0, 2.0]},
+        {"mse": {"mean": 1.5, "ci95": 1.0, "std": 0.7}},
     )
-    rows = {"prediction": torch.zeros(4, 2), "task": torch.tensor([0, 0, 1, 1])}
+    rows = {"prediction": torch.zeros(2, 3, 1), "y": torch.zeros(2, 3, 1), "mask": torch.ones(2, 3).bool()}
     path = tmp_path / "predictions_test.safetensors"
+    spec = eval_spec("test", seed=5, episodes=2)
     with RunLog(tmp_path) as log:
-        write_evaluation(log, "val", Evaluation(columns, summary, rows))
-        write_evaluation(log, "test", Evaluation(columns, summary, rows))
+        write_evaluation(log, spec, ToySource(), Evaluation(columns, summary, rows))
         assert path.exists()
-        write_evaluation(log, "test", Evaluation(columns, summary))
+        write_evaluation(log, spec, ToySource(), Evaluation(columns, summary))
     assert not path.exists()
-    assert (tmp_path / "predictions_val.safetensors").exists(), "that of another split"

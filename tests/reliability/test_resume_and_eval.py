@@ -231,8 +231,10 @@ def test_predictions_stand_beside_the_rows_of_the_tasks_if_they_are_asked_for(co
     [folder] = (copied / "evals").iterdir()
     rows = load_file(folder / "predictions_test.safetensors")
     assert (folder / "eval_test.csv").read_bytes() == (copied / "eval_test.csv").read_bytes()
-    correct = (rows["prediction"].argmax(1) == rows["y"]).double()
+    correct = (rows["probability"].argmax(1) == rows["label"]).double()
     mean = json.loads((copied / "results.json").read_text())["metrics"]["accuracy"]["mean"]
     assert correct.mean().item() == pytest.approx(mean)
-    assert evaluate_run(copied, []) == 0
-    assert not (copied / "evals" / "test" / "predictions_test.safetensors").exists()
+    assert evaluate_run(copied, ["eval.predictions=false"]) == 0
+    other = copied / "evals" / "test_eval.predictions=false"
+    assert (other / "results.json").exists()
+    assert not (other / "predictions_test.safetensors").exists()
