@@ -67,11 +67,11 @@ class EvalSpec:
     monitor: str | None
     chunk: int | None
     predictions: bool
-    tasks: str | None = None
-    anyway: bool = False
-    seeds: int = 1
-    ci_target: float | None = None
-    grid: Mapping[str, Any] | None = None
+    tasks: str | None
+    anyway: bool
+    seeds: int
+    ci_target: float | None
+    grid: Mapping[str, Any] | None
     curve: bool = True
 
     @property
@@ -179,7 +179,8 @@ def until_enough(find: Callable[[range], dict[str, Tensor]], source: Source, spe
             if done:
                 break
     evaluation = Evaluation.of(kept, objective, spec)
-    return evaluation.named(hashes_of(source, spec, evaluation.episodes))
+    # Nobody compares validations.
+    return evaluation.named(hashes_of(source, spec, evaluation.episodes)) if spec.curve else evaluation
 
 
 def looks(spec: EvalSpec) -> Iterator[range]:

@@ -241,6 +241,11 @@ def evaluation_leaves_the_state_bit_equal_and_repeats_itself(trial: Trial) -> st
         monitor=None,
         chunk=4,
         predictions=False,
+        tasks=None,
+        anyway=False,
+        seeds=1,
+        ci_target=None,
+        grid=None,
     )
     summaries = []
     for seed in (1, 2):

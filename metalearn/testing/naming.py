@@ -55,4 +55,3 @@ def real_rows(side: Examples) -> list[torch.Tensor]:
     """Inputs, by name where there are several, and targets without padding, all tasks one after the other."""
     inputs = [side.x[name] for name in sorted(side.x)] if isinstance(side.x, dict) else [side.x]
     return [part[side.mask] for part in (*inputs, side.y)]
-

@@ -118,9 +118,7 @@ def test_an_evaluation_ends_when_its_interval_is_small_enough_whatever_is_taken_
     assert found["metrics"]["accuracy"]["ci95"] <= 0.03
     assert (protocol["ci_target"], protocol["ci_reached"]) == (3.0, True)
     assert "after 200 tasks and every 100 more" in protocol["ci_rule"]
-    other = judge(
-        place, "eval.ci_target=3", "eval.episodes=2000", "eval.predictions=false", "eval.chunk=170"
-    )
+    other = judge(place, "eval.ci_target=3", "eval.episodes=2000", "eval.predictions=false", "eval.chunk=170")
     assert other["tasks_sha256"] == found["tasks_sha256"]
     assert other["metrics"] == found["metrics"]
 

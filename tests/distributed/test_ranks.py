@@ -285,6 +285,17 @@ def test_pooled_metrics_are_those_of_one_process_bit_for_bit(tmp_path: Path) -> 
     )
 
 
+def test_an_evaluation_ends_at_the_same_task_whoever_shares_it(tmp_path: Path) -> None:
+    def evaluated(strategy: SingleProcess) -> dict[str, list[float]]:
+        spec = eval_spec("val", seed=0, episodes=900, chunk=70, ci_target=0.12)
+        return strategy.evaluate(spec).columns
+
+    source = ToySource()
+    expected = alone(ToyAlgorithm(), source, SETTINGS, evaluated)
+    assert len(expected["task_id"]) in range(300, 900, 100)
+    assert together(2, with_others(ToyAlgorithm(), source, SETTINGS, evaluated), tmp_path) == expected
+
+
 def test_every_kind_of_tensor_arrives_as_it_is(tmp_path: Path) -> None:
     def module(offset: int) -> Algorithm:
         algorithm = ToyAlgorithm()

@@ -101,7 +101,9 @@ def test_a_file_of_tasks_gives_the_same_tasks(kind: str, cache: Path, tmp_path: 
         assert torch.equal(one.y[one.mask], other.y[other.mask])
         names = list(one.x) if isinstance(one.x, dict) else [None]
         for name in names:
-            left, right = ((x[name] if name else x)[mask] for x, mask in ((one.x, one.mask), (other.x, other.mask)))
+            left, right = (
+                (x[name] if name else x)[mask] for x, mask in ((one.x, one.mask), (other.x, other.mask))
+            )
             assert torch.equal(left, right)
 
 
@@ -141,10 +143,16 @@ GOOD = {"support": [row(1, 1), row(2, 1)], "query": [row(1, 2)]}
 @pytest.mark.parametrize(
     ("task", "problem"),
     [
-        ({**GOOD, "query": [row(77, 2)]}, "line 1, task '0', query: class 'seed=0/character=77' is not in data="),
+        (
+            {**GOOD, "query": [row(77, 2)]},
+            "line 1, task '0', query: class 'seed=0/character=77' is not in data=",
+        ),
         ({**GOOD, "query": [row(1, 9)]}, "has no drawing 9; it has 1 to 6, 6 of them"),
         ({**GOOD, "query": [row(1, 1)]}, "is in support and query"),
-        ({**GOOD, "query": [row(3, 1)]}, "the query asks for 'seed=0/character=3', of which the support shows"),
+        (
+            {**GOOD, "query": [row(3, 1)]},
+            "the query asks for 'seed=0/character=3', of which the support shows",
+        ),
         ({**GOOD, "query": [row(1, 2, label=0)]}, "some rows have a label and others have none"),
         ({"support": [row(1, 1, label=1)], "query": [row(1, 2, label=1)]}, "labels are not 0 to 0"),
         ({**GOOD, "query": [row(1, 2, turned=45)]}, "turned=45 of .* expected 0, 90, 180 or 270"),

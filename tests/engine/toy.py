@@ -23,6 +23,7 @@ def eval_spec(split: Split, seed: int, episodes: int, **more: Any) -> EvalSpec:
     batches as large as are fast.
     """
     rest = {"val_episodes": 8, "checkpoint": "best", "monitor": None, "chunk": None, "predictions": False}
+    rest |= {"tasks": None, "anyway": False, "seeds": 1, "ci_target": None, "grid": None}
     return EvalSpec(split, seed, episodes, **(rest | more))
 
 

@@ -24,7 +24,6 @@ HERE = Path(__file__).parent
 EXPECTED = HERE / "expected"
 IMAGES = HERE / "images" / "expected"
 MACHINES = {place: json.loads((place / "machine.json").read_text()) for place in (EXPECTED, IMAGES)}
-# What later metalearns say besides, in results.json.
 
 
 @pytest.fixture
@@ -46,7 +45,8 @@ def as_it_was() -> Iterator[None]:
 
 def test_it_is_resumed_to_the_same_end(older: Path) -> None:
     assert cli.main(["resume", str(older)]) == 0
-    assert measurements(older / "metrics.jsonl") == like(measurements(EXPECTED / "resumed" / "metrics.jsonl"))
+    wanted = measurements(EXPECTED / "resumed" / "metrics.jsonl")
+    assert as_far_as(measurements(older / "metrics.jsonl"), wanted) == like(wanted)
     assert_same_results(older, EXPECTED / "resumed")
     store = CheckpointStore(older)
     assert {path.name for path in store.path(8).iterdir()} == {
@@ -62,8 +62,8 @@ def test_it_is_judged_as_it_was(older: Path) -> None:
 
 def test_one_on_images_is_resumed_to_the_same_end(images: Path) -> None:
     assert cli.main(["resume", str(images)]) == 0
-    found = measurements(images / "metrics.jsonl")
-    assert found == like(measurements(IMAGES / "resumed" / "metrics.jsonl"), IMAGES)
+    wanted = measurements(IMAGES / "resumed" / "metrics.jsonl")
+    assert as_far_as(measurements(images / "metrics.jsonl"), wanted) == like(wanted, IMAGES)
     assert_same_results(images, IMAGES / "resumed", IMAGES)
 
 
@@ -119,6 +119,8 @@ def assert_same_results(folder: Path, expected: Path, made: Path = EXPECTED) -> 
 
 def as_far_as(found: Any, known: Any) -> Any:
     """What was found without the keys that a result has gained since."""
+    if isinstance(known, list) and isinstance(found, list) and len(known) == len(found):
+        return [as_far_as(*pair) for pair in zip(found, known, strict=True)]
     if not isinstance(known, dict) or not isinstance(found, dict):
         return found
     return {name: as_far_as(found[name], value) for name, value in known.items()}
