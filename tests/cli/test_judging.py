@@ -173,8 +173,11 @@ def test_a_run_itself_has_no_grid(place: Path, capsys: pytest.CaptureFixture[str
 def test_predictions_name_the_classes_and_can_be_read_without_torch(place: Path) -> None:
     rows = load_file(place / "run" / "predictions_test.safetensors")
     assert {name: values.dtype.name for name, values in rows.items()} == {
-        **{"task": "int32", "row": "int32", "classes": "int32"},
-        **{"label": "int64", "probability": "float16"},
+        "task": "int32",
+        "row": "int32",
+        "classes": "int32",
+        "label": "int64",
+        "probability": "float16",
     }
     scores = table(place / "run" / "eval_test.csv")
     for task in (0, 11):

@@ -27,9 +27,21 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def glyphs(cache: Path, **dials: Any) -> Glyphs:
     rest: dict[str, Any] = {
-        **{"num_classes": 36, "num_drawings": 6, "seed": 0, "partition": "random", "partition_seed": 0},
-        **{"way": 3, "shot": 2, "query_shot": 2, "train": None, "rotations": [], "rotated_twins": True},
-        **{"invert": True, "image_size": 14, "cache_dir": str(cache), "device": torch.device("cpu")},
+        "num_classes": 36,
+        "num_drawings": 6,
+        "seed": 0,
+        "partition": "random",
+        "partition_seed": 0,
+        "way": 3,
+        "shot": 2,
+        "query_shot": 2,
+        "train": None,
+        "rotations": [],
+        "rotated_twins": True,
+        "invert": True,
+        "image_size": 14,
+        "cache_dir": str(cache),
+        "device": torch.device("cpu"),
     }
     return Glyphs(**(rest | dials))
 
