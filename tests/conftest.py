@@ -19,4 +19,5 @@ def no_plots() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("metalearn.run.session.draw_plots", lambda *parts: None)
+        patch.setattr("metalearn.run.evaluate.draw_worst", lambda *parts: None)
         yield

@@ -58,15 +58,17 @@ class Answers:
         return not self.y.is_floating_point()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Of the real queries: task, row int32 (R,); label int64 (R,) and probability float16 (R, W), or
-        target and prediction float32 (R, D); classes as above, where there are names.
+        """Of the real queries: task, row int32 (R,); label and predicted int64 (R,), probability float16
+        (R, W), whose rounding may tie; or target and prediction float32 (R, D); classes as above, where there
+        are names.
         """
         real = self.mask
         task = torch.arange(len(real), dtype=torch.int32)[:, None].expand_as(real)
         found = {"task": task[real], "row": self.row[real]}
         if self.is_class:
             probability = self.prediction[real].float().softmax(-1).half()
-            found |= {"label": self.y[real], "probability": probability}
+            predicted = self.prediction[real].argmax(-1)
+            found |= {"label": self.y[real], "predicted": predicted, "probability": probability}
         else:
             found |= {"target": self.y[real].float(), "prediction": self.prediction[real].float()}
         named = {"classes": self.classes} if self.owners else {}

@@ -97,6 +97,7 @@ def test_an_objective_without_pooled_metrics_works_as_before() -> None:
         "loss",
         "mse",
         "mse_inductive",
+        "mse_worst_decile",
         *(f"mse_step_{k}" for k in range(4)),
     }
 

@@ -47,7 +47,8 @@ def glyphs(cache: Path, **dials: Any) -> Glyphs:
 
 
 def sinusoid() -> Sinusoid:
-    return Sinusoid(device=torch.device("cpu"), shot=3, query_shot=2, train=None)
+    shape: dict[str, Any] = {"amplitude": [0.1, 5.0], "phase": [0.0, 3.14], "interval": [-5.0, 5.0]}
+    return Sinusoid(device=torch.device("cpu"), shot=3, query_shot=2, train=None, **shape)
 
 
 def write(path: Path, *tasks: Any) -> Path:

@@ -231,7 +231,7 @@ def test_predictions_stand_beside_the_rows_of_the_tasks_if_they_are_asked_for(co
     [folder] = (copied / "evals").iterdir()
     rows = load_file(folder / "predictions_test.safetensors")
     assert (folder / "eval_test.csv").read_bytes() == (copied / "eval_test.csv").read_bytes()
-    correct = (rows["probability"].argmax(1) == rows["label"]).double()
+    correct = (rows["predicted"] == rows["label"]).double()
     mean = json.loads((copied / "results.json").read_text())["metrics"]["accuracy"]["mean"]
     assert correct.mean().item() == pytest.approx(mean)
     assert evaluate_run(copied, ["eval.predictions=false"]) == 0
