@@ -152,8 +152,11 @@ class SyntheticRatings(Source):
                 Row(f"seed={self.seed}/user={who}", item, decimal(rating)) if kept else None
                 for item, rating, kept in zip(*rated, strict=True)
             ]
-            sides = rows[self.query_shot :], rows[: self.query_shot]
-            tasks.append(NamedTask(*([row for row in side if row is not None] for side in sides)))
+            query, support = (
+                [row for row in side if row is not None]
+                for side in (rows[: self.query_shot], rows[self.query_shot :])
+            )
+            tasks.append(NamedTask(support, query))
         return tasks
 
     def recognised(self, row: Row, beside: Path) -> Row:
@@ -179,7 +182,7 @@ class SyntheticRatings(Source):
             if len({row.owner for row in rows}) > 1:
                 raise DataError(f"a task is one user's, but one names {rows[0].owner!r} and others")
             rated = self._rated(int(user[task]))
-            order[task, : len(rows)] = torch.tensor([rated.index(row.item) for row in rows])
+            order[task, : len(rows)] = torch.tensor([rated.index(int(row.item)) for row in rows])
             real[task, : len(rows)] = True
         return self._rows(user.to(self.device), order.to(self.device), real.to(self.device))
 

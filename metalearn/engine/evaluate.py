@@ -170,7 +170,8 @@ def until_enough(find: Callable[[range], dict[str, Tensor]], source: Source, spe
 
     find: what `evaluate_batch` finds of tasks with these numbers.
     """
-    objective, kept = source.spec(spec.split).objective, {}
+    kept: dict[str, Tensor] = {}
+    objective = source.spec(spec.split).objective
     for tasks in looks(spec):
         for name, values in find(tasks).items():
             kept[name] = torch.cat([kept[name], values]) if name in kept else values

@@ -44,9 +44,10 @@ class LockedTasks(Source):
     def spec(self, split: Split) -> TaskSpec:
         sizes = [(len(line.support), len(line.query)) for line in self.lines]
         support, query = (max(side) for side in zip(*sizes, strict=True))
-        way = max((row.label or 0 for task in self.tasks_named for row in task.support), default=0) + 1
-        classes = {"num_outputs": int(way), "max_way": int(way)} if self._classes else {}
+        way = int(max((row.label or 0 for task in self.tasks_named for row in task.support), default=0)) + 1
         ragged = self.spec_of_split.ragged or len(set(sizes)) > 1
+        found = replace(self.spec_of_split, support_size=support, query_size=query, ragged=ragged)
+        return replace(found, num_outputs=way, max_way=way) if self._classes else found
         return replace(self.spec_of_split, support_size=support, query_size=query, ragged=ragged, **classes)
 
     def tasks(self, split: Split, *, seed: int, first: int, count: int) -> TaskBatch:
@@ -125,7 +126,7 @@ class LockedTasks(Source):
                 sides.append([self.source.recognised(row, self.path.parent) for row in rows_of(line, part)])
             except DataError as error:
                 raise DataError(f"{line.place}, task {line.name!r}, {part}: {error}") from error
-        task = NamedTask(*sides, name=line.name)
+        task = NamedTask(sides[0], sides[1], line.name)
         shared = {row[:2] + row[3:] for row in task.support} & {row[:2] + row[3:] for row in task.query}
         if shared:
             owner, item, _ = next(iter(shared))
@@ -174,7 +175,7 @@ def _labelled(task: NamedTask, line: TaskLine) -> NamedTask:
     if not any(given):
         numbers = {owner: i for i, owner in enumerate(dict.fromkeys(row.owner for row in task.support))}
         sides = [[row._replace(label=numbers.get(row.owner)) for row in side] for side in task[:2]]
-        task = NamedTask(*sides, name=task.name)
+        task = NamedTask(sides[0], sides[1], task.name)
     shown = {row.label for row in task.support}
     odd = next((row for row in task.query if row.label not in shown), None)
     if odd is not None:

@@ -66,13 +66,13 @@ def _of_json(path: Path, text: str) -> Iterator[TaskLine]:
         place = f"{path}, line {number}"
         try:
             tree = json.loads(line)
-            sides = [[dict(row) for row in tree[part]] for part in ("support", "query")]
+            support, query = ([dict(row) for row in tree[part]] for part in ("support", "query"))
             source = tree.get("source")
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(
                 f'{place} is no task: expected {{"support": [{{"class": …}}, …], "query": […]}} ({error})'
             ) from error
-        yield TaskLine(str(_word(tree, "task", number - 1)), source, *sides, place)
+        yield TaskLine(str(_word(tree, "task", number - 1)), source, support, query, place)
 
 
 def _of_csv(path: Path, text: str) -> Iterator[TaskLine]:

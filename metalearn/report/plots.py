@@ -47,8 +47,8 @@ def learning_curve(run_dir: Path) -> Path | None:
 
 def heat_map(path: Path, axes: dict[str, list[int]], cells: list[dict[str, Any]]) -> Path:
     """The cells of an evaluation grid by colour and number; what was refused stays empty."""
-    down, across = (*axes, None)[:2]
-    rows, columns = axes[down], axes[across] if across is not None else [0]
+    down, *second = axes
+    rows, columns = axes[down], axes[second[0]] if second else [0]
     values = np.full((len(rows), len(columns)), np.nan)
     figure = Figure(figsize=(1.4 + 1.25 * len(columns), 1.2 + 0.6 * len(rows)), layout="constrained")
     axis = figure.subplots()
@@ -56,16 +56,17 @@ def heat_map(path: Path, axes: dict[str, list[int]], cells: list[dict[str, Any]]
         place = divmod(number, len(columns))
         if cell.get("mean") is not None:
             values[place] = cell["mean"] * cell["scale"]
-    image = axis.imshow(values, aspect="auto", cmap="viridis")
+    axis.imshow(values, aspect="auto", cmap="viridis")
     for number, cell in enumerate(cells):
         row, column = divmod(number, len(columns))
         text = cell.get("shown", "refused").replace(" ± ", "\n± ")
-        dark = np.isfinite(values[row, column]) and image.norm(values[row, column]) < 0.6
+        middle = (np.nanmin(values) + np.nanmax(values)) / 2
+        dark = bool(values[row, column] <= middle)  # False for what was refused
         axis.text(column, row, text, ha="center", va="center", fontsize=8, color="w" if dark else "k")
     axis.set_yticks(range(len(rows)), map(str, rows))
     axis.set_ylabel(f"data.{down}")
-    axis.set_xticks(range(len(columns)), map(str, columns) if across is not None else [""])
-    axis.set_xlabel(f"data.{across}" if across is not None else "")
+    axis.set_xticks(range(len(columns)), map(str, columns) if second else [""])
+    axis.set_xlabel(f"data.{second[0]}" if second else "")
     axis.set_title(next(cell["metric"] for cell in cells if "metric" in cell), fontsize=9)
     return save(figure, path)
 

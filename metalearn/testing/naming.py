@@ -31,6 +31,7 @@ def tasks_have_an_identity(trial: SourceTrial) -> str:
 
 def named_tasks_can_be_gathered_again(trial: SourceTrial) -> str:
     """`gathered(recognised(named))` is what `tasks` gives, row by row."""
+    owners = set()
     for split in SPLITS:
         named = trial.source.named(split, seed=1, first=2, count=TASKS)
         if named is None:
@@ -47,7 +48,7 @@ def named_tasks_can_be_gathered_again(trial: SourceTrial) -> str:
                 equal(real_rows(found), real_rows(expected)),
                 f"`gathered` makes other {part} rows of their names than `tasks` gave (split {split})",
             )
-    owners = {row.owner for task in named for row in task.support}
+        owners |= {row.owner for task in named for row in task.support}
     return f"{len(owners)} owners named and found again"
 
 
