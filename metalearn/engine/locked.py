@@ -48,7 +48,6 @@ class LockedTasks(Source):
         ragged = self.spec_of_split.ragged or len(set(sizes)) > 1
         found = replace(self.spec_of_split, support_size=support, query_size=query, ragged=ragged)
         return replace(found, num_outputs=way, max_way=way) if self._classes else found
-        return replace(self.spec_of_split, support_size=support, query_size=query, ragged=ragged, **classes)
 
     def tasks(self, split: Split, *, seed: int, first: int, count: int) -> TaskBatch:
         chosen = slice(first, first + count)
