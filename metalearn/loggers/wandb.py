@@ -52,7 +52,9 @@ class WeightsAndBiases(Logger):
         except ImportError as error:
             raise not_installed("wandb") from error
         self.wandb = wandb
-        if mode == "online" and not has_key(wandb):
+        with quietly():
+            unknown = mode == "online" and not has_key(wandb)
+        if unknown:
             raise ValueError(
                 "logger.mode=online needs a key of W&B; call wandb login once, set WANDB_API_KEY, or take "
                 "logger.mode=offline"
