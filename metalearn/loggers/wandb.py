@@ -71,6 +71,7 @@ class WeightsAndBiases(Logger):
         folder.mkdir()
         with quietly(), inside(folder), own_exits():
             self.run = self._begin(run_dir)
+        remove_links(folder)
         self.run.define_metric("step", hidden=True)
         self.run.define_metric("*", step_metric="step")
         for line in lines:
@@ -90,6 +91,7 @@ class WeightsAndBiases(Logger):
             return
         run, self.run = self.run, None
         run.finish(exit_code=exit_code(self.run_dir) or 0)
+        remove_links(self.run_dir / "wandb")
         self.wandb.teardown()  # its process, which a sweep would otherwise take along to its other jobs
 
     def _begin(self, run_dir: Path) -> Any:
@@ -124,6 +126,13 @@ def known_id(path: Path) -> str:
     if not path.exists():
         path.write_text(f"{uuid.uuid4().hex[:16]}\n", encoding="utf-8")
     return path.read_text(encoding="utf-8").strip()
+
+
+def remove_links(folder: Path) -> None:
+    """A run folder holds none; W&B links to the log of its process whatever it is told."""
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            path.unlink()
 
 
 def has_key(wandb: Any) -> bool:
