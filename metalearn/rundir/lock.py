@@ -12,7 +12,7 @@ from typing import TextIO
 from metalearn.errors import ConfigError, InUseError
 
 LOCK_TRIES, LOCK_PAUSE = 5, 0.04  # seconds
-OWN_FOLDERS = ("checkpoints", "evals", "plots", "tensorboard")
+OWN_FOLDERS = ("checkpoints", "evals", "plots", "tensorboard", "mlflow")
 
 
 def refuse_links(run_dir: Path) -> None:

@@ -14,54 +14,64 @@ from metalearn.config.compose import compose
 from metalearn.sweep import jobs
 from tests.reliability.harness import QUICK, TINY
 
-PACKAGE = (
-    "logger=tensorboard needs a package that is not installed; install it with: pip install "
-    "'metalearn-runner[tensorboard]'"
-)
+NAMES = ["mlflow", "none", "tensorboard", "wandb"]
+
+
+def sentence(logger: str) -> str:
+    return (
+        f"logger={logger} needs a package that is not installed; install it with: pip install "
+        f"'metalearn-runner[{logger}]'"
+    )
 
 
 @pytest.fixture
-def no_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
+def no_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("tensorboard", "wandb", "mlflow"):
+        monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
 
 
 def test_the_group_is_listed_shown_and_completed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["ls", "logger"]) == 0
     head, _, *rows = capsys.readouterr().out.splitlines()
-    assert [row.split()[0] for row in (head, *rows)] == ["logger", "none", "tensorboard"]
+    assert [row.split()[0] for row in (head, *rows)] == ["logger", *NAMES]
     assert cli.main(["show", "tensorboard"]) == 0
     assert "_target_: metalearn.loggers.tensorboard.TensorBoard\n" in capsys.readouterr().out
     line = "metalearn train logger="
-    assert completion.complete(line, len(line), ("train",)) == ["logger=none", "logger=tensorboard"]
+    assert completion.complete(line, len(line), ("train",)) == [f"logger={name}" for name in NAMES]
 
 
 def test_a_misspelt_one_gets_the_closest_match(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "logger=tensorbord"]) == 2
     assert (
-        "logger=tensorbord does not exist; did you mean logger=tensorboard? choices: none, tensorboard"
-        in capsys.readouterr().err
+        "logger=tensorbord does not exist; did you mean logger=tensorboard? choices: mlflow, "
+        "none, tensorboard, wandb" in capsys.readouterr().err
     )
 
 
+@pytest.mark.parametrize("logger", ["tensorboard", "wandb", "mlflow"])
 def test_without_the_package_nothing_begins(
-    no_tensorboard: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    logger: str,
+    no_packages: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = [*TINY, *QUICK, "data.cache_dir=cache"]
-    assert cli.main(["train", *words, "logger=tensorboard"]) == 2
-    assert f"error: {PACKAGE}\n" in capsys.readouterr().err
+    assert cli.main(["train", *words, f"logger={logger}"]) == 2
+    assert f"error: {sentence(logger)}\n" in capsys.readouterr().err
     assert not (tmp_path / "outputs").exists()
     assert cli.main(["train", *words, "run_dir=run"]) == 0
-    assert cli.main(["resume", "run", "logger=tensorboard"]) == 0
+    assert cli.main(["resume", "run", f"logger={logger}"]) == 0
     assert (
         "run is finished; nothing to do; a logger hears of a run only while it trains\n"
         in capsys.readouterr().out
     )
     (tmp_path / "run" / "status.json").write_text(json.dumps({"status": "preempted"}))
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
-    assert cli.main(["resume", "run", "logger=tensorboard"]) == 2
-    assert f"error: {PACKAGE}\n" in capsys.readouterr().err
+    assert cli.main(["resume", "run", f"logger={logger}"]) == 2
+    assert f"error: {sentence(logger)}\n" in capsys.readouterr().err
     assert {
         path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file() and path.name != ".lock"
     } == {path: content for path, content in before.items() if path.name != ".lock"}
