@@ -17,7 +17,7 @@ import numpy as np
 
 from metalearn.errors import ConfigError
 from metalearn.report import statistics
-from metalearn.report.methods import Method, methods_of
+from metalearn.report.methods import TASK_FACTS, Method, methods_of
 from metalearn.report.statistics import FEWEST_SEEDS, Array, Interval, OverSeeds
 from metalearn.rundir import registry
 from metalearn.rundir.reader import Format, format_of, read_yaml
@@ -178,7 +178,7 @@ def _told(methods: Sequence[Method], values: Sequence[Any]) -> str:
 def _unlike(methods: Sequence[Method], metric: str) -> dict[str, list[Any]]:
     """The facts of the protocols that should be equal and are not, with the value of each method."""
     facts = [registry.comparable_facts(method.results[0].results) for method in methods]
-    names = dict.fromkeys(name for found in facts for name in found)
+    names = dict.fromkeys(name for found in facts for name in found if name not in TASK_FACTS)
     if metric.endswith(INDUCTIVE):
         names.pop("transductive", None)
     values = {name: [found.get(name) for found in facts] for name in names}

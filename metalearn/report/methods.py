@@ -20,7 +20,11 @@ FREE = (
 )
 # … but for these
 BOUND = ("device.precision", "eval.val_episodes", "eval.seed", "eval.monitor")
-FREE_FACTS = ("eval_seed", "eval_seeds", "episodes", "ci_target")  # of a protocol: which tasks, and how many
+# Of a protocol: which tasks were judged, and how many. Whether they are shared is told by task_sha256.
+TASK_FACTS = (
+    *("eval_seed", "eval_seeds", "episodes", "tasks", "num_classes"),
+    *("ci_target", "ci_rule", "ci_reached"),
+)
 NAMING = tuple(group for group in GROUPS if group not in ("device", "logger", "experiment"))
 MOST_LETTERS = 48  # of a label
 NONE = "–"
@@ -85,7 +89,7 @@ def facts_of(judged: Judgement) -> Facts:
     science = {key: value for key, value in leaves(cfg) if key not in moved and not is_free(key)}
     science["data_sha256"] = env.get("data_sha256")  # of what it was trained on, wherever that lies
     protocol = judged.results["protocol"]
-    science |= {f"protocol.{name}": value for name, value in protocol.items() if name not in FREE_FACTS}
+    science |= {f"protocol.{name}": value for name, value in protocol.items() if name not in TASK_FACTS}
     return Facts(chosen(cfg), science)
 
 

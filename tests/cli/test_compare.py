@@ -1,4 +1,4 @@
-"""compare as a user meets it: its answer, its files, and a sentence for everything that cannot be compared."""
+"""compare as a user meets it: its answer, its files, and a sentence for all that cannot be compared."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ class TestWhatCannotBeCompared:
         write_result(runs / "c", {"accuracy": SCORES[:5]}, order=1)
         assert complaint_of(capsys, "runs/a", "c") == (
             2,
-            "these results have 5 to 8 tasks each, of which all share 5; compare on those alone with --common",
+            "these results have 5 to 8 tasks each, of which all share 5; compare on those alone "
+            "with --common",
         )
         assert answer(capsys, "compare", "runs/a", "c", "--common")[0] == 0
 
@@ -125,8 +126,8 @@ class TestWhatCannotBeCompared:
         write_result(runs / "c", {"mse": SCORES, "accuracy": SCORES}, seed=1, order=3)
         assert complaint_of(capsys, "runs/a", "c") == (
             2,
-            'the primary metric is "accuracy" for algo.order=2 and "mse" for algo.order=3; choose one that all '
-            "have with --metric NAME",
+            'the primary metric is "accuracy" for algo.order=2 and "mse" for algo.order=3; choose one '
+            "that all have with --metric NAME",
         )
         assert answer(capsys, "compare", "runs/a", "c", "--metric", "accuracy")[0] == 0
         code, complaint = complaint_of(capsys, "runs", "--metric", "ece")
