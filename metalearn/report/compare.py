@@ -23,6 +23,7 @@ from metalearn.rundir import registry
 from metalearn.rundir.reader import Format, format_of, read_yaml
 from metalearn.rundir.registry import Scores
 
+LEVEL = 0.05
 INDUCTIVE = "_inductive"  # ends the name of a metric for which it is no matter how queries met in the other
 Task = tuple[str, int]  # sha256, and which of the times that it was drawn
 
@@ -315,12 +316,18 @@ def _corrected(pairs: list[Pair]) -> list[Pair]:
 
 
 def enough(pair: Pair) -> bool:
-    """Whether what was measured says that the methods differ: over seeds, where a method has any."""
+    """Whether what was measured says that the methods differ: over seeds, where a method has any. Of more
+    than two methods, p must be below 0.05 when corrected for the number of pairs, too.
+    """
     if pair.over_seeds is not None:
-        return not pair.over_seeds.interval.holds(0.0)
+        return not pair.over_seeds.interval.holds(0.0) and (pair.over_seeds_holm or 0.0) < LEVEL
     if pair.a.trains or pair.b.trains:
         return False
-    return not (pair.paired.t if pair.paired else pair.unpaired).holds(0.0)
+    if pair.paired is None:
+        return not pair.unpaired.holds(0.0)
+    return not pair.paired.t.holds(0.0) and (
+        pair.paired.holm_p < LEVEL or pair.paired.holm_p == pair.paired.wilcoxon_p
+    )
 
 
 def as_json(found: Comparison) -> dict[str, Any]:

@@ -207,15 +207,15 @@ def _verdict(found: Comparison, pair: Pair) -> str:
     if pair.over_seeds is not None:
         if enough(pair):
             return f"Over seeds and tasks, {better} is better."
-        return (
-            f"With {_count(pair)} this is not enough to say which is better: the interval over seeds holds 0."
-        )
+        holds = pair.over_seeds.interval.holds(0.0)
+        why = "the interval over seeds holds 0" if holds else "p is too large for so many pairs"
+        return f"With {_count(pair)} this is not enough to say which is better: {why}."
     if not pair.a.trains and not pair.b.trains:
         if enough(pair):
             return f"On tasks like these, {better} is better; {pair.why_not}."
         return f"These tasks are not enough to say which is better; {pair.why_not}."
     return (
-        f"This says something of these trained models, and nothing of other seeds: {pair.why_not}. "
+        f"This says something of these trained models, and nothing of other seeds: {pair.why_not}.\n"
         f"With {_count(pair)} this is not enough to say which method is better."
     )
 

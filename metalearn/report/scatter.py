@@ -14,7 +14,7 @@ from metalearn.report.compare_text import between, signed, unit
 from metalearn.report.style import BLUE, GREY, RED, save
 
 MOST_PANELS = 6
-LARGEST, SMALLEST = 420.0, 6.0  # area of a point, in square points
+LARGEST, SMALLEST, SINGLE = 420.0, 8.0, 12.0  # area of a point, in square points
 MOST_LETTERS = 34  # of a label on an axis
 
 
@@ -38,8 +38,10 @@ def _draw(axis: Axes, found: Comparison, pair: Pair) -> None:
     x, y = pair.b.by_task * scale, pair.a.by_task * scale
     # Scores of few queries fall on few points: their number is the area, so that none lies under another.
     places, counts = np.unique(np.round(np.stack([x, y], 1), 6), axis=0, return_counts=True)
-    area = np.maximum(SMALLEST, LARGEST * counts / max(counts.max(), 12))
-    axis.scatter(*places.T, s=area, color=BLUE, alpha=0.55, edgecolors="white", linewidths=0.4, zorder=2)
+    several = counts.max() > 1
+    area = np.maximum(SMALLEST, LARGEST * counts / max(counts.max(), 12)) if several else SINGLE
+    shade = 0.55 if several else 0.35
+    axis.scatter(*places.T, s=area, color=BLUE, alpha=shade, linewidths=0, zorder=2)
     low, high = float(min(x.min(), y.min())), float(max(x.max(), y.max()))
     margin = 0.06 * (high - low) or 1.0
     limits = (low - margin, high + margin)
@@ -51,7 +53,7 @@ def _draw(axis: Axes, found: Comparison, pair: Pair) -> None:
     axis.set_ylabel(f"{_short(pair.a.label)}: {found.metric}{mark}")
     _say_which_is_better(axis, found, pair)
     assert pair.paired is not None
-    largest = f"area: tasks, {counts.max():,} at the largest" if counts.max() > 1 else "one point a task"
+    largest = f"area: tasks, {counts.max():,} at the largest" if several else "one point a task"
     axis.set_title(
         f"difference {signed(form, pair.difference)}{unit(form)}, 95% CI {between(form, pair.paired.t)}\n"
         f"{len(x):,} tasks ({largest}); + the two means",
@@ -66,7 +68,7 @@ def _say_which_is_better(axis: Axes, found: Comparison, pair: Pair) -> None:
     above, below = (pair.a, pair.b) if found.higher_is_better else (pair.b, pair.a)
     assert pair.paired is not None
     wins = {id(pair.a): pair.paired.wins, id(pair.b): pair.paired.losses}
-    said: dict[str, Any] = {"fontsize": 8, "color": GREY, "transform": axis.transAxes, "zorder": 3}
+    said: dict[str, Any] = {"fontsize": 8, "color": GREY, "transform": axis.transAxes, "zorder": 1}
     axis.text(0.02, 0.99, f"{_short(above.label)} better\n({wins[id(above)]:,} tasks)", va="top", **said)
     axis.text(
         0.99,

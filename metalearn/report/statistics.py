@@ -57,8 +57,12 @@ class OverSeeds(NamedTuple):
 
 def around(center: float, standard_error: float, df: float) -> Interval:
     """The 95% interval by t."""
-    half = float(stats.t.ppf(UPPER, df)) * standard_error if standard_error else 0.0
+    half = half_width(standard_error**2, df)
     return Interval(center - half, center + half)
+
+
+def half_width(variance: float, df: float) -> float:
+    return float(stats.t.ppf(UPPER, df)) * math.sqrt(variance)
 
 
 def t_interval(values: Array) -> Interval:
@@ -162,10 +166,11 @@ def varies(scores: Array) -> bool:
 def over_seeds(a: Array, b: Array) -> OverSeeds:
     """The difference of the means of (K_A, n) and (K_B, n) scores of the same tasks, over seeds and tasks.
 
-    One row is a method without seeds; otherwise K >= 2. The variance of the difference is estimated by the
-    sum of three: of the means of seeds of either side, and of the per-task differences. Both kinds hold what
-    is neither seed nor task, which is therefore counted twice. Taking it off once would be right on average,
-    and leaves intervals that are too short where seeds vary little and are few; see `scripts/coverage`.
+    One row is a method without seeds; otherwise K >= 2. The variance of the difference is that of the means
+    of seeds of either side, which hold the rest as well, and of what tasks add to it; the rest is therefore
+    taken off the variance over tasks, which has many degrees of freedom, and not off those over seeds, which
+    have few. The interval is at least as wide as that over tasks alone. `scripts/coverage` measures what this
+    is worth.
     """
     by_task = a.mean(0) - b.mean(0)
     return _over_seeds(float(by_task.mean()), [a, b], [by_task])
@@ -181,12 +186,15 @@ def _over_seeds(difference: float, sides: Sequence[Array], by_task: Sequence[Arr
     seeds = [(float(side.mean(1).var(ddof=1)) / len(side), len(side) - 1) for side in trained]
     tasks = [(standard_error(values) ** 2, len(values) - 1) for values in by_task]
     rests = [mean_squares(side).rest / side.size for side in trained]
-    variance, df = satterthwaite([*seeds, *tasks])
+    alone = sum(variance for variance, _ in tasks)
+    kept = max(0.0, 1.0 - sum(rests) / alone) if alone else 0.0
+    also_seeds = satterthwaite([*seeds, *((kept * term, degrees) for term, degrees in tasks)])
+    variance, df = max(also_seeds, satterthwaite(tasks), key=lambda term: half_width(*term))
     error = math.sqrt(variance)
     p = 2.0 * float(stats.t.sf(abs(difference) / error, df)) if error else float(difference == 0.0)
     parts = Components(
         sum(max(0.0, mean - rest) for (mean, _), rest in zip(seeds, rests, strict=True)),
-        max(0.0, sum(variance for variance, _ in tasks) - sum(rests)),
+        kept * alone,
         sum(rests),
     )
     return OverSeeds(around(difference, error, df), error, df, p, parts)

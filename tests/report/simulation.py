@@ -16,6 +16,11 @@ TASK, REST, TASKS = 5.0, 8.0, 600  # standard deviations in points, and tasks, o
 SPREADS, SEEDS = (0.0, 0.5, 1.0, 2.0), (3, 5, 10)
 LOGITS = {"easy": 4.0, "middle": 2.5, "hard": 0.0}  # of a query's chance to be right, on a middling task
 
+SEQUENTIAL = (  # difficulty, half-width asked for, most tasks
+    *(("easy", 0.003, 5000), ("easy", 0.005, 2500), ("easy", 0.01, 1000)),
+    *(("middle", 0.005, 7000), ("middle", 0.01, 2500), ("hard", 0.01, 6000), ("hard", 0.02, 2500)),
+)
+
 
 class Coverage(NamedTuple):
     """name: of the interval. share: of repetitions whose interval held the truth. width: its mean."""
@@ -56,7 +61,7 @@ def paired(logit: float, repetitions: int, *, tasks: int = TASKS, seed: int = 0)
             accuracies(rng, logit + 0.1, difficulty), accuracies(rng, logit, difficulty)
         )
         t.append(statistics.t_interval(values))
-        bootstrap.append(statistics.bootstrap_interval(values, seed=repetition, resamples=999))
+        bootstrap.append(statistics.bootstrap_interval(values, seed=repetition, resamples=499))
     return [Coverage.of("paired t", t, truth), Coverage.of("paired bootstrap", bootstrap, truth)]
 
 
@@ -128,8 +133,8 @@ def table(repetitions: int) -> Iterator[str]:
     for name, logit in LOGITS.items():
         for found in paired(logit, repetitions):
             yield row(f"accuracies of {QUERIES} queries, {TASKS} tasks, {name}", found, 100.0)
-    for (name, logit), target in zip(LOGITS.items(), (0.003, 0.005, 0.01), strict=True):
-        stopped = sequential(logit, target, repetitions)
+    for name, target, most in SEQUENTIAL:
+        stopped = sequential(LOGITS[name], target, repetitions, most=most)
         what = (
             f"the same, {name}, until ± {100 * target:g} points: {stopped.mean_tasks:,.0f} tasks in the mean"
         )

@@ -145,8 +145,8 @@ def test_one_seed_says_nothing_of_others(two: list[str]) -> None:
     shown = text(compare(two))
     assert (
         "This says something of these trained models, and nothing of other seeds: it takes 3 seeds of a "
-        "method, and algo.order=2 has 1 and algo.order=1 has 1. With 1 seed this is not enough to say which "
-        "method is better." in shown
+        "method, and algo.order=2 has 1 and algo.order=1 has 1.\nWith 1 seed this is not enough to say "
+        "which method is better." in shown
     )
     assert "over seeds and tasks" not in shown
     for name in ("paired t", "paired bootstrap", "Wilcoxon", "d_z", "win / tie / loss", "80% power"):
@@ -200,7 +200,6 @@ class TestNothingToTrain:
         found = compare([str(tmp_path)])
         assert [side.trains for side in found.sides] == [True, False]
         assert found.pairs[0].over_seeds is not None
-        assert found.pairs[0].over_seeds.df < 30
         assert "0 (no matter)" in text(found)
 
     def test_seeds_that_all_score_alike_are_none(self, tmp_path: Path) -> None:
