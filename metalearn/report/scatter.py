@@ -39,9 +39,11 @@ def _draw(axis: Axes, found: Comparison, pair: Pair) -> None:
     # Scores of few queries fall on few points: their number is the area, so that none lies under another.
     places, counts = np.unique(np.round(np.stack([x, y], 1), 6), axis=0, return_counts=True)
     several = counts.max() > 1
-    area = np.maximum(SMALLEST, LARGEST * counts / max(counts.max(), 12)) if several else SINGLE
+    area = (
+        np.maximum(SMALLEST, LARGEST * counts / max(counts.max(), 12)) if several else SINGLE + 0.0 * counts
+    )
     shade = 0.55 if several else 0.35
-    axis.scatter(*places.T, s=area, color=BLUE, alpha=shade, linewidths=0, zorder=2)
+    axis.scatter(places[:, 0], places[:, 1], s=area, color=BLUE, alpha=shade, linewidths=0, zorder=2)
     low, high = float(min(x.min(), y.min())), float(max(x.max(), y.max()))
     margin = 0.06 * (high - low) or 1.0
     limits = (low - margin, high + margin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from metalearn.errors import ConfigError
 from metalearn.report import statistics
-from metalearn.report.compare import as_json, compare
+from metalearn.report.compare import as_json, compare, enough
 from metalearn.report.compare_text import text
 from metalearn.report.scatter import scatter
 from tests.report.judged import names_of, write_result
@@ -257,6 +258,17 @@ class TestSeveralMethods:
         assert "corrected for 6 pairs" in shown
         for name in ("A − B", "B − C", "C − D"):
             assert shown.count(name) == 3  # over tasks, over seeds, and what follows
+
+    def test_what_is_enough_for_one_pair_need_not_be_for_six(self, tmp_path: Path) -> None:
+        for order, shift in ((2, 1.0), (1, 0.0)):
+            for seed in range(3):
+                scores = {"accuracy": accuracies(shift, 10 * order + seed)}
+                write_result(tmp_path / f"{order}_{seed}", scores, order=order, seed=seed)
+        found = compare([str(tmp_path)])
+        assert enough(found.pairs[0])
+        one_of_six = replace(found.pairs[0], over_seeds_holm=0.06)
+        assert not enough(one_of_six)
+        assert text(replace(found, pairs=[one_of_six])).endswith("p is too large for so many pairs.")
 
     def test_at_most_six_pairs_are_drawn(self, four: list[str], tmp_path: Path) -> None:
         for seed in range(3):
