@@ -7,8 +7,6 @@ Nothing here needs torch, or writes.
 from __future__ import annotations
 
 import itertools
-import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -17,15 +15,20 @@ import numpy as np
 
 from metalearn.errors import ConfigError
 from metalearn.report import statistics
-from metalearn.report.methods import TASK_FACTS, Method, methods_of
+from metalearn.report.methods import Method, leaves, methods_of
+from metalearn.report.pairing import (
+    aligned,
+    numbered,
+    primary_of,
+    refusal,
+    shared_tasks,
+    unlike_facts,
+)
 from metalearn.report.statistics import FEWEST_SEEDS, Array, Interval, OverSeeds
 from metalearn.rundir import registry
 from metalearn.rundir.reader import Format, format_of, read_yaml
-from metalearn.rundir.registry import Scores
 
-LEVEL = 0.05
-INDUCTIVE = "_inductive"  # ends the name of a metric for which it is no matter how queries met in the other
-Task = tuple[str, int]  # sha256, and which of the times that it was drawn
+LEVEL = 0.05  # of p
 
 
 class Side(NamedTuple):
@@ -117,18 +120,18 @@ def compare(
     methods, differ = methods_of(judged)
     if len(methods) < 2:
         raise ConfigError(_one_method(methods[0]))
-    metric = metric or _primary(methods)
+    metric = metric or primary_of(methods)
     scores = [[registry.scores(result, metric) for result in method.results] for method in methods]
-    unlike = _unlike(methods, metric)
+    unlike = unlike_facts(methods, metric)
     if unlike and not anyway:
-        raise ConfigError(_refusal(methods, unlike))
+        raise ConfigError(refusal(methods, unlike))
     tasks = [[numbered(one.tasks) for one in results] for results in scores]
-    shared = None if unlike else _shared(methods, tasks, common=common, anyway=anyway)
+    shared = None if unlike else shared_tasks(methods, tasks, common=common, anyway=anyway)
     sides, left_out = [], {}
     for method, results, names in zip(methods, scores, tasks, strict=True):
-        own = shared if shared is not None else _shared([method], [names], common=common, anyway=False)
+        own = shared if shared is not None else shared_tasks([method], [names], common=common, anyway=False)
         assert own is not None
-        matrix = np.array([_aligned(*pair, own) for pair in zip(results, names, strict=True)])
+        matrix = np.array([aligned(*pair, own) for pair in zip(results, names, strict=True)])
         sides.append(Side(method, matrix, _trains(method, matrix)))
         for result, one in zip(method.results, names, strict=True):
             if len(one) > len(own):
@@ -142,16 +145,6 @@ def compare(
     )
 
 
-def numbered(tasks: Sequence[str]) -> list[Task]:
-    """Tasks that are told apart where one was drawn again: its first time, its second, …"""
-    seen: Counter[str] = Counter()
-    found = []
-    for task in tasks:
-        found.append((task, seen[task]))
-        seen[task] += 1
-    return found
-
-
 def _one_method(method: Method) -> str:
     seeds = ", ".join(map(str, method.seeds))
     what = (
@@ -160,75 +153,6 @@ def _one_method(method: Method) -> str:
         else f"these {len(method.seeds)} results are one method with seeds {seeds}"
     )
     return f"{what}, and a comparison needs two methods; name the runs of another one, too"
-
-
-def _primary(methods: Sequence[Method]) -> str:
-    primary = [str(method.results[0].results["primary"]) for method in methods]
-    if len({*primary}) > 1:
-        told = _told(methods, primary)
-        raise ConfigError(f"the primary metric is {told}; choose one that all have with --metric NAME")
-    return primary[0]
-
-
-def _told(methods: Sequence[Method], values: Sequence[Any]) -> str:
-    """'5 for algo=maml and 20 for algo=protonet'."""
-    said = [f"{json.dumps(value)} for {method.label}" for value, method in zip(values, methods, strict=True)]
-    return " and ".join([", ".join(said[:-1]), said[-1]])
-
-
-def _unlike(methods: Sequence[Method], metric: str) -> dict[str, list[Any]]:
-    """The facts of the protocols that should be equal and are not, with the value of each method."""
-    facts = [registry.comparable_facts(method.results[0].results) for method in methods]
-    names = dict.fromkeys(name for found in facts for name in found if name not in TASK_FACTS)
-    if metric.endswith(INDUCTIVE):
-        names.pop("transductive", None)
-    values = {name: [found.get(name) for found in facts] for name in names}
-    return {name: found for name, found in values.items() if any(value != found[0] for value in found)}
-
-
-def _refusal(methods: Sequence[Method], unlike: dict[str, list[Any]]) -> str:
-    told = "; ".join(f"{name} is {_told(methods, values)}" for name, values in unlike.items())
-    return (
-        f"these results have unlike protocols: {told}; judge both alike with metalearn eval, or compare "
-        "unpaired with --anyway"
-    )
-
-
-def _shared(
-    methods: Sequence[Method], tasks: Sequence[Sequence[list[Task]]], *, common: bool, anyway: bool
-) -> list[Task] | None:
-    """The tasks to compare on, in the order of the first result; None for methods that are compared unpaired.
-
-    tasks: of each result of each method.
-    """
-    every = [one for results in tasks for one in results]
-    sets = [{*one} for one in every]
-    both = sets[0].intersection(*sets[1:])
-    equal = all(len(one) == len(both) for one in sets)
-    if not equal:
-        if anyway and not (common and both):
-            return None
-        least, most = min(map(len, sets)), max(map(len, sets))
-        have = f"{least:,} tasks" if least == most else f"{least:,} to {most:,} tasks"
-        if not both:
-            names = " and ".join(method.label for method in methods)
-            raise ConfigError(
-                f"no task is shared by all results of {names} ({have} each); judge both on the same "
-                "tasks with metalearn eval, or compare unpaired with --anyway"
-            )
-        if not common:
-            raise ConfigError(
-                f"these results have {have} each, of which all share {len(both):,}; compare on those alone "
-                "with --common"
-            )
-    if len(both) < 2:
-        raise ConfigError("1 task is shared, from which no interval follows; judge more (eval.episodes)")
-    return [task for task in every[0] if task in both]
-
-
-def _aligned(scores: Scores, names: list[Task], wanted: Sequence[Task]) -> list[float]:
-    value = dict(zip(names, scores.values, strict=True))
-    return [value[task] for task in wanted]
 
 
 def _trains(method: Method, scores: Array) -> bool:
@@ -240,9 +164,9 @@ def _trains(method: Method, scores: Array) -> bool:
     if len(scores) > 1:
         return statistics.varies(scores)
     judged = method.results[0]
-    trainer = (read_yaml(judged.run_dir / "config.yaml") or {}).get("trainer") or {}
+    asked = dict(leaves(read_yaml(judged.run_dir / "config.yaml"))).get("trainer.outer_steps")
     newest = judged.results["protocol"].get("checkpoint") in ("best", "last")
-    return not (judged.results["step"] == 0 and newest and trainer.get("outer_steps", 0) > 0)
+    return not (judged.results["step"] == 0 and newest and asked)
 
 
 def _higher_is_better(metric: str, results: dict[str, Any]) -> bool:
