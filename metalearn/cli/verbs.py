@@ -14,6 +14,7 @@ FIRST = (
     "train",
     "resume",
     "eval",
+    "compare",
     "ls",
     "show",
     "doctor",
