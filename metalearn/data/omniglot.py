@@ -16,7 +16,7 @@ import torch
 
 from metalearn.core import Location, Split, one_of
 from metalearn.data.files.cache import CACHE, ORIGIN, cached, key_of
-from metalearn.data.files.image_file import class_sha256, pixels_sha256
+from metalearn.data.files.image_file import Picture, class_sha256, pixels_sha256
 from metalearn.data.files.omniglot import (
     CONTENT,
     DRAWINGS,
@@ -29,6 +29,7 @@ from metalearn.data.files.omniglot import (
 from metalearn.data.files.resize import METHODS, resize_ink
 from metalearn.data.images import ImageClasses, ImageSet
 from metalearn.data.partition import random_partition
+from metalearn.data.pictures import Pictures
 from metalearn.errors import DataError
 from metalearn.files import cache_folder
 
@@ -70,12 +71,12 @@ class Omniglot(ImageClasses):
         one_of("data.resize", resize, METHODS)
 
     @classmethod
-    def audit(cls) -> str:
+    def audit(cls, root: str | None = None) -> str:
         cache = cache_folder(None)
-        found = verify(locate(None, cache))
+        found = verify(locate(root, cache))
         missing = [part for part, path in found.items() if path is None]
         fetch = (
-            f"(looked in {os.environ.get('METALEARN_DATA') or cache}); fetch it with: metalearn data prepare "
+            f"(looked in {root or os.environ.get('METALEARN_DATA') or cache}); fetch it with: metalearn data prepare "
             "omniglot"
         )
         if len(missing) == len(found):
@@ -83,6 +84,24 @@ class Omniglot(ImageClasses):
         if missing:
             raise DataError(f"{', '.join(missing)} is not here, though the rest of Omniglot is {fetch}")
         return ", ".join(f"{path} has the published sha256" for path in found.values())
+
+    def pictures(self) -> Pictures:
+        """The drawings as they were published; an audit reads no cache."""
+        ink, characters = read_drawings(locate(self.root, self.folder), self.folder)
+        names = [_name(character) for character in characters]
+        return Pictures(
+            names=[f"{name}, drawing {drawer}" for name in names for drawer in range(1, DRAWINGS + 1)],
+            class_of=np.arange(NUM_CHARACTERS).repeat(DRAWINGS),
+            classes=names,
+            partition=self._divided(characters),
+            turned=self.rotations,
+            read=lambda number: Picture(np.where(ink[number], 0, 255).astype(np.uint8), "1"),
+        )
+
+    def _divided(self, characters: Sequence[Character]) -> dict[Split, list[int]]:
+        if self.partition == "random":
+            return random_partition(NUM_CHARACTERS, RANDOM_SIZES, self.partition_seed)
+        return vinyals_partition(characters)
 
     def _counts(self) -> dict[Split, tuple[int, int]]:
         sizes = VINYALS_SIZES if self.partition == "vinyals" else RANDOM_SIZES
@@ -94,15 +113,12 @@ class Omniglot(ImageClasses):
         name = f"omniglot-{key_of(version=VERSION, content=CONTENT, size=image_size, resize=self.resize)}"
         prepared = cached(self.folder, name, lambda: self._build(places, image_size))
         characters = [Character(*fields) for fields in prepared.facts["characters"]]
-        partition = vinyals_partition(characters)
-        if self.partition == "random":
-            partition = random_partition(NUM_CHARACTERS, RANDOM_SIZES, self.partition_seed)
-        names = [f"{character.alphabet}/character{character.number:02}" for character in characters]
+        names = [_name(character) for character in characters]
         contents = prepared.facts[ORIGIN]
         return ImageSet(
             prepared.tensors["images"],
             [DRAWINGS] * NUM_CHARACTERS,
-            partition,
+            self._divided(characters),
             prepared.sha256,
             names,
             contents,
@@ -124,6 +140,10 @@ class Omniglot(ImageClasses):
     def _facts(self) -> dict[str, Any]:
         seed = {"partition_seed": self.partition_seed} if self.partition == "random" else {}
         return {"partition": self.partition, **seed, "resize": self.resize}
+
+
+def _name(character: Character) -> str:
+    return f"{character.alphabet}/character{character.number:02}"
 
 
 def vinyals_partition(characters: Sequence[Character]) -> dict[Split, list[int]]:

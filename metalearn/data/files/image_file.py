@@ -9,6 +9,7 @@ import io
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -22,6 +23,16 @@ MAX_BYTES = 256 << 20
 # of a JPEG: a scan of a few bytes costs a pass over all pixels, and a progressive picture has about ten
 MAX_SCANS = 100
 JPEG, SCAN = b"\xff\xd8", b"\xff\xda"
+
+
+class Picture(NamedTuple):
+    """pixels: uint8 (h, w) or (h, w, 3), before they are resized. mode: Pillow's word for how the file holds
+    them. traits: what is odd about the file.
+    """
+
+    pixels: np.ndarray
+    mode: str = "L"
+    traits: tuple[str, ...] = ()
 
 
 def read_file(path: Path) -> bytes:
