@@ -90,6 +90,7 @@ ALLOWED: dict[str, set[str]] = {
         "doctor",
         "distributed",
         "build",
+        "data",
         "report",
         "config",
         "rundir",

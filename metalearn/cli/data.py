@@ -1,31 +1,37 @@
-"""data: fetch a dataset, or draw episodes of it."""
+"""data: fetch a dataset, draw episodes of it, or say what is wrong with it."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import shlex
 from pathlib import Path
+from typing import Any
 
 from metalearn.cli.arguments import add_config_dir
 from metalearn.config.schema import closest
 from metalearn.errors import ConfigError
 
-ACTIONS = ("prepare", "preview")
+ACTIONS = ("prepare", "preview", "audit")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Fetch and unpack a dataset now, or draw a few of its episodes.
+    """Fetch and unpack a dataset now, draw a few of its episodes, or look for what is wrong with it.
 
     metalearn data prepare omniglot        needed only before a machine goes offline
     metalearn data preview omniglot data.way=3 --png episodes.png
+    metalearn data audit FOLDER     duplicates, classes in two splits, odd files …: a table, and a page with
+                                    pictures; exit 3 for an error, such as content that splits share
     """
-    from metalearn.config.compose import compose
-
-    cfg = compose([f"data={args.name}", *args.overrides], args.config_dir)
+    cfg = composed(args)
     from metalearn.build.device import build_device, prepare_host
     from metalearn.build.objects import build_source
 
     prepare_host(cfg)
     source = build_source(cfg, build_device({"device": {"name": "cpu"}}))
+    if args.action == "audit":
+        return audit(args, source, cfg["data"])
     if args.action == "prepare":
         source.check(("train", "val", "test"))
         fingerprint = source.fingerprint()
@@ -47,11 +53,52 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def composed(args: argparse.Namespace) -> dict[str, Any]:
+    """The configuration of the dataset that is named, or, for an audit, of the folder."""
+    from metalearn.config.compose import compose
+    from metalearn.config.loader import Library
+
+    named = args.name in Library(args.config_dir).options("data")
+    if named or args.action != "audit" or not (os.sep in args.name or Path(args.name).is_dir()):
+        return compose([f"data={args.name}", *args.overrides], args.config_dir)
+    if given := [word for word in args.overrides if word.startswith("data.root=")]:
+        raise ConfigError(f"{given[0]} beside the folder {args.name}; name one of them")
+    cfg = compose(["data=image_folder", *args.overrides], args.config_dir)
+    cfg["data"]["root"] = args.name
+    return cfg
+
+
+def audit(args: argparse.Namespace, source: Any, keys: dict[str, Any]) -> int:
+    """Print what is found, write the page, and answer with the exit code."""
+    from metalearn.data.audit import audit
+    from metalearn.report.audit import audit_page, audit_table
+
+    name = Path(args.name).resolve().name or "root"
+    path = args.html or Path(f"{name}_audit.html")
+    found = audit(source, keys)
+    words = ["metalearn", "data", "audit", args.name, *args.overrides]
+    page = audit_page(title=f"Audit of {args.name}", command=shlex.join(words), audit=found)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"--html {path} cannot be written: {error.strerror or error}; choose another file"
+        ) from error
+    if args.json:
+        print(json.dumps({**found.to_json(), "page": str(path)}, indent=1))
+    else:
+        print(f"{audit_table(found.findings)}\n\nwith pictures: {path}")
+    return found.exit_code
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "action", metavar="ACTION", choices=ACTIONS, type=known_action, help="prepare or preview"
+        "action", metavar="ACTION", choices=ACTIONS, type=known_action, help="prepare, preview or audit"
     )
-    parser.add_argument("name", metavar="NAME", help="a dataset; `metalearn ls data` lists them")
+    parser.add_argument(
+        "name", metavar="NAME", help="a dataset; `metalearn ls data` lists them. audit: or a folder of images"
+    )
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="data.key=value")
     parser.add_argument(
         "--split",
@@ -70,6 +117,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--png", metavar="FILE", type=picture, help="where to draw them (default: NAME_SPLIT.png)"
     )
+    parser.add_argument(
+        "--html", metavar="FILE", type=page_file, help="the page of the audit (default: NAME_audit.html)"
+    )
+    parser.add_argument("--json", action="store_true", help="print what the audit finds as JSON")
     add_config_dir(parser)
 
 
@@ -78,13 +129,21 @@ def known_action(word: str) -> str:
         meant = closest(word, ACTIONS)
         raise ConfigError(
             f"metalearn data {word} does not exist; "
-            + (f"did you mean {meant}?" if meant else "choose prepare or preview")
+            + (f"did you mean {meant}?" if meant else "choose prepare, preview or audit")
         )
     return word
 
 
 def picture(word: str) -> Path:
-    if Path(word).is_dir() or Path(word).suffix != ".png":
-        reason = "is a folder" if Path(word).is_dir() else "does not end in .png"
-        raise ConfigError(f"--png {word} {reason}; name a file, as in --png episodes.png")
+    return file_of("--png", word, ".png", "episodes.png")
+
+
+def page_file(word: str) -> Path:
+    return file_of("--html", word, ".html", "audit.html")
+
+
+def file_of(option: str, word: str, suffix: str, example: str) -> Path:
+    if Path(word).is_dir() or Path(word).suffix != suffix:
+        reason = "is a folder" if Path(word).is_dir() else f"does not end in {suffix}"
+        raise ConfigError(f"{option} {word} {reason}; name a file, as in {option} {example}")
     return Path(word)

@@ -23,6 +23,10 @@ MOST_BITS = 10
 LEAST_CORRELATION = 0.97
 MOST_PAIRS = 1_000_000  # after which the search ends
 ROWS, COLUMNS = 16, 4096  # hashes compared at once: what fits a core's cache
+METHOD = (
+    "Equal: the same pixels, whatever the file format. Near duplicates: 64-bit perceptual hashes (pHash) "
+    f"within {MOST_BITS} bits, and 32x32 grey thumbnails whose correlation is at least {LEAST_CORRELATION}."
+)
 
 
 class Pairs(NamedTuple):

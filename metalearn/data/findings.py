@@ -13,6 +13,7 @@ from metalearn.core import Split
 Severity = Literal["ok", "note", "warning", "error"]
 NAMED = 3  # that a sentence names before it counts; the page and --json name all that are kept
 KEPT = 1000  # names that a finding keeps
+SHOWN = 12  # exhibits of a finding on the page
 
 
 class Exhibit(NamedTuple):
@@ -45,11 +46,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Audit:
-    """sizes: examples per class of each split, empty where there are no classes."""
+    """sizes: examples per class of each split, empty where there are no classes. method: how duplicates were
+    found.
+    """
 
     data: str
     findings: Sequence[Finding]
     sizes: Mapping[Split, Sequence[int]]
+    method: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -62,6 +66,7 @@ class Audit:
             "exit_code": self.exit_code,
             "findings": [finding.to_json() for finding in self.findings],
             "sizes": {split: list(sizes) for split, sizes in self.sizes.items()},
+            "method": self.method,
         }
 
 

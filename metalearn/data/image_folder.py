@@ -132,7 +132,7 @@ class ImageFolder(ImageClasses):
         )
 
     @classmethod
-    def audit(cls, root: str | None = None) -> str | None:
+    def audit(cls, root: str | None = None, cache_dir: str | None = None) -> str | None:
         """Whether the files are those of a SHA256SUMS in the root or the folder above."""
         return None if root is None else verify_sums(find_root(root))
 

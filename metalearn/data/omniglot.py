@@ -71,14 +71,12 @@ class Omniglot(ImageClasses):
         one_of("data.resize", resize, METHODS)
 
     @classmethod
-    def audit(cls, root: str | None = None) -> str:
-        cache = cache_folder(None)
+    def audit(cls, root: str | None = None, cache_dir: str | None = None) -> str:
+        cache = cache_folder(cache_dir)
         found = verify(locate(root, cache))
         missing = [part for part, path in found.items() if path is None]
-        fetch = (
-            f"(looked in {root or os.environ.get('METALEARN_DATA') or cache}); fetch it with: metalearn data prepare "
-            "omniglot"
-        )
+        looked = root or os.environ.get("METALEARN_DATA") or cache
+        fetch = f"(looked in {looked}); fetch it with: metalearn data prepare omniglot"
         if len(missing) == len(found):
             raise FileNotFoundError(f"not here {fetch}")
         if missing:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from metalearn.errors import DataError
 
@@ -69,6 +69,8 @@ def decode(content: bytes, formats: tuple[str, ...]) -> Image.Image:
         return image
     except DataError:
         raise
+    except UnidentifiedImageError as error:
+        raise DataError(f"is not a readable image (it is no {' or '.join(formats)})") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"has far more than the {MAX_PIXELS} pixels that are read") from error
     except (

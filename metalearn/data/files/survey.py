@@ -39,7 +39,10 @@ def examine(file: Path, root: Path) -> Picture:
     """The pixels as they are trained on, before resizing, and what is odd about the file. DataError as
     `image_file.decode`.
     """
-    image = decode(read_file(file), ("PNG", "JPEG"))
+    content = read_file(file)
+    if not content:
+        raise DataError("is empty (0 bytes)")
+    image = decode(content, ("PNG", "JPEG"))
     return Picture(raw_pixels(plain(image)), image.mode, tuple(_traits(image, file, root)))
 
 
