@@ -80,7 +80,7 @@ def audit(args: argparse.Namespace, source: Any, keys: dict[str, Any]) -> int:
     page = audit_page(title=f"Audit of {args.name}", command=shlex.join(words), audit=found)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page, encoding="utf-8")
+        path.write_text(page, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise ConfigError(
             f"--html {path} cannot be written: {error.strerror or error}; choose another file"

@@ -64,8 +64,9 @@ def _curves(sizes: Mapping[str, Sequence[int]]) -> list[dict[str, Any]]:
     for split, found in sizes.items():
         if not found or not highest:
             continue
-        step = WIDTH / len(found)
-        heights = [HEIGHT * (1 - size / highest) for size in sorted(found, reverse=True)]
-        points = [f"{x * step:.1f},{y:.1f}" for number, y in enumerate(heights) for x in (number, number + 1)]
+        points, done = [], 0
+        for size, alike in groupby(sorted(found, reverse=True)):
+            y, start, done = HEIGHT * (1 - size / highest), done, done + len(list(alike))
+            points += [f"{WIDTH * place / len(found):.1f},{y:.1f}" for place in (start, done)]
         curves.append({"split": split, "points": " ".join(points), "classes": len(found)})
     return curves
