@@ -228,11 +228,11 @@ class PictureAudit:
     def _near(self, kind: Relation, pairs: Pairs) -> Finding:
         check = f"near duplicates {kind.check}"
         names = self._pair_names(pairs)
+        end = "" if pairs.complete else f" (of the first {MOST_PAIRS:,} pairs, where the search ended)"
         if not names:
-            return Finding(check, "ok", "none")
-        total = f"{counted(len(pairs.first), 'pair')} of {len({*pairs.first, *pairs.second})} pictures"
-        if not pairs.complete:
-            total = f"{total} of the first {MOST_PAIRS:,} pairs, where the search stopped"
+            return Finding(check, "note" if end else "ok", f"none{end}")
+        several = len({*pairs.first.tolist(), *pairs.second.tolist()})
+        total = f"{counted(len(pairs.first), 'pair')} of {several} pictures{end}"
         return Finding(
             check, kind.near, f"{total}: {listed(names)}", names, self._pair_exhibits(pairs, SHOWN)
         )
@@ -240,7 +240,7 @@ class PictureAudit:
     def _pair_names(self, pairs: Pairs) -> list[str]:
         rows = zip(*(column[:KEPT].tolist() for column in pairs[:3]), strict=True)
         return [
-            f"{self._label(first)} {'~' if turn == 0 else f'~ turned by {90 * turn}°'} {self._label(second)}"
+            f"{self._label(first)} ~ {self._label(second)}" + (f", turned by {90 * turn}°" if turn else "")
             for first, second, turn in rows
         ]
 

@@ -21,6 +21,7 @@ from metalearn.data.files.omniglot import (
     CONTENT,
     DRAWINGS,
     NUM_CHARACTERS,
+    SIDE,
     Character,
     locate,
     read_drawings,
@@ -86,14 +87,20 @@ class Omniglot(ImageClasses):
     def pictures(self) -> Pictures:
         """The drawings as they were published; an audit reads no cache."""
         ink, characters = read_drawings(locate(self.root, self.folder), self.folder)
+        packed = np.packbits(~ink.reshape(len(ink), -1), axis=1)  # an eighth of the memory
         names = [_name(character) for character in characters]
+
+        def read(number: int) -> Picture:
+            bits = np.unpackbits(packed[number], count=SIDE * SIDE)
+            return Picture(bits.reshape(SIDE, SIDE) * np.uint8(255), "1")
+
         return Pictures(
             names=[f"{name}, drawing {drawer}" for name in names for drawer in range(1, DRAWINGS + 1)],
             class_of=np.arange(NUM_CHARACTERS).repeat(DRAWINGS),
             classes=names,
             partition=self._divided(characters),
             turned=self.rotations,
-            read=lambda number: Picture(np.where(ink[number], 0, 255).astype(np.uint8), "1"),
+            read=read,
         )
 
     def _divided(self, characters: Sequence[Character]) -> dict[Split, list[int]]:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from metalearn.core import SPLITS, Inputs, InputSpec, Source, Split
@@ -21,7 +20,7 @@ from metalearn.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-TASKS, AT_ONCE = 300, 20  # per split, and how many of them are in memory together
+TASKS, AT_ONCE = 300, 5  # per split, and how many of them are in memory together
 SEED = 0  # of these tasks
 
 
@@ -75,12 +74,9 @@ def _drawn(source: Source, split: Split) -> Iterator[tuple[list[int], list[int]]
 
 
 def _keys(x: Inputs, y: Tensor | None, mask: Tensor) -> list[list[int]]:
-    """A number for every real row of each task (T, n): equal rows have equal ones. y: None for pictures."""
+    """A number for every real row of each task (T, n): equal rows have equal ones. y: compared too."""
     leaves = [x[name] for name in sorted(x)] if isinstance(x, dict) else [x]
-    if y is None:  # bytes, as floats in [0, 1]
-        leaves = [(leaf * 255).round().to(torch.uint8) for leaf in leaves]
-    else:
-        leaves.append(y)
+    leaves += [] if y is None else [y]
     arrays = [leaf.reshape(*mask.shape, -1).cpu().numpy() for leaf in leaves]
     real = mask.cpu().numpy()
     return [
