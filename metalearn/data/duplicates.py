@@ -19,8 +19,8 @@ from metalearn.data.pictures import SIDE, Prints
 log = logging.getLogger(__name__)
 
 FREQUENCIES = 8
-# By eye on photographs, microscope crops and line drawings: with these, all pairs show one scene, one cell or one
-# stroke. At 10 bits, round cells of a kind are pairs; at a correlation of 0.9, one hand before one shelf is.
+# By eye on photographs, microscope crops and line drawings: with these, all pairs show one scene, one cell or
+# one stroke. At 10 bits, round cells of a kind are pairs; at a correlation of 0.9, so is a hand before a shelf.
 MOST_BITS = 6
 LEAST_CORRELATION = 0.96
 MOST_PAIRS = 1_000_000  # after which the search ends
@@ -43,7 +43,8 @@ class Pairs(NamedTuple):
     complete: bool = True
 
     def at(self, chosen: np.ndarray) -> Pairs:
-        return Pairs(*(column[chosen] for column in self[:4]), complete=self.complete)
+        first, second, turn, correlation = (column[chosen] for column in self[:4])
+        return Pairs(first, second, turn, correlation, self.complete)
 
 
 def equal_groups(sha256: Sequence[str], members: np.ndarray) -> list[list[int]]:
