@@ -90,7 +90,6 @@ ALLOWED: dict[str, set[str]] = {
         "doctor",
         "distributed",
         "build",
-        "data",
         "report",
         "config",
         "rundir",

@@ -25,13 +25,13 @@ def run(args: argparse.Namespace) -> int:
                                     pictures; exit 3 for an error, such as content that splits share
     """
     cfg = composed(args)
+    if args.action == "audit":
+        return audit(args, cfg)
     from metalearn.build.device import build_device, prepare_host
     from metalearn.build.objects import build_source
 
     prepare_host(cfg)
     source = build_source(cfg, build_device({"device": {"name": "cpu"}}))
-    if args.action == "audit":
-        return audit(args, source, cfg["data"])
     if args.action == "prepare":
         source.check(("train", "val", "test"))
         fingerprint = source.fingerprint()
@@ -68,14 +68,14 @@ def composed(args: argparse.Namespace) -> dict[str, Any]:
     return cfg
 
 
-def audit(args: argparse.Namespace, source: Any, keys: dict[str, Any]) -> int:
+def audit(args: argparse.Namespace, cfg: dict[str, Any]) -> int:
     """Print what is found, write the page, and answer with the exit code."""
-    from metalearn.data.audit import audit
+    from metalearn.build.checks import audited
     from metalearn.report.audit import audit_page, audit_table
 
     name = Path(args.name).resolve().name or "root"
     path = args.html or Path(f"{name}_audit.html")
-    found = audit(source, keys)
+    found = audited(cfg)
     words = ["metalearn", "data", "audit", args.name, *args.overrides]
     page = audit_page(title=f"Audit of {args.name}", command=shlex.join(words), audit=found)
     try:

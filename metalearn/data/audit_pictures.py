@@ -142,7 +142,7 @@ class PictureAudit:
         text = (
             f"{sizes.min()} to {sizes.max()} pictures per class, median {np.median(sizes):g}, Gini "
             f"{gini(sizes):.2f}; "
-            + ", ".join(f"{split} {len(self.sizes[split])} classes" for split in SPLITS)
+            + ", ".join(f"{split} {counted(len(self.sizes[split]), 'class', 'classes')}" for split in SPLITS)
         )
         yield Finding("balance of classes", "note", text + (f", {left} in no split" if left else ""))
         short = [

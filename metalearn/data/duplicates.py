@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 FREQUENCIES = 8
 # By eye on photographs, microscope crops and line drawings: with these, all pairs show one scene, one cell or
-# one stroke. At 10 bits, round cells of a kind are pairs; at a correlation of 0.9, so is a hand before a shelf.
+# one stroke. 10 bits also pair round cells of a kind, and a correlation of 0.9 all photographs of one shelf.
 MOST_BITS = 6
 LEAST_CORRELATION = 0.96
 MOST_PAIRS = 1_000_000  # after which the search ends

@@ -73,7 +73,7 @@ class Audit:
 def listed(names: Sequence[str]) -> str:
     """The first few, and how many more."""
     more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+    return "; ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def counted(count: int, one: str, many: str | None = None) -> str:

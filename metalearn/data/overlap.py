@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from metalearn.core import SPLITS, Inputs, InputSpec, Source, Split
-from metalearn.data.findings import SHOWN, Exhibit, Finding, percent
+from metalearn.data.findings import SHOWN, Exhibit, Finding, Severity, percent
 from metalearn.data.images import TURNS, ImageClasses
 from metalearn.errors import ConfigError
 
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 TASKS, AT_ONCE = 300, 5  # per split, and how many of them are in memory together
 SEED = 0  # of these tasks
+OFTEN = 0.01  # of tasks; what happens more rarely is a note
 
 
 def support_and_query(source: Source) -> Iterator[Finding]:
@@ -50,7 +51,8 @@ def _of_pictures(check: str, met: int, total: int, chance: float, exhibits: Sequ
         f"equal inputs in support and query are expected in {percent(chance)} of tasks; {met} of {total} "
         "drawn ones have them"
     )
-    return Finding(check, "warning", text, [exhibit.caption for exhibit in exhibits], exhibits)
+    severity: Severity = "warning" if chance >= OFTEN else "note"
+    return Finding(check, severity, text, [exhibit.caption for exhibit in exhibits], exhibits)
 
 
 def _of_rows(check: str, met: int, total: int) -> Finding:
