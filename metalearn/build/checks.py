@@ -32,11 +32,19 @@ from metalearn.build.objects import (
     try_logger,
 )
 from metalearn.core import Algorithm, Source
+from metalearn.data.audit import audit
+from metalearn.data.findings import Audit
 from metalearn.errors import ConfigError, DataError, MetalearnError, raise_all
 from metalearn.loggers import Logger
 from metalearn.rundir.messages import overhearing
 
 log = logging.getLogger(__name__)
+
+
+def audited(cfg: Config) -> Audit:
+    """What is found in the data of this configuration. DataError where there are none."""
+    prepare_host(cfg)
+    return audit(build_source(cfg, torch.device("cpu")), cfg["data"])
 
 
 @dataclass

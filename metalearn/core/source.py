@@ -83,9 +83,10 @@ class Source(ABC):
         """Fetch, verify and cache the data now rather than on first use."""
 
     @classmethod
-    def audit(cls) -> str | None:
+    def audit(cls, root: str | None = None, cache_dir: str | None = None) -> str | None:
         """What lies on this machine of published data, held against their sha256; nothing is fetched.
 
+        root, cache_dir: where to look, as the keys of these names; None: the usual places.
         None: nothing of it was published. FileNotFoundError: none of it is here. DataError: it is incomplete,
         or not what was published.
         """

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,8 +16,10 @@ from metalearn.data.files.cache import CACHE, ORIGIN, cached, key_of
 from metalearn.data.files.image_file import class_sha256
 from metalearn.data.files.image_folders import ClassFolder, class_folders, find_root, read_images
 from metalearn.data.files.resize import METHODS
+from metalearn.data.files.survey import examine, unread, verify_sums
 from metalearn.data.images import ImageClasses, ImageSet
 from metalearn.data.partition import file_partition, random_partition, split_sizes
+from metalearn.data.pictures import Pictures
 from metalearn.errors import ConfigError, DataError
 from metalearn.files import cache_folder
 
@@ -144,6 +147,27 @@ class ImageFolder(ImageClasses):
                 raise DataError(f"{found} is no picture of data.root={self.root}")
             row = row._replace(owner=found.parent.name, item=found.name)
         return super().recognised(row, beside)
+
+    @classmethod
+    def audit(cls, root: str | None = None, cache_dir: str | None = None) -> str | None:
+        """Whether the files are those of a SHA256SUMS in the root or the folder above."""
+        return None if root is None else verify_sums(find_root(root))
+
+    def pictures(self) -> Pictures:
+        """The files before they are resized, those that cannot be read among them."""
+        files = [file for folder in self.folders for file in folder.files]
+        sizes = [len(folder.files) for folder in self.folders]
+        return Pictures(
+            names=[str(file.relative_to(self.root)) for file in files],
+            class_of=np.arange(len(sizes)).repeat(sizes),
+            classes=[folder.name for folder in self.folders],
+            partition=self.split_classes,
+            turned=self.rotations,
+            read=lambda number: examine(files[number], self.root),
+        )
+
+    def unread(self) -> dict[str, list[str]]:
+        return unread(self.root)
 
     def _build(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The pixels of all classes, and who they are of."""

@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,7 +35,9 @@ from metalearn.core import (
     TaskSpec,
     one_of,
 )
+from metalearn.data.files.image_file import Picture
 from metalearn.data.image_index import ImageIndex
+from metalearn.data.pictures import Pictures
 from metalearn.data.sampling import ClassStore, draw_classes, draw_episodes, shuffled, task_keys
 from metalearn.errors import raise_if
 from metalearn.hashing import fold
@@ -144,6 +147,24 @@ class ImageClasses(Source):
     def prepare(self) -> None:
         """Fetch, verify and cache the data now rather than on first use."""
         _ = self._set
+
+    def pictures(self) -> Pictures:
+        """What an audit looks at, before it is resized and turned where that can be had."""
+        found = self._set
+        names = list(found.names or (f"class {number}" for number in range(len(found.sizes))))
+        class_of = np.arange(len(names)).repeat(found.sizes)
+        return Pictures(
+            names=[f"{names[number]}, row {row}" for row, number in enumerate(class_of)],
+            class_of=class_of,
+            classes=names,
+            partition=found.partition,
+            turned=self.rotations,
+            read=lambda row: Picture(found.images[row].permute(1, 2, 0).squeeze(-1).cpu().numpy()),
+        )
+
+    def unread(self) -> dict[str, list[str]]:
+        """Names of what lies beside the data and is not read, by what they are."""
+        return {}
 
     def spec(self, split: Split) -> TaskSpec:
         shape = self.shapes[split]

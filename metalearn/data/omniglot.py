@@ -17,11 +17,12 @@ import torch
 
 from metalearn.core import Location, Row, Split, one_of
 from metalearn.data.files.cache import CACHE, ORIGIN, cached, key_of
-from metalearn.data.files.image_file import class_sha256, pixels_sha256
+from metalearn.data.files.image_file import Picture, class_sha256, pixels_sha256
 from metalearn.data.files.omniglot import (
     CONTENT,
     DRAWINGS,
     NUM_CHARACTERS,
+    SIDE,
     Character,
     locate,
     read_drawings,
@@ -30,6 +31,7 @@ from metalearn.data.files.omniglot import (
 from metalearn.data.files.resize import METHODS, resize_ink
 from metalearn.data.images import ImageClasses, ImageSet
 from metalearn.data.partition import random_partition
+from metalearn.data.pictures import Pictures
 from metalearn.errors import DataError
 from metalearn.files import cache_folder
 
@@ -72,19 +74,41 @@ class Omniglot(ImageClasses):
         one_of("data.resize", resize, METHODS)
 
     @classmethod
-    def audit(cls) -> str:
-        cache = cache_folder(None)
-        found = verify(locate(None, cache))
+    def audit(cls, root: str | None = None, cache_dir: str | None = None) -> str:
+        cache = cache_folder(cache_dir)
+        found = verify(locate(root, cache))
         missing = [part for part, path in found.items() if path is None]
-        fetch = (
-            f"(looked in {os.environ.get('METALEARN_DATA') or cache}); fetch it with: metalearn data prepare "
-            "omniglot"
-        )
+        looked = root or os.environ.get("METALEARN_DATA") or cache
+        fetch = f"(looked in {looked}); fetch it with: metalearn data prepare omniglot"
         if len(missing) == len(found):
             raise FileNotFoundError(f"not here {fetch}")
         if missing:
             raise DataError(f"{', '.join(missing)} is not here, though the rest of Omniglot is {fetch}")
         return ", ".join(f"{path} has the published sha256" for path in found.values())
+
+    def pictures(self) -> Pictures:
+        """The drawings as they were published; an audit reads no cache."""
+        ink, characters = read_drawings(locate(self.root, self.folder), self.folder)
+        packed = np.packbits(~ink.reshape(len(ink), -1), axis=1)  # an eighth of the memory
+        names = [_name(character) for character in characters]
+
+        def read(number: int) -> Picture:
+            bits = np.unpackbits(packed[number], count=SIDE * SIDE)
+            return Picture(bits.reshape(SIDE, SIDE) * np.uint8(255), "1")
+
+        return Pictures(
+            names=[f"{name}, drawing {drawer}" for name in names for drawer in range(1, DRAWINGS + 1)],
+            class_of=np.arange(NUM_CHARACTERS).repeat(DRAWINGS),
+            classes=names,
+            partition=self._divided(characters),
+            turned=self.rotations,
+            read=read,
+        )
+
+    def _divided(self, characters: Sequence[Character]) -> dict[Split, list[int]]:
+        if self.partition == "random":
+            return random_partition(NUM_CHARACTERS, RANDOM_SIZES, self.partition_seed)
+        return vinyals_partition(characters)
 
     def _counts(self) -> dict[Split, tuple[int, int]]:
         sizes = VINYALS_SIZES if self.partition == "vinyals" else RANDOM_SIZES
@@ -96,15 +120,12 @@ class Omniglot(ImageClasses):
         name = f"omniglot-{key_of(version=VERSION, content=CONTENT, size=image_size, resize=self.resize)}"
         prepared = cached(self.folder, name, lambda: self._build(places, image_size))
         characters = [Character(*fields) for fields in prepared.facts["characters"]]
-        partition = vinyals_partition(characters)
-        if self.partition == "random":
-            partition = random_partition(NUM_CHARACTERS, RANDOM_SIZES, self.partition_seed)
-        names = [f"{character.alphabet}/character{character.number:02}" for character in characters]
+        names = [_name(character) for character in characters]
         contents = prepared.facts[ORIGIN]
         return ImageSet(
             prepared.tensors["images"],
             [DRAWINGS] * NUM_CHARACTERS,
-            partition,
+            self._divided(characters),
             prepared.sha256,
             names,
             contents,
@@ -139,6 +160,10 @@ class Omniglot(ImageClasses):
     def _facts(self) -> dict[str, Any]:
         seed = {"partition_seed": self.partition_seed} if self.partition == "random" else {}
         return {"partition": self.partition, **seed, "resize": self.resize}
+
+
+def _name(character: Character) -> str:
+    return f"{character.alphabet}/character{character.number:02}"
 
 
 def vinyals_partition(characters: Sequence[Character]) -> dict[Split, list[int]]:

@@ -53,6 +53,8 @@ def tab(line: str) -> list[str]:
         ("metalearn bench sinusoid an", ["anil"]),
         ("metalearn bench sinusoid --no", ["--no-compile", "--no-ranks"]),
         ("metalearn data preview glyphs --split t", ["test", "train"]),
+        ("metalearn data audit sin", ["sinusoid"]),
+        ("metalearn data audit sinusoid --ht", ["--html"]),
         ("metalearn data --split train pre", ["prepare", "preview"]),
         ("metalearn data --split train prepare sin", ["sinusoid"]),
         ("metalearn bench --device c", ["cpu", "cuda"]),

@@ -331,7 +331,8 @@ def test_a_recipe_that_sets_the_name_of_a_schedule_is_told_to_choose_it(
         ),
         (
             "defaults: [override /logger: null]",
-            "experiment=mine chooses no logger, and a run needs one; choices: mlflow, none, tensorboard, wandb",
+            "experiment=mine chooses no logger, and a run needs one; choices: mlflow, none, tensorboard, "
+            "wandb",
         ),
     ],
 )

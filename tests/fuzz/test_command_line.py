@@ -238,6 +238,7 @@ def test_rehearsals_with_small_numbers(dials: dict[str, str], data: str, place: 
             "--help",
             "data prepare",
             "data preview",
+            "data audit",
             "ls runs",
         ]
     ),

@@ -9,9 +9,10 @@ import io
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from metalearn.errors import DataError
 
@@ -22,6 +23,16 @@ MAX_BYTES = 256 << 20
 # of a JPEG: a scan of a few bytes costs a pass over all pixels, and a progressive picture has about ten
 MAX_SCANS = 100
 JPEG, SCAN = b"\xff\xd8", b"\xff\xda"
+
+
+class Picture(NamedTuple):
+    """pixels: uint8 (h, w) or (h, w, 3), before they are resized. mode: Pillow's word for how the file holds
+    them. traits: what is odd about the file.
+    """
+
+    pixels: np.ndarray
+    mode: str = "L"
+    traits: tuple[str, ...] = ()
 
 
 def read_file(path: Path) -> bytes:
@@ -58,6 +69,8 @@ def decode(content: bytes, formats: tuple[str, ...]) -> Image.Image:
         return image
     except DataError:
         raise
+    except UnidentifiedImageError as error:
+        raise DataError(f"is not a readable image (it is no {' or '.join(formats)})") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"has far more than the {MAX_PIXELS} pixels that are read") from error
     except (

@@ -93,9 +93,7 @@ def read_images(files: Sequence[Path], *, size: int, channels: int, resize: str)
             if len(problems) == NAMED:
                 break
             continue
-        contents.append(
-            pixels_sha256(np.asarray(picture if picture.mode in ("L", "RGB") else picture.convert("RGB")))
-        )
+        contents.append(pixels_sha256(raw_pixels(picture)))
         resized = picture.convert("L" if channels == 1 else "RGB").resize((size, size), FILTERS[resize])
         images[number] = torch.from_numpy(np.array(resized)).reshape(size, size, channels).permute(2, 0, 1)
         if number % 10_000 == 9_999:
@@ -130,14 +128,22 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _opened(file: Path) -> Image.Image:
-    """Eight bits per channel, without transparency, which is laid on white as a viewer would show it."""
     try:
-        image = decode(read_file(file), ("PNG", "JPEG"))
+        return plain(decode(read_file(file), ("PNG", "JPEG")))
     except DataError as error:
         raise DataError(f"{file} {error}; repair or remove it") from error
+
+
+def plain(image: Image.Image) -> Image.Image:
+    """Eight bits per channel, without transparency, which is laid on white as a viewer would show it."""
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image
+
+
+def raw_pixels(image: Image.Image) -> np.ndarray:
+    """uint8 (h, w) or (h, w, 3), before it is resized."""
+    return np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
