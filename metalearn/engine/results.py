@@ -81,6 +81,7 @@ def result_of(
         },
         "episodes": evaluation.episodes,
         "step": step,
+        "trains_on": algorithm.trains_on,
         "protocol": protocol,
         "seed": cfg["seed"],
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 from metalearn.report import confusion, curves, provenance
 from metalearn.report.collection import Collection, Reported
-from metalearn.report.leaderboard import Row, Table, tables
+from metalearn.report.leaderboard import Row, Table, duration, tables
 from metalearn.report.page import page
 from metalearn.report.pictures import Album
 from metalearn.report.protocol import heading, own_facts, remaining_facts, sentence
@@ -74,14 +74,6 @@ def row_cells(place: int, row: Row, *, bold: bool) -> dict[str, Any]:
         "budget": row.budget,
         "time": duration(row.seconds),
     }
-
-
-def duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def calibration(table: Table) -> list[dict[str, str]]:

@@ -296,3 +296,12 @@ def separable(a: Row, b: Row) -> Difference | str:
         return f"{a.label} and {b.label} share {len(differences)} tasks"
     error = statistics.stdev(differences) / math.sqrt(len(differences))
     return Difference(statistics.fmean(differences), quantile(len(differences) - 1) * error, len(differences))
+
+
+def duration(seconds: float | None) -> str:
+    """12.3 s, 42.3 min or 3.1 h."""
+    if seconds is None:
+        return "–"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from metalearn.report.collection import Collection
-from metalearn.report.html import duration
-from metalearn.report.leaderboard import Row, Table, tables
+from metalearn.report.leaderboard import Row, Table, duration, tables
 from metalearn.report.markup import Grid, written
 from metalearn.report.protocol import heading, sentence
 
