@@ -145,8 +145,8 @@ def runs(
     every = [ListedRun(path) for path in progress(run_folders(folder))]
     filters = [listing.parsed(word) for word in words]
     if every:
-        keys = [wanted.key for wanted in filters]
-        refuse_unknown(every, [*keys, *([sort] if sort not in (None, listing.RESULT) else [])])
+        sorted_by = [sort] if sort and sort != listing.RESULT else []
+        refuse_unknown(every, [*(wanted.key for wanted in filters), *sorted_by])
     found = listing.filtered(every, filters, progress)
     found = listing.best_of_each_protocol(found) if best else found
     found = listing.in_order_of(found, sort) if sort else found
@@ -165,9 +165,9 @@ def progress(items: Iterable[Any]) -> Iterable[Any]:
     return tqdm(items, unit=" runs", desc="reading", delay=1.0, leave=False, disable=None)
 
 
-def refuse_unknown(every: Sequence[ListedRun], keys: Sequence[str | None]) -> None:
+def refuse_unknown(every: Sequence[ListedRun], keys: Sequence[str]) -> None:
     """ConfigError for a key that no run has, with the one that was probably meant."""
-    unknown = listing.unknown_keys(every, progress([key for key in keys if key is not None]))
+    unknown = listing.unknown_keys(every, keys, progress)
     known = listing.keys_of(every) if unknown else []
     problems = []
     for key in unknown:

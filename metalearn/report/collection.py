@@ -69,7 +69,7 @@ class Reported:
     def lacks(self) -> list[str]:
         """What a run of today would have left besides."""
         results, table = self.results, self.judged.csv
-        missing = [name for name in ("tasks_sha256", "may_differ") if name not in results]
+        missing = [name for name in ("tasks_sha256", "may_differ", "trains_on") if name not in results]
         if self.is_classification and "reliability" not in results:
             missing.append("reliability")
         if "data_sha256" not in results["protocol"]:
@@ -139,6 +139,8 @@ def _reported(folder: Path) -> Reported | Pending:
         return Pending(folder, "damaged", None, str(error))
     if results is None:
         return _pending(folder)
+    if not all(isinstance(results[name], int) for name in ("episodes", "step", "seed")):
+        return Pending(folder, "damaged", None, "results.json counts no tasks, no steps or has no seed")
     config = _lenient(lambda: reader.read_yaml(run_dir / "config.yaml"))
     env = _lenient(lambda: reader.read_json(run_dir / "env.json"))
     return Reported(Judgement(folder, run_dir, results), config, env, _words(run_dir))

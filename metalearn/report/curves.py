@@ -119,7 +119,7 @@ def _drawn(
             _draw_curve(axis, one, curve, marker, band=place < MOST_SERIES)
             series.append(one)
         form = table.rows[0].form
-        style(axis, "accuracy" if guide else table.primary, "%" if guide else form.unit)
+        style(axis, *(("accuracy", "%") if guide else (literal(table.primary), literal(form.unit))))
         axis.set_xlabel(x_label)
         if guide is not None:
             guide(axis)
@@ -130,6 +130,11 @@ def _drawn(
     return Drawing(svg, named, len(drawn) - len(named), caption)
 
 
+def literal(text: str) -> str:
+    """A text of a file, in which a dollar would begin a formula."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text).replace("$", r"\$")
+
+
 def _series(number: int, row: Row, place: int) -> Series:
     if place >= MOST_SERIES:
         return Series(number, row.label, REST, ())
@@ -137,7 +142,7 @@ def _series(number: int, row: Row, place: int) -> Series:
 
 
 def _draw_curve(axis: Axes, one: Series, curve: Curve, marker: str, *, band: bool) -> None:
-    line = {"color": one.colour, "linewidth": 1.6 if band else 0.7}
+    line: dict[str, Any] = {"color": one.colour, "linewidth": 1.6 if band else 0.7}
     if one.dash:
         line["dashes"] = one.dash
     axis.plot(curve.x, curve.y, marker=marker, markersize=3.5, **line)
@@ -181,14 +186,14 @@ def _adaptation(row: Row) -> Curve | None:
 
 def _reliability(row: Row) -> Curve | None:
     """Bins of all seeds together; those without a query are left out."""
-    parts = [member.results.get("reliability") for member in row.members]
-    if not all(isinstance(part, dict) for part in parts):
+    try:
+        count, confidence, accuracy = (
+            np.array([member.results["reliability"][name] for member in row.members], dtype=float)
+            for name in ("count", "confidence", "accuracy")
+        )
+        total = count.sum(0)
+    except (LookupError, TypeError, ValueError):  # an older result has none
         return None
-    count, confidence, accuracy = (
-        np.array([part[name] for part in parts if part], dtype=float)
-        for name in ("count", "confidence", "accuracy")
-    )
-    total = count.sum(0)
     met = total > 0
     if not met.any():
         return None

@@ -92,18 +92,23 @@ class Row:
 
     @property
     def published(self) -> str:
-        lines = published_line(self.first.config, self.first.results).splitlines()
+        try:
+            lines = published_line(self.first.config, self.first.results).splitlines()
+        except (AttributeError, LookupError, TypeError):  # of an `about:` block that was damaged since
+            return ""
         return lines[0].removeprefix("published: ") if lines else ""
 
     @property
     def budget(self) -> str:
-        """Outer steps times tasks, or rows of a minibatch; none of a method that does not train."""
+        """Outer steps times tasks, or examples of a minibatch; none of a method that does not train."""
         steps, trainer = self.outer_steps, self.first.config.get("trainer")
         if not steps or not isinstance(trainer, dict):
             return "none" if self.first.lines else "unknown"
-        flat = self.first.results.get("trains_on") == "examples"
-        size = trainer.get("batch_size" if flat else "meta_batch_size")
-        return f"{steps:,} × {size} {'rows' if flat else 'tasks'}"
+        of = self.first.results.get("trains_on")
+        if of not in ("tasks", "examples"):  # as results of before do not say
+            return f"{steps:,} steps"
+        size = trainer.get("batch_size" if of == "examples" else "meta_batch_size")
+        return f"{steps:,} × {size} {of}"
 
     @property
     def outer_steps(self) -> int:

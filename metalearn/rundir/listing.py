@@ -134,9 +134,11 @@ def filtered(
     return list(left)
 
 
-def unknown_keys(runs: Sequence[ListedRun], keys: Iterable[str]) -> list[str]:
+def unknown_keys(
+    runs: Sequence[ListedRun], keys: Iterable[str], progress: Callable[[Any], Iterable[ListedRun]]
+) -> list[str]:
     """Those of the keys that none of the runs has."""
-    return [key for key in keys if key not in KEYS and not any(run.value(key)[0] for run in runs)]
+    return [key for key in keys if key not in KEYS and not any(run.value(key)[0] for run in progress(runs))]
 
 
 def keys_of(runs: Sequence[ListedRun]) -> list[str]:

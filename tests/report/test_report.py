@@ -277,8 +277,8 @@ class TestCommand:
             ),
             (
                 [str(outputs), "--output", f"{tmp_path}/no/x.html"],
-                f"--output {tmp_path}/no/x.html lies in {tmp_path}/no, which is no folder; name a file, as in "
-                "--output report.html",
+                f"--output {tmp_path}/no/x.html lies in {tmp_path}/no, which is no folder; name a file, "
+                "as in --output report.html",
             ),
         ):
             assert answer(capsys, "report", *words) == (2, "", f"error: {complaint}\n")
