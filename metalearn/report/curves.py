@@ -195,7 +195,7 @@ def _reliability(row: Row) -> Curve | None:
     except (LookupError, TypeError, ValueError):  # an older result has none
         return None
     met = total > 0
-    if not met.any():
+    if not count.shape == confidence.shape == accuracy.shape or not met.any():
         return None
     x, y = (
         (np.nan_to_num(values) * count).sum(0)[met] / total[met] * 100 for values in (confidence, accuracy)
@@ -210,7 +210,7 @@ def _svg(figure: Figure) -> str:
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = file.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r' id="[a-zA-Z]+_[\d_]+"', "", text)  # which another figure of the page has, too
+    text = re.sub(r' id="[\w.]*_\d+"', "", text)  # which another figure of the page has, too
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r'\1 role="img"', text, count=1)
     return text.replace(INK, "currentColor").replace(FAINT, "currentColor")

@@ -92,10 +92,9 @@ def figures(recipe: Recipe) -> list[Figure]:
         for tier, record in _mapping(about.get("measured")).items()
         if isinstance(record, Mapping) and isinstance(record.get("figures"), Mapping)
     } or {USUAL: _older_record(about)}
-    headline = next((one for one in about["figures"] if one.get("headline")), about["figures"][:1])
-    marked = headline if isinstance(headline, dict) else next(iter(headline), None)
+    marked = [one for one in about["figures"] if one.get("headline")] or about["figures"]
     return [
-        _figure(recipe, tier, record, one, one is marked)
+        _figure(recipe, tier, record, one, one in marked)
         for tier, record in records.items()
         for one in about["figures"]
     ]
@@ -173,5 +172,5 @@ def results(recipes: Sequence[Recipe], form: str, words: str) -> str:
 
 
 def extract(recipes: Sequence[Recipe]) -> Grid:
-    """The headline of each recipe."""
+    """The headline of each recipe; of one that marks none, every figure."""
     return grid_of([one for recipe in recipes for one in figures(recipe) if one.headline], SHORT)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from metalearn.rundir.reader import names_of, read_results, state, state_of
 from metalearn.rundir.registry import comparable_facts
 
 OF_A_RESULT = ("split", "primary", "episodes", "step")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 RESULT = "result"  # to sort by: the mean of the primary metric, the best first
 KEYS = (*NAMED_IN_RESULTS, "seed", "state", *OF_A_RESULT)  # which every run that has ended answers to
 
@@ -180,6 +182,8 @@ def in_order_of(runs: Iterable[ListedRun], key: str) -> list[ListedRun]:
 
 
 def _plain(text: str) -> Any:
+    if NUMBER.fullmatch(text):  # also 1e-3, which YAML takes for a word
+        return float(text)
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):

@@ -50,7 +50,7 @@ def write(
     seed = config["seed"]
     task = np.random.default_rng(way).normal(0, 0.05, tasks)
     own = np.random.default_rng(zlib.crc32(repr((algo, seed, shift)).encode()))
-    scores = np.clip(0.9 + shift + task + own.normal(0, 0.03, tasks) + own.normal(0, 0.004), 0, 1)
+    scores = np.clip(0.9 + shift + task + own.normal(0, 0.03, tasks) + own.normal(0, 0.001), 0, 1)
     config = {**config, "about": ABOUT} if experiment else config
     files: dict[str, str] = {
         "config.yaml": yaml.dump(

@@ -58,8 +58,8 @@ def test_a_key_that_lies_elsewhere_is_absent(text: str, key: str, tmp_path: Path
     assert value_of(tmp_path / "config.yaml", key) == (False, None)
 
 
-@pytest.mark.parametrize("text", ["a: [", "&a [*a, *a]", "\x00"])
+@pytest.mark.parametrize("text", ["a: [", "&a [*a, *a]", "{a: 1"])
 def test_a_damaged_file_is_said(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ValueError):
-        value_of(tmp_path / "config.yaml", "b")
+        value_of(tmp_path / "config.yaml", "a")
