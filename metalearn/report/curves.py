@@ -55,11 +55,9 @@ class Series(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """svg: the drawing. series: the rows in it that the legend names; others: how many more are grey."""
+    """svg: the drawing, to stand in a page as it is."""
 
     svg: str
-    series: list[Series]
-    others: int
     caption: str
 
 
@@ -81,7 +79,7 @@ def learning(table: Table, name: str) -> Drawing | None:
 
 def adaptation(table: Table, name: str) -> Drawing | None:
     """The primary metric after k steps of adaptation; None where no method adapts in steps."""
-    caption = f"{table.results['split']} tasks after each number of adaptation steps, with 95% intervals."
+    caption = f"On {table.results['split']} tasks after each number of adaptation steps, with 95% intervals."
     return _drawn(table, name, caption, "adaptation steps", _adaptation, marker="o")
 
 
@@ -106,18 +104,15 @@ def _drawn(
     marker: str = "",
     guide: Callable[[Axes], None] | None = None,
 ) -> Drawing | None:
-    curves = [(number, row, curve_of(row)) for number, row in enumerate(table.rows, 1)]
-    drawn = [(number, row, curve) for number, row, curve in curves if curve is not None]
+    styles = series_of(table)
+    drawn = [(one, curve) for one, row in zip(styles, table.rows, strict=True) if (curve := curve_of(row))]
     if not drawn:
         return None
-    series = []
     with matplotlib.rc_context({**FORMAT, "svg.hashsalt": name}):
-        figure = Figure(figsize=(7.6, 3.4), layout="constrained")
+        figure = Figure(figsize=(7.6, 3.6), layout="constrained")
         axis = figure.subplots()
-        for place, (number, row, curve) in reversed(list(enumerate(drawn))):  # the best on top
-            one = _series(number, row, place)
-            _draw_curve(axis, one, curve, marker, band=place < MOST_SERIES)
-            series.append(one)
+        for one, curve in reversed(drawn):  # the best on top
+            _draw_curve(axis, one, curve, marker)
         form = table.rows[0].form
         style(axis, *(("accuracy", "%") if guide else (literal(table.primary), literal(form.unit))))
         axis.set_xlabel(x_label)
@@ -125,9 +120,17 @@ def _drawn(
             guide(axis)
         else:
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        svg = _svg(figure)
-    named = sorted(series[-MOST_SERIES:], key=lambda one: one.number)
-    return Drawing(svg, named, len(drawn) - len(named), caption)
+        return Drawing(_svg(figure), caption)
+
+
+def series_of(table: Table) -> list[Series]:
+    """How each row is drawn, the same in every figure of its table."""
+    looks = [(colour, dash) for dash in DASHES for colour in COLOURS]
+    looks += [(REST, ())] * (len(table.rows) - MOST_SERIES)
+    return [
+        Series(number, row.label, *look)
+        for number, (row, look) in enumerate(zip(table.rows, looks, strict=False), 1)
+    ]
 
 
 def literal(text: str) -> str:
@@ -135,13 +138,8 @@ def literal(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text).replace("$", r"\$")
 
 
-def _series(number: int, row: Row, place: int) -> Series:
-    if place >= MOST_SERIES:
-        return Series(number, row.label, REST, ())
-    return Series(number, row.label, COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS)])
-
-
-def _draw_curve(axis: Axes, one: Series, curve: Curve, marker: str, *, band: bool) -> None:
+def _draw_curve(axis: Axes, one: Series, curve: Curve, marker: str) -> None:
+    band = one.number <= MOST_SERIES
     line: dict[str, Any] = {"color": one.colour, "linewidth": 1.6 if band else 0.7}
     if one.dash:
         line["dashes"] = one.dash

@@ -53,6 +53,8 @@ def section(number: int, table: Table, album: Album, *, drawn: bool) -> dict[str
             if (drawing := draw(table, f"{number}-{place}")) is not None
         ],
         "not_drawn": not drawn,
+        "legend": curves.series_of(table)[: curves.MOST_SERIES],
+        "in_grey": max(0, len(table.rows) - curves.MOST_SERIES),
         "calibration": calibration(table),
         "details": [details(place, row, table.rows[0], album) for place, row in enumerate(table.rows, 1)],
     }
