@@ -24,11 +24,11 @@ MOST_PARTS = 8
 
 
 class Pair(NamedTuple):
-    """count of `possible` queries of a class were taken for another that stood beside it in the task."""
+    """`times` of `possible` queries of a class were taken for another that stood beside it in the task."""
 
     true: str
     predicted: str
-    count: int
+    times: int
     possible: int
 
 

@@ -28,7 +28,7 @@ MOST_SERIES = len(COLOURS) * 2  # rows in colour; the others are grey
 REST = "#8a8a8a"
 MOST_POINTS = 200  # of one curve; more than a page has pixels for
 INK, FAINT = "#010101", "#020202"  # become the page's own
-FORMAT = {
+FORMAT: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 11,
     "text.color": INK,

@@ -43,6 +43,7 @@ def section(number: int, table: Table, album: Album, *, drawn: bool) -> dict[str
         "facts": remaining_facts(table.results),
         "primary": table.primary,
         "reason": table.reason,
+        "sources": table.sources,
         "several_seeds": any(len(row.members) > 1 for row in table.rows),
         "rows": [
             row_cells(place, row, bold=table.leads and place == 1) for place, row in enumerate(table.rows, 1)
@@ -70,9 +71,9 @@ def row_cells(place: int, row: Row, *, bold: bool) -> dict[str, Any]:
         "value": form.shown(found.mean, found.ci95) if found else "not finite",
         "over": found.over if found else "",
         "tasks": row.tasks,
-        "seeds": ", ".join(map(str, row.seeds)),
+        "seeds": row.seed_words,
         "spread": form.shown(found.spread) if found and found.spread is not None else "",
-        "published": row.published,
+        "published": row.published[0],
         "budget": row.budget,
         "time": duration(row.seconds),
     }

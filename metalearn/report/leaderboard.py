@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from metalearn.report.collection import Reported, leaves
-from metalearn.report.tables import natural, published_line
+from metalearn.report.tables import natural, published_figures
 from metalearn.rundir.listing import rises
 from metalearn.rundir.reader import Format, format_of, wall_seconds
 from metalearn.rundir.registry import comparable_facts
@@ -24,6 +24,7 @@ from metalearn.rundir.registry import comparable_facts
 NOT_THE_METHOD = ("seed", "run_dir", "sweep", "trusted", "choices", "about", "logger", "hydra")
 PLACES = ("root", "cache_dir")
 FEWEST_SEEDS = 3  # of which an interval can be made
+MOST_SEEDS = 3  # that are listed one by one
 MOST_WORDS = 4  # by which a row says how it differs from the others
 
 
@@ -77,6 +78,14 @@ class Row:
         return [member.results["seed"] for member in self.members]
 
     @property
+    def seed_words(self) -> str:
+        """0, 2 or, of many in a row, 0–4."""
+        first, last = self.seeds[0], self.seeds[-1]
+        if len(self.seeds) > MOST_SEEDS and self.seeds == list(range(first, last + 1)):
+            return f"{first}–{last}"
+        return ", ".join(map(str, self.seeds))
+
+    @property
     def form(self) -> Format:
         return format_of(self.first.results["primary"], self.first.results)
 
@@ -90,13 +99,15 @@ class Row:
         counts = sorted({member.results["episodes"] for member in self.members})
         return "–".join(f"{count:,}" for count in (counts if len(counts) < 2 else (counts[0], counts[-1])))
 
-    @property
-    def published(self) -> str:
+    @functools.cached_property
+    def published(self) -> tuple[str, str]:
+        """Figures that the row may be held against, in short and with their source; empty without any."""
         try:
-            lines = published_line(self.first.config, self.first.results).splitlines()
+            known, about = published_figures(self.first.config, self.first.results)
+            source = f"{'; '.join(figure.full for figure in known)} ({about['paper']})" if known else ""
+            return "; ".join(figure.short for figure in known), source
         except (AttributeError, LookupError, TypeError):  # of an `about:` block that was damaged since
-            return ""
-        return lines[0].removeprefix("published: ") if lines else ""
+            return "", ""
 
     @property
     def budget(self) -> str:
@@ -150,6 +161,18 @@ class Table:
     @property
     def primary(self) -> str:
         return str(self.results["primary"])
+
+    @property
+    def sources(self) -> list[tuple[str, str]]:
+        """(what was published and where, the rows that it stands beside)."""
+        found: dict[str, list[int]] = {}
+        for number, row in enumerate(self.rows, 1):
+            if row.published[1]:
+                found.setdefault(row.published[1], []).append(number)
+        return [
+            (source, f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows))}")
+            for source, rows in found.items()
+        ]
 
 
 def tables(reported: Iterable[Reported]) -> list[Table]:

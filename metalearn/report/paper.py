@@ -33,6 +33,7 @@ def _for_people(table: Table) -> Grid:
             sentence(table.results),
             "Intervals are over test tasks" + (", those marked * over tasks and seeds." if starred else "."),
             table.reason,
+            *(f"Published, beside {rows}: {source}." for source, rows in table.sources),
         )
         if part
     )
@@ -55,11 +56,11 @@ def _cells(row: Row, several: bool) -> list[str]:
         row.label,
         f"{row.form.shown(found.mean, found.ci95)}{star}" if found else "not finite",
         row.tasks,
-        ", ".join(map(str, row.seeds)),
+        row.seed_words,
         *([spread] if several else []),
         row.budget,
         duration(row.seconds),
-        row.published or "–",
+        row.published[0] or "–",
     ]
 
 
@@ -72,6 +73,10 @@ def _for_programs(table: Table) -> Grid:
         found = row.estimate
         numbers = [found.mean, found.ci95, found.over, found.spread] if found else [None] * 4
         cells = [*numbers, row.tasks, " ".join(map(str, row.seeds)), row.outer_steps, row.seconds]
-        cells += [row.published, table.leads and place == 0, " ".join(str(one.folder) for one in row.members)]
+        cells += [
+            row.published[1],
+            table.leads and place == 0,
+            " ".join(str(one.folder) for one in row.members),
+        ]
         rows.append([row.label, table.primary, *("" if cell is None else str(cell) for cell in cells)])
     return Grid(f"{heading(table.results)}. {sentence(table.results)}".strip(), head, rows)

@@ -128,7 +128,7 @@ def test_runs_that_differ_by_their_seed_are_one_row_and_unlike_protocols_no_tabl
     )
     assert (best.budget, best.published) == (
         "1,000 × 16 tasks",
-        "5-way 1-shot 98.7 % (Finn et al. 2017, table 1)",
+        ("98.7 %", "5-way 1-shot 98.7 % (Finn et al. 2017, table 1)"),
     )
     assert found[0].leads
     assert "the paired 95% interval of the difference leaves out zero" in found[0].reason
