@@ -74,6 +74,7 @@ def result_of(
     return {
         **{group: names[group] for group in NAMED_IN_RESULTS},
         "split": split,
+        "trains_on": algorithm.trains_on,
         "primary": objective.primary,
         "metrics": evaluation.summary,
         "formats": {
@@ -81,7 +82,6 @@ def result_of(
         },
         "episodes": evaluation.episodes,
         "step": step,
-        "trains_on": algorithm.trains_on,
         "protocol": protocol,
         "seed": cfg["seed"],
     }

@@ -10,7 +10,7 @@ from metalearn.report.collection import Collection, Reported
 from metalearn.report.leaderboard import Row, Table, duration, tables
 from metalearn.report.page import page
 from metalearn.report.pictures import Album
-from metalearn.report.protocol import heading, own_facts, remaining_facts, sentence
+from metalearn.report.protocol import headings, own_facts, remaining_facts, sentence
 from metalearn.report.tables import natural
 from metalearn.rundir.reader import shown
 
@@ -21,10 +21,12 @@ MOST_DRAWN = 20  # tables with figures; a figure takes a tenth of a second
 def report(collection: Collection) -> str:
     """The whole page."""
     found, album = tables(collection.reported), Album()
+    titles = headings([table.results for table in found])
     return page(
         "report.html",
         sections=[
-            section(number, table, album, drawn=number <= MOST_DRAWN) for number, table in enumerate(found, 1)
+            {"heading": title, **section(number, table, album, drawn=number <= MOST_DRAWN)}
+            for number, (title, table) in enumerate(zip(titles, found, strict=True), 1)
         ],
         num_runs=len({one.judged.run_dir for one in collection.reported}),
         num_results=len(collection.reported),
@@ -38,7 +40,6 @@ def section(number: int, table: Table, album: Album, *, drawn: bool) -> dict[str
     figures = (curves.learning, curves.adaptation, curves.reliability) if drawn else ()
     return {
         "id": f"table-{number}",
-        "heading": heading(table.results),
         "sentence": sentence(table.results),
         "facts": remaining_facts(table.results),
         "primary": table.primary,

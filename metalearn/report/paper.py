@@ -5,23 +5,24 @@ from __future__ import annotations
 from metalearn.report.collection import Collection
 from metalearn.report.leaderboard import Row, Table, duration, tables
 from metalearn.report.markup import Grid, written
-from metalearn.report.protocol import heading, sentence
+from metalearn.report.protocol import headings, sentence
 
 RESULT = 1  # column of the primary metric
 
 
 def report(collection: Collection, form: str) -> str:
     """One table per protocol, and, in Markdown, the runs without a result."""
-    if form == "csv":
-        return written([_for_programs(table) for table in tables(collection.reported)], form)
-    grids = [_for_people(table) for table in tables(collection.reported)]
+    found = tables(collection.reported)
+    make = _for_programs if form == "csv" else _for_people
+    titles = headings([table.results for table in found])
+    grids = [make(table, title) for table, title in zip(found, titles, strict=True)]
     if collection.pending and form == "md":
         rows = [[str(one.folder), one.state, str(one.step or "–"), one.reason] for one in collection.pending]
         grids.append(Grid("Runs without a result", ["Run", "State", "Last step", "What it says"], rows))
     return written(grids, form)
 
 
-def _for_people(table: Table) -> Grid:
+def _for_people(table: Table, title: str) -> Grid:
     several = any(len(row.members) > 1 for row in table.rows)
     spread = ["SD over seeds"] if several else []
     head = ["Method", f"{table.primary.replace('_', ' ')} ± 95% CI", "Tasks", "Seeds", *spread]
@@ -38,7 +39,7 @@ def _for_people(table: Table) -> Grid:
         if part
     )
     return Grid(
-        heading(table.results),
+        title,
         head,
         [_cells(row, several) for row in table.rows],
         note,
@@ -64,7 +65,7 @@ def _cells(row: Row, several: bool) -> list[str]:
     ]
 
 
-def _for_programs(table: Table) -> Grid:
+def _for_programs(table: Table, title: str) -> Grid:
     """Numbers as they stand in results.json: accuracies as fractions."""
     head = ["method", "metric", "mean", "ci95", "interval_over", "sd_over_seeds", "tasks", "seeds"]
     head += ["outer_steps", "seconds", "published", "best", "folders"]
@@ -79,4 +80,4 @@ def _for_programs(table: Table) -> Grid:
             " ".join(str(one.folder) for one in row.members),
         ]
         rows.append([row.label, table.primary, *("" if cell is None else str(cell) for cell in cells)])
-    return Grid(f"{heading(table.results)}. {sentence(table.results)}".strip(), head, rows)
+    return Grid(f"{title}. {sentence(table.results)}".strip(), head, rows)

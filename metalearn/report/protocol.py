@@ -5,11 +5,41 @@ them.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from metalearn.rundir.registry import comparable_facts
 
+MOST_WORDS, MOST_LETTERS = 3, 16  # of what tells two headings apart
 SAID = ("data", "split", "way", "shot", "query_shot", "transductive", "cross_domain", "trained_on")
+
+
+def headings(several: Sequence[dict[str, Any]]) -> list[str]:
+    """One heading per table, with the facts that tell apart those that would bear the same."""
+    plain = [heading(results) for results in several]
+    found = []
+    for results, own in zip(several, plain, strict=True):
+        facts = comparable_facts(results)
+        alike = [comparable_facts(other) for other, text in zip(several, plain, strict=True) if text == own]
+        names = [name for name in facts if any(other.get(name) != facts[name] for other in alike)]
+        words = [_in_words(name, facts[name]) for name in names[:MOST_WORDS]]
+        found.append(f"{own} ({', '.join(words)})" if words else own)
+    return found
+
+
+def _in_words(name: str, value: Any) -> str:
+    """transductive, not cross domain, partition random."""
+    if isinstance(value, bool):
+        return (
+            "inductive"
+            if (name, value) == ("transductive", False)
+            else ("" if value else "not ") + _said(name)
+        )
+    return f"{_said(name)} {as_text(value)[:MOST_LETTERS]}"
+
+
+def _said(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def heading(results: dict[str, Any]) -> str:
@@ -54,7 +84,7 @@ def remaining_facts(results: dict[str, Any]) -> list[tuple[str, str]]:
     """(name, value) of every further fact that all rows of a table share."""
     facts = comparable_facts(results)
     return [
-        (name.replace("_", " "), as_text(value))
+        (_said(name), as_text(value))
         for name, value in sorted(facts.items())
         if name not in SAID and value is not None
     ]
@@ -64,7 +94,7 @@ def own_facts(results: dict[str, Any]) -> list[tuple[str, str]]:
     """(name, value) of the facts in which the rows of a table may differ."""
     shared = comparable_facts(results)
     return [
-        (name.replace("_", " "), as_text(value))
+        (_said(name), as_text(value))
         for name, value in sorted(results["protocol"].items())
         if name not in shared and value is not None and name not in ("checkpoint", "data_sha256")
     ]

@@ -155,6 +155,19 @@ def test_rows_whose_tasks_are_not_known_are_not_bold(tmp_path: Path) -> None:
     assert "eval_test.csv cannot be read" in table.reason
 
 
+def test_tables_of_one_heading_are_told_apart(tmp_path: Path) -> None:
+    for number, transductive in enumerate((True, False)):
+        path = many_runs.write(tmp_path / str(number), config("maml", 0)) / "results.json"
+        results = json.loads(path.read_text())
+        results["protocol"]["transductive"] = transductive
+        path.write_text(json.dumps(results))
+    found = [line for line in paper.report(collected([str(tmp_path)]), "md").splitlines() if line[0:1] == "#"]
+    assert found == [
+        "### omniglot, 5-way 1-shot: accuracy on test tasks (transductive)",
+        "### omniglot, 5-way 1-shot: accuracy on test tasks (inductive)",
+    ]
+
+
 def test_a_repeated_seed_is_a_row_of_its_own(tmp_path: Path) -> None:
     for number in (1, 2):
         many_runs.write(tmp_path / str(number), config("maml", 0))
