@@ -45,6 +45,7 @@ def section(number: int, table: Table, album: Album, *, drawn: bool) -> dict[str
         "primary": table.primary,
         "reason": table.reason,
         "sources": table.sources,
+        "starred": any(row.estimate and row.estimate.over != "tasks" for row in table.rows),
         "several_seeds": any(len(row.members) > 1 for row in table.rows),
         "rows": [
             row_cells(place, row, bold=table.leads and place == 1) for place, row in enumerate(table.rows, 1)

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -321,6 +322,17 @@ class TestCommand:
             "",
             f"error: {recipe} is no recipe with about.figures; name a folder of runs or of recipes\n",
         )
+
+
+def test_neither_page_nor_list_needs_torch(outputs: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from metalearn.cli.main import main; "
+        f"assert main(['report', {str(outputs)!r}, '--output', {str(tmp_path / 'x.html')!r}]) == 0; "
+        f"assert main(['ls', 'runs', {str(outputs)!r}, 'algo.inner_lr=0.4']) == 0; "
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_word_that_names_nothing_is_refused(tmp_path: Path) -> None:
