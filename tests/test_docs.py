@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from metalearn.cli import main as cli
-from metalearn.report.readme import fill
+from metalearn.report.readme import fill, results_page
 from tests.frames import rooms
 from tests.reliability import report
 
@@ -70,19 +70,41 @@ def test_readme_tables_are_those_of_the_about_blocks() -> None:
     assert fill(text, REPOSITORY / "conf") == text, "README.md is out of date; run scripts/readme"
 
 
+def test_the_page_of_results_is_that_of_the_recipes() -> None:
+    current = results_page(REPOSITORY / "conf")
+    assert document("docs/results.md") == current, "docs/results.md is out of date; run scripts/readme"
+
+
+RECIPE = """
+about:
+  figures:
+    - {name: inductive, published: null}
+    - {name: 5-way, published: 98.7, headline: true}
+  measured:
+    cpu:
+      seeds: [0, 1, 2]
+      steps: 8000
+      minutes: 21
+      date: 2026-11-22
+      commit: 0123456789abcdef
+      machine: a machine
+      figures:
+        5-way: {mean: 96.4, ci95: 0.3, std: 0.2, episodes: 2000}
+"""
+
+
 def test_a_changed_figure_is_noticed(tmp_path: Path) -> None:
-    figure = (
-        "{name: 5-way, published: 98.7, measured: 96.4, ci95: 0.3, episodes: 2000, command: metalearn train}"
-    )
-    about = f"about: {{figures: [{figure}], run: {{steps: 8000, minutes: 21, seed: 0, date: 2026-11-22}}}}\n"
     (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment" / "mine.yaml").write_text(about)
+    (tmp_path / "experiment" / "mine.yaml").write_text(RECIPE)
     text = fill(document("README.md"), tmp_path)
-    assert (
-        "| `mine` | 5-way | 98.7 % | 96.4 ± 0.3 % | 2,000 | 8,000 | 21 | 0 | 2026-11-22 | `metalearn train` |"
-        in text
-    )
+    row = "| `mine` | 5-way | 98.7 % | 96.4 ± 0.3 % | 2,000 | 0, 1, 2 | 8,000 | 21 | `metalearn train "
+    assert row + "experiment=mine` |" in text
+    assert "inductive |" not in text.partition("<!-- /results")[0]
     assert text != document("README.md")
+    page = results_page(tmp_path)
+    assert "| `mine` | inductive | – | not measured yet | – | – | 0, 1, 2 |" in page
+    assert "| 2026-11-22 | 0123456789 |" in page
+    assert "Measured on: a machine." in page
 
 
 def test_ci_runs_the_second_command_of_the_readme() -> None:

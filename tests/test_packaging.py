@@ -82,6 +82,13 @@ def test_the_wheel_holds_every_yaml(site: Path) -> None:
     assert Path("train.yaml") in expected
 
 
+def test_the_wheel_holds_every_template(site: Path) -> None:
+    folder = Path("metalearn") / "report" / "templates"
+    expected = {path.name for path in (REPOSITORY / folder).glob("*.html")}
+    assert {path.name for path in (site / folder).iterdir()} == expected
+    assert {"page.html", "report.html"} <= expected
+
+
 def test_the_wheel_is_what_gets_imported(site: Path, tmp_path: Path) -> None:
     done = run(
         site,

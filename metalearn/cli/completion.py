@@ -22,7 +22,7 @@ from metalearn.config.compatibility import MOVED
 from metalearn.config.loader import Library
 from metalearn.config.saved import read_saved
 from metalearn.errors import ConfigError, MetalearnError
-from metalearn.rundir import choices
+from metalearn.rundir import choices, listing
 from metalearn.rundir.choices import GROUPS
 
 SHELLS = ("bash", "zsh")
@@ -116,6 +116,10 @@ def name_answers(verb: str, word: str, given: list[str], library: Library) -> It
         yield from saved_answers(word, Path(given[0])) if given else run_folders()
     elif verb == "predict":  # whose further words are pictures, which the shell completes
         yield from () if given else run_folders()
+    elif verb == "report":
+        yield from run_folders()
+    elif verb == "ls" and given == ["runs"]:
+        yield from (f"{key}=" for key in listing.KEYS)
     elif verb == "doctor":
         yield from [] if given else run_folders()
         yield from override_answers(word, given, library) if not given or "=" in given[0] else []

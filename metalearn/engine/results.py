@@ -93,6 +93,7 @@ def result_of(
     return {
         **{group: names[group] for group in NAMED_IN_RESULTS},
         "split": split,
+        "trains_on": algorithm.trains_on,
         "primary": objective.primary,
         "metrics": evaluation.summary,
         "formats": {

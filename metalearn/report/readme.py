@@ -1,6 +1,7 @@
-"""The tables of the README, made from the `about:` blocks of the YAMLs so that no figure is typed twice.
+"""The tables of the README, and docs/results.md, made from the `about:` blocks of the YAMLs so that no figure
+is typed twice.
 
-scripts/readme writes them between the marks; a test fails when the README differs.
+scripts/readme writes them; a test fails when they differ.
 """
 
 from __future__ import annotations
@@ -9,8 +10,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from metalearn.report.tables import published, unit_of
+from metalearn.report import recipes
+from metalearn.report.markup import markdown
+from metalearn.report.tables import published
 from metalearn.rundir.reader import read_yaml
+
+RECIPES = "conf/experiment"
 
 
 def fill(text: str, conf_dir: Path) -> str:
@@ -31,28 +36,15 @@ def fill(text: str, conf_dir: Path) -> str:
     return text
 
 
+def results_page(conf_dir: Path) -> str:
+    """The content of docs/results.md: what `metalearn report conf/experiment --format md` prints."""
+    return recipes.results(recipes.recipes_of([conf_dir / "experiment"]), "md", RECIPES)
+
+
 def results_table(conf_dir: Path) -> str:
-    """One row per figure of every recipe: published, measured ± 95% CI, tasks, cost, date and command."""
-    head = [
-        "Recipe",
-        "Figure",
-        "Published",
-        "Measured ± 95% CI",
-        "Tasks",
-        "Steps",
-        "Minutes",
-        "Seed",
-        "Date",
-        "Command",
-    ]
-    rows = []
-    for name, about in about_blocks(conf_dir, "experiment"):
-        run = about["run"]
-        for figure in about["figures"]:
-            cost = [cell(run[key]) for key in ("steps", "minutes", "seed", "date")]
-            values = [with_unit(figure, figure["published"]), measured(figure), cell(figure["episodes"])]
-            rows.append([f"`{name}`", figure["name"], *values, *cost, f"`{figure['command']}`"])
-    return markdown(head, rows)
+    """The headline figure of every recipe: published, measured ± 95% CI, tasks, cost and command."""
+    found = recipes.extract(recipes.recipes_of([conf_dir / "experiment"]))
+    return markdown(found.head, found.rows, found.right)
 
 
 def algorithms_table(conf_dir: Path) -> str:
@@ -77,24 +69,3 @@ def about_blocks(conf_dir: Path, group: str) -> list[tuple[str, dict[str, Any]]]
         for path in sorted((conf_dir / group).glob("[!_]*.yaml"))
     ]
     return [(name, about) for name, about in found if about]
-
-
-def measured(figure: dict[str, Any]) -> str:
-    """'96.3 ± 0.6 %', or what to expect of a figure that has not been measured."""
-    if figure["measured"] is None:
-        return "not measured yet"
-    return f"{figure['measured']} ± {figure['ci95']}{unit_of(figure)}"
-
-
-def with_unit(figure: dict[str, Any], value: Any) -> str:
-    return "–" if value is None else f"{value}{unit_of(figure)}"
-
-
-def cell(value: Any) -> str:
-    return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; a bar inside a cell would end the cell, so it is escaped."""
-    lines = [head, ["---"] * len(head), *([text.replace("|", "\\|") for text in row] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

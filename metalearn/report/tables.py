@@ -10,7 +10,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from metalearn.errors import DataError
 from metalearn.rundir.reader import (
@@ -132,26 +132,43 @@ def beside(run_dir: Path, eval_dir: Path) -> str:
     return "\n".join([*lines, "", grid(rows, right=range(1, len(rows[0])))])
 
 
+class PublishedFigure(NamedTuple):
+    """short: 98.7 %. full: with what it is of."""
+
+    short: str
+    full: str
+
+
 def published_line(config: dict[str, Any], results: dict[str, Any]) -> str:
     """The published figures of the recipe, or else of the algorithm, that this result may be held against;
     empty without any.
+    """
+    known, about = published_figures(config, results)
+    if not known:
+        return ""
+    text = f"published: {'; '.join(figure.full for figure in known)} ({about['paper']})"
+    return f"{text}\ndeviation: {about['deviation'].strip()}" if about.get("deviation") else text
+
+
+def published_figures(
+    config: dict[str, Any], results: dict[str, Any]
+) -> tuple[list[PublishedFigure], dict[str, Any]]:
+    """Those of the recipe, or else of the algorithm, with the block that names their paper.
 
     A figure says of which method, data, ways and shots it is; beside another number it would be no measure.
     """
     recipe = (config.get("about") or {}) if results.get("experiment") else {}
-    figures = [
-        figure
+    known = [
+        PublishedFigure(value := f"{figure['published']}{unit_of(figure)}", f"{figure['name']} {value}")
         for figure in recipe.get("figures") or []
         if figure.get("published") and comparable({**recipe, **figure}, results)
     ]
-    known = [f"{figure['name']} {figure['published']}{unit_of(figure)}" for figure in figures]
     about = recipe if known else (config.get("algo") or {}).get("about") or {}
     if not known and about.get("published") and comparable(about["published"], results):
-        known.append(published(about["published"]))
-    if not known:
-        return ""
-    text = f"published: {'; '.join(known)} ({about['paper']})"
-    return f"{text}\ndeviation: {about['deviation'].strip()}" if about.get("deviation") else text
+        figure = about["published"]
+        unit = str(figure.get("unit", "")).partition(" ")[0]
+        known.append(PublishedFigure(f"{figure['value']} {unit}".strip(), published(figure)))
+    return known, about
 
 
 def comparable(figure: dict[str, Any], results: dict[str, Any]) -> bool:

@@ -240,12 +240,13 @@ def test_rehearsals_with_small_numbers(dials: dict[str, str], data: str, place: 
             "data preview",
             "data audit",
             "ls runs",
+            "report",
         ]
     ),
     words=st.lists(VALUES, max_size=3),
 )
 def test_verbs_with_anything_behind_them(verb: str, words: list[str], place: Path, watch: Watch) -> None:
-    # `ls runs /` would look through the whole disk
+    # `ls runs /` and `report /` would look through the whole disk
     words = [word for word in words if word not in ("/", "~")]
     answer([*verb.split(), *words, *(["--cfg", "job"] if verb == "train" else [])], place, watch)
 
