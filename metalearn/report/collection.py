@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import csv
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -172,13 +172,3 @@ def _words(run_dir: Path) -> list[str]:
     except (OSError, ValueError):
         return []
     return [str(word) for word in found] if isinstance(found, list) else []
-
-
-def leaves(tree: dict[str, Any], stem: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of everything in a mapping that is none itself; an empty one counts as a value."""
-    for key, value in tree.items():
-        name = f"{stem}{key}"
-        if isinstance(value, dict) and value:
-            yield from leaves(value, f"{name}.")
-        else:
-            yield name, value

@@ -14,16 +14,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from metalearn.report.collection import Reported, leaves
+import numpy as np
+
+from metalearn.report.collection import Reported
+from metalearn.report.methods import is_free, leaves
 from metalearn.report.tables import natural, published_figures
 from metalearn.rundir.listing import rises
 from metalearn.rundir.reader import Format, format_of, wall_seconds
 from metalearn.rundir.registry import comparable_facts
 
-# No part of a method: who ran it, where, and what was printed of it.
-NOT_THE_METHOD = ("seed", "run_dir", "sweep", "trusted", "choices", "about", "logger", "hydra")
-PLACES = ("root", "cache_dir")
-FEWEST_SEEDS = 3  # of which an interval can be made
 MOST_SEEDS = 3  # that are listed one by one
 MOST_WORDS = 4  # by which a row says how it differs from the others
 
@@ -92,7 +91,7 @@ class Row:
     @functools.cached_property
     def estimate(self) -> Estimate | None:
         """None where a mean is not finite."""
-        return estimate([member.value for member in self.members], self.first.results["episodes"])
+        return estimate([member.value for member in self.members], self.scores)
 
     @property
     def tasks(self) -> str:
@@ -130,6 +129,20 @@ class Row:
         """Wall time of a run, the mean over seeds; None where nothing was timed."""
         spent = [sum(wall_seconds(member.lines).values()) for member in self.members]
         return statistics.fmean(spent) if any(spent) else None
+
+    @functools.cached_property
+    def scores(self) -> list[list[float]] | None:
+        """The primary metric of each seed on each task, in one order of the tasks; None where it is not known
+        or the tasks are not the same.
+        """
+        found: list[dict[str, float]] = []
+        for member in self.members:
+            if isinstance(member.scores, str):
+                return None
+            found.append(dict(zip(member.scores.tasks, member.scores.values, strict=True)))
+        if any(other.keys() != found[0].keys() for other in found):
+            return None
+        return [[other[task] for task in found[0]] for other in found]
 
     @functools.cached_property
     def task_means(self) -> dict[str, float] | str:
@@ -224,12 +237,7 @@ def method_key(one: Reported) -> str:
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:
     """What makes a method of a configuration, by dotted names."""
-    own = {key: value for key, value in config.items() if key not in NOT_THE_METHOD}
-    return {
-        name: value
-        for name, value in leaves(own)
-        if name.rpartition(".")[2] not in PLACES and ".about." not in f".{name}."
-    }
+    return {name: value for name, value in leaves(config) if not is_free(name)}
 
 
 def named(rows: Sequence[Row]) -> list[Row]:
@@ -257,10 +265,10 @@ def shown_value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def estimate(values: Sequence[dict[str, Any]], episodes: int) -> Estimate | None:
-    """Mean over seeds and its interval. Seeds meet the same tasks, so that the error over tasks does not
-    shrink with their number: both errors are added, with Satterthwaite's degrees of freedom, which covers too
-    much rather than too little.
+def estimate(values: Sequence[dict[str, Any]], scores: list[list[float]] | None) -> Estimate | None:
+    """Mean over seeds and its interval: over seeds and tasks, where enough seeds met the same tasks.
+
+    scores: of each seed on each task.
     """
     means = [value["mean"] for value in values]
     errors = [value["ci95"] for value in values]
@@ -268,19 +276,12 @@ def estimate(values: Sequence[dict[str, Any]], episodes: int) -> Estimate | None
         return None
     over_tasks = statistics.fmean(errors)
     spread = statistics.stdev(means) if len(means) > 1 else None
-    if spread is None or len(means) < FEWEST_SEEDS:
+    from metalearn.report.statistics import FEWEST_SEEDS, mean_over_seeds  # scipy takes most of a second
+
+    if spread is None or len(means) < FEWEST_SEEDS or scores is None:
         return Estimate(statistics.fmean(means), over_tasks, "tasks", spread)
-    of_seeds, of_tasks = spread**2 / len(means), (over_tasks / 1.96) ** 2
-    both = of_seeds + of_tasks
-    freedom = both**2 / (of_seeds**2 / (len(means) - 1) + of_tasks**2 / max(episodes - 1, 1)) if both else 1
-    return Estimate(statistics.fmean(means), quantile(freedom) * math.sqrt(both), "tasks and seeds", spread)
-
-
-def quantile(freedom: float) -> float:
-    """97.5% of Student's t."""
-    from scipy.special import stdtrit
-
-    return float(stdtrit(freedom, 0.975))
+    low, high = mean_over_seeds(np.array(scores)).interval
+    return Estimate(statistics.fmean(means), (high - low) / 2, "tasks and seeds", spread)
 
 
 def leading(rows: Sequence[Row]) -> tuple[bool, str]:
@@ -319,11 +320,14 @@ def separable(a: Row, b: Row) -> Difference | str:
     first, second = a.task_means, b.task_means
     assert isinstance(first, dict)
     assert isinstance(second, dict)
-    differences = [value - second[task] for task, value in first.items() if task in second]
-    if len(differences) < 2:
-        return f"{a.label} and {b.label} share {len(differences)} tasks"
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
-    return Difference(statistics.fmean(differences), quantile(len(differences) - 1) * error, len(differences))
+    from metalearn.report.statistics import differences, t_interval
+
+    shared = [task for task in first if task in second]
+    if len(shared) < 2:
+        return f"{a.label} and {b.label} share {len(shared)} tasks"
+    found = differences(*(np.array([side[task] for task in shared]) for side in (first, second)))
+    low, high = t_interval(found)
+    return Difference(float(found.mean()), (high - low) / 2, len(shared))
 
 
 def duration(seconds: float | None) -> str:

@@ -176,6 +176,11 @@ def over_seeds(a: Array, b: Array) -> OverSeeds:
     return _over_seeds(float(by_task.mean()), [a, b], [by_task])
 
 
+def mean_over_seeds(scores: Array) -> OverSeeds:
+    """The mean of (K, n) scores of one method, K >= 2, over seeds and tasks; p is that it is 0."""
+    return _over_seeds(float(scores.mean()), [scores], [scores.mean(0)])
+
+
 def over_seeds_unpaired(a: Array, b: Array) -> OverSeeds:
     """As `over_seeds`, for (K_A, n) and (K_B, m) scores of unlike tasks."""
     return _over_seeds(float(a.mean() - b.mean()), [a, b], [a.mean(0), b.mean(0)])

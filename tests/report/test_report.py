@@ -178,14 +178,16 @@ def test_a_repeated_seed_is_a_row_of_its_own(tmp_path: Path) -> None:
 
 def test_an_interval_over_seeds_needs_three_and_is_wider_than_that_over_tasks() -> None:
     values = [{"mean": mean, "ci95": 0.01} for mean in (0.90, 0.92, 0.94)]
-    two, three = estimate(values[:2], 600), estimate(values, 600)
+    # every seed is 0.02 above the one before on every task; tasks alternate by 0.25
+    scores = [[mean + (0.125 if task % 2 else -0.125) for task in range(600)] for mean in (0.90, 0.92, 0.94)]
+    two, three = estimate(values[:2], scores[:2]), estimate(values, scores)
     assert two is not None
     assert three is not None
     assert (two.over, round(two.ci95, 4)) == ("tasks", 0.01)
     assert three.over == "tasks and seeds"
-    # by hand: variances 0.02**2 / 3 and (0.01 / 1.96)**2, 2.86 degrees of freedom, t = 3.27
-    assert three.ci95 == pytest.approx(0.0413, abs=2e-4)
-    assert estimate([{"mean": None, "ci95": None}], 600) is None
+    # by hand: variances 0.02**2 / 3 and 0.125**2 / 599, 2.85 degrees of freedom, t = 3.28
+    assert three.ci95 == pytest.approx(0.0413, abs=4e-4)
+    assert estimate([{"mean": None, "ci95": None}], None) is None
 
 
 def test_the_page_names_protocol_curves_confusions_differences_and_provenance(page: str) -> None:
