@@ -32,7 +32,7 @@ def fill(text: str, conf_dir: Path) -> str:
 
 
 def results_table(conf_dir: Path) -> str:
-    """One row per figure of every recipe: published, measured ± 95% CI, tasks, cost, date and command."""
+    """One row per figure that was recorded: published, measured ± 95% CI, tasks, cost, date and command."""
     head = [
         "Recipe",
         "Figure",
@@ -47,12 +47,28 @@ def results_table(conf_dir: Path) -> str:
     ]
     rows = []
     for name, about in about_blocks(conf_dir, "experiment"):
-        run = about["run"]
-        for figure in about["figures"]:
-            cost = [cell(run[key]) for key in ("steps", "minutes", "seed", "date")]
-            values = [with_unit(figure, figure["published"]), measured(figure), cell(figure["episodes"])]
-            rows.append([f"`{name}`", figure["name"], *values, *cost, f"`{figure['command']}`"])
+        for tier, record in (about.get("measured") or {}).items():
+            for figure in about["figures"]:
+                found = (record.get("figures") or {}).get(figure["name"])
+                if found is None:
+                    continue
+                cost = [cell(record[key]) for key in ("steps", "minutes")]
+                when = [", ".join(map(str, record["seeds"])), str(record["date"])]
+                values = [with_unit(figure, figure["published"]), measured(figure, found)]
+                values.append(cell(found["episodes"]))
+                rows.append(
+                    [f"`{name}`", figure["name"], *values, *cost, *when, f"`{command(name, tier, figure)}`"]
+                )
     return markdown(head, rows)
+
+
+def command(name: str, tier: str, figure: dict[str, Any]) -> str:
+    """What gives a figure of a recipe, as a person types it."""
+    if tier != "cpu":
+        return f"metalearn reproduce {name} --tier {tier}"
+    if figure.get("eval"):
+        return " ".join(["metalearn eval RUN_DIR", *figure["eval"]])
+    return " ".join([f"metalearn train experiment={name}", *(figure.get("train") or [])])
 
 
 def algorithms_table(conf_dir: Path) -> str:
@@ -79,11 +95,9 @@ def about_blocks(conf_dir: Path, group: str) -> list[tuple[str, dict[str, Any]]]
     return [(name, about) for name, about in found if about]
 
 
-def measured(figure: dict[str, Any]) -> str:
-    """'96.3 ± 0.6 %', or what to expect of a figure that has not been measured."""
-    if figure["measured"] is None:
-        return "not measured yet"
-    return f"{figure['measured']} ± {figure['ci95']}{unit_of(figure)}"
+def measured(figure: dict[str, Any], found: dict[str, Any]) -> str:
+    """'96.3 ± 0.6 %'. found: what is recorded of the figure."""
+    return f"{found['mean']} ± {found['ci95']}{unit_of(figure)}"
 
 
 def with_unit(figure: dict[str, Any], value: Any) -> str:
