@@ -111,7 +111,8 @@ def test_another_protocol_is_not_compared_and_the_facts_are_named() -> None:
     )
     assert found.verdict == "NOT COMPARABLE"
     assert found.reason == (
-        "outer_steps 10000 instead of 60000, transductive false instead of true, batch_size unknown instead of 16"
+        "outer_steps 10000 instead of 60000, transductive false instead of true, batch_size unknown instead "
+        "of 16"
     )
 
 

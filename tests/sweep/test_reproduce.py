@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,13 @@ about:
   title: Tiny
   paper: none
   figures: # mean squared error
-    - {name: adapted, headline: true, published: 0.001, unit: mse, published_protocol: {outer_steps: 3, shot: 10}}
+    - {name: adapted, headline: true, published: 0.001, unit: mse, published_protocol: {outer_steps: 3}}
     - {name: before, metric: mse_step_0, published: 100, unit: mse, published_protocol: {outer_steps: 3}}
-    - {name: on 12 tasks, published: 9, unit: mse, published_protocol: {outer_steps: 70000}, eval: [eval.episodes=12]}
+    - name: on 12 tasks
+      published: 9
+      unit: mse
+      published_protocol: {outer_steps: 70000}
+      eval: [eval.episodes=12]
     - {name: slower, published: null, unit: mse, train: [optimizer.lr=0.0001]}
   tiers:
     paper: [trainer.outer_steps=4]
@@ -167,22 +173,23 @@ def test_other_seeds_than_recorded_are_inconclusive_and_three_have_a_spread(
     assert "2 seeds" in capsys.readouterr().out
 
 
-def test_a_killed_reproduction_goes_on_and_comes_to_the_same_figures(
-    reproduced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_stopped_reproduction_goes_on_and_comes_to_the_same_figures(
+    reproduced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     text = (reproduced / "conf" / "experiment" / "tiny.yaml").read_text()
     write(tmp_path, text)
     step = Trainer.train_step
 
-    def killed(trainer: Trainer) -> None:
-        if trainer.step == 2:
-            raise SystemExit(9)
+    def stopped(trainer: Trainer) -> None:
         step(trainer)
+        if trainer.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", killed)
-        assert reproduce("tiny") == 9
+        patch.setattr(Trainer, "train_step", stopped)
+        assert reproduce("tiny") == 143
+    assert "the same command goes on from there" in capsys.readouterr().err
     run_dir = Path("outputs/reproduce/tiny/cpu/seed-0")
     assert CheckpointStore(run_dir).steps()[-1] == 2
     steps: list[int] = []
