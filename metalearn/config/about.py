@@ -70,15 +70,34 @@ def recipe_problems(path: str, about: Mapping[str, Any]) -> Iterator[str]:
         if isinstance(about.get(key), Mapping):
             for name, words in about[key].items():
                 yield from words_problems(f"{path}.{key}.{name}", words)
-    if not isinstance(about.get("measured"), Mapping):
-        return
-    for tier, record in about["measured"].items():
-        kind = "losses" if tier == "smoke" else "figures"
-        if not isinstance(record, Mapping) or not isinstance(record.get(kind), Mapping):
-            yield (
-                f"{path}.measured.{tier} is no record, which has {kind}; write it with: metalearn reproduce "
-                f"NAME --tier {tier} --record"
-            )
+    if isinstance(about.get("measured"), Mapping):
+        yield from (
+            f"{path}.measured.{tier} is not what `metalearn reproduce NAME --tier {tier} --record` writes; "
+            "remove it and record it again"
+            for tier, record in about["measured"].items()
+            if not (is_of_losses(record) if tier == "smoke" else is_of_figures(record))
+        )
+
+
+def is_of_losses(record: Any) -> bool:
+    losses = record.get("losses") if isinstance(record, Mapping) else None
+    return isinstance(losses, Mapping) and all(
+        isinstance(values, list) and all(map(is_number, values)) for values in losses.values()
+    )
+
+
+def is_of_figures(record: Any) -> bool:
+    if not isinstance(record, Mapping) or not isinstance(record.get("figures"), Mapping):
+        return False
+    seeds = record.get("seeds")
+    return bool(isinstance(seeds, list) and seeds and all(map(is_number, seeds))) and all(
+        isinstance(figure, Mapping) and all(is_number(figure.get(key)) for key in ("mean", "ci95"))
+        for figure in record["figures"].values()
+    )
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def figure_problems(path: str, figures: list[Mapping[str, Any]]) -> Iterator[str]:

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from metalearn.config.about import is_number
 from metalearn.config.compose import compose
 from metalearn.config.loader import Library
 from metalearn.config.records import recorded, rounded
 from metalearn.config.saved import read_saved
 from metalearn.config.schema import hint, leaves, show
-from metalearn.errors import ConfigError, MetalearnError
+from metalearn.errors import ConfigError, MetalearnError, raise_if
 from metalearn.report import verdict
 from metalearn.report.verdict import Measured, Ours, Published
 from metalearn.rundir.reader import (
@@ -79,13 +81,14 @@ class Recipe(NamedTuple):
         data = cfg["data"]
         if data.get("root") is not None:
             return None  # the source itself looks there
-        missing = not_here(resolve("data._target_", data["_target_"], BASES["data"], cfg["trusted"]))
+        source = resolve("data._target_", data["_target_"], BASES["data"], cfg["trusted"])
+        missing = not_here(source, tuple(map(os.environ.get, ("METALEARN_DATA", "XDG_CACHE_HOME"))))
         return None if missing is None else f"data={cfg['choices']['data']} is {missing}"
 
 
 @functools.cache
-def not_here(source: Any) -> str | None:
-    """What the class of a source says of data that are nowhere on this machine."""
+def not_here(source: Any, places: tuple[str | None, ...]) -> str | None:
+    """What the class of a source says of data that are nowhere on this machine. places: where it looks."""
     try:
         source.audit()
     except FileNotFoundError as error:
@@ -102,6 +105,12 @@ def recipe(name: str, words: Sequence[str] = (), config_dir: str | None = None) 
         raise ConfigError(f"experiment={name} does not exist{close}")
     refuse_science(words)
     about = compose([f"experiment={name}", *words], config_dir).get("about") or {}
+    raise_if(
+        f"experiment={name}: figure {figure['name']} has published={show(figure['published'])}, which is no "
+        "number; write null if there is none"
+        for figure in about.get("figures") or []
+        if figure.get("published") is not None and not is_number(figure["published"])
+    )
     return Recipe(name, about, library.path("experiment", name), list(words), config_dir)
 
 
@@ -324,7 +333,9 @@ def of_record(record: Mapping[str, Any] | None, name: str) -> Measured | None:
     found = ((record or {}).get("figures") or {}).get(name)
     if record is None or found is None:
         return None
-    return Measured(found["mean"], found["ci95"], found["std"], tuple(record["seeds"]), record.get("plan"))
+    return Measured(
+        found["mean"], found["ci95"], found.get("std"), tuple(record["seeds"]), record.get("plan")
+    )
 
 
 def facts_of(job: Job, results: Mapping[str, Any]) -> dict[str, Any]:

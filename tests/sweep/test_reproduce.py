@@ -306,6 +306,25 @@ def options(library: Any, group: str, kept: list[str]) -> list[str]:
     return [name for name in found if group != "experiment" or name in kept]
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("published: 0.001", "published: many", "figure adapted has published=many, which is no number"),
+        ("seeds: [0]", "seeds: 0", "about.measured.cpu is not what `metalearn reproduce NAME --tier cpu"),
+        ("[trainer.outer_steps=4]", "fast", "about.tiers.paper=fast is not a list of overrides"),
+        ("name: before, ", "name: before, headline: true, ", "has 2 headlines, adapted, before; mark one"),
+    ],
+)
+def test_a_recipe_of_the_wrong_shape_is_answered(
+    old: str, new: str, sentence: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = place / "conf" / "experiment" / "tiny.yaml"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    assert reproduce("tiny") == 2
+    assert sentence in capsys.readouterr().err
+
+
 def test_a_metric_that_a_result_lacks_is_answered_with_the_closest(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
