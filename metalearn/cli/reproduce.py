@@ -17,7 +17,8 @@ from metalearn.config.loader import Library
 from metalearn.errors import ConfigError, DataError, MetalearnError
 from metalearn.report.verdict import FAIL, Measured
 from metalearn.rundir.messages import echo, listening
-from metalearn.sweep.reproduce import TIERS, FigureVerdicts, Recipe, Reproduction, StoppedError, recipe
+from metalearn.sweep.recipes import TIERS, Recipe, recipe
+from metalearn.sweep.reproduce import FigureVerdicts, Reproduction, StoppedError
 from metalearn.sweep.smoke import Smoke
 
 

@@ -16,7 +16,7 @@ from metalearn.config.about import headline
 from metalearn.config.compose import compose
 from metalearn.config.loader import packaged_options
 from metalearn.sweep import smoke
-from metalearn.sweep.reproduce import recipe
+from metalearn.sweep.recipes import recipe
 from metalearn.sweep.smoke import complaint
 from tests.golden import runs
 
