@@ -153,10 +153,14 @@ def flow(value: Any) -> str:
 
 
 def rounded(mean: float, ci95: float, std: float | None) -> dict[str, float | None]:
-    """To two digits of the half-width, as no reader can use more; percent and the like."""
-    digits = 6 if not ci95 > 0 or not math.isfinite(ci95) else 1 - math.floor(math.log10(ci95))
+    """To two digits of the half-width, as no reader can use more, and the spread to two of its own."""
     return {
-        "mean": round(mean, digits),
-        "ci95": round(ci95, digits),
-        "std": None if std is None else round(std, digits),
+        "mean": round(mean, digits(ci95)),
+        "ci95": round(ci95, digits(ci95)),
+        "std": None if std is None else round(std, digits(std)),
     }
+
+
+def digits(value: float) -> int:
+    """How many behind the point make two digits of a value; six of one that has none."""
+    return 1 - math.floor(math.log10(value)) if 0 < value < math.inf else 6

@@ -72,7 +72,8 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def machine() -> dict[str, str]:
     """What the last bits of a computation on the CPU depend on, by the names in SAME."""
     cpu = ", ".join([_cpu_name(), *_make()])
-    return {"torch": torch.__version__, "cpu": cpu, "capability": torch.backends.cpu.get_cpu_capability()}
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"torch": str(torch.__version__), "cpu": cpu, "capability": capability}
 
 
 def commit() -> str | None:

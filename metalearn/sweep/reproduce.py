@@ -126,18 +126,19 @@ def planned(recipe: Recipe, tier: str, num_seeds: int) -> dict[int, dict[tuple[s
     another run.
     """
     words = recipe.for_tier(tier)
-    first = compose(words, recipe.config_dir)["seed"]
     ways = dict.fromkeys(tuple(figure.get("train") or ()) for figure in recipe.about["figures"])
+    cfgs = {own: compose([*words, *own], recipe.config_dir) for own in ways}
+    first = next(iter(cfgs.values()))["seed"]
     jobs: dict[int, dict[tuple[str, ...], Job]] = {}
     for seed in range(first, first + num_seeds):
-        for own in ways:
+        for own, cfg in cfgs.items():
             all_words = [*words, *own, f"seed={seed}"]
             name = f"seed-{seed}" + (f"_{readable(own)}" if own else "")
             job = Job(
                 1 + sum(map(len, jobs.values())),
                 all_words,
                 [*own, f"seed={seed}"],
-                compose(all_words, recipe.config_dir),
+                cfg if cfg["seed"] == seed else compose(all_words, recipe.config_dir),
                 ROOT / recipe.name / tier / name,
             )
             changes = job.changes_by_hand() if job.has_begun else []

@@ -52,7 +52,7 @@ class Smoke(NamedTuple):
         names = ", ".join(self.variants)
         how = "bit by bit" if self.exact else f"within {TOLERANCE:.0e}"
         if self.verdict == NO_RECORD:
-            return [f"{self.recipe}: {NO_RECORD} for {names}; {way_to_record(self.recipe)}"]
+            return [f"{self.recipe}: {NO_RECORD} for {names}; record them with: {command(self.recipe)}"]
         problems = [
             f"{self.recipe}: {self.verdict}, {name}, {found.problem}"
             for name, found in self.variants.items()
@@ -65,11 +65,12 @@ class Smoke(NamedTuple):
         return {**self._asdict(), "tier": TIER, "variants": variants}
 
 
+def command(name: str) -> str:
+    return f"metalearn reproduce {name} --tier {TIER} --record"
+
+
 def way_to_record(name: str) -> str:
-    return (
-        "if numbers were meant to change, say so in CHANGELOG.md and record them with: metalearn reproduce "
-        f"{name} --tier {TIER} --record"
-    )
+    return f"if numbers were meant to change, say so in CHANGELOG.md and record them with: {command(name)}"
 
 
 def variants_of(name: str, about: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -124,7 +124,7 @@ def test_a_recipe_without_a_record_says_how_to_get_one() -> None:
     one = recipe("glyphs_pixel_nn")
     found = smoke.smoke(one.name, {**one.about, "measured": {}})
     assert found.lines() == [
-        "glyphs_pixel_nn: NO RECORD for small; if numbers were meant to change, say so in CHANGELOG.md and "
-        "record them with: metalearn reproduce glyphs_pixel_nn --tier smoke --record"
+        "glyphs_pixel_nn: NO RECORD for small; record them with: metalearn reproduce glyphs_pixel_nn --tier "
+        "smoke --record"
     ]
     assert json.dumps(found.as_json())
