@@ -21,13 +21,19 @@ HOW = ("device", "trusted", "data.root", "data.cache_dir")  # keys that make no 
 
 
 class Recipe(NamedTuple):
-    """A YAML of experiment/. words: further overrides, which say only where and how it is computed."""
+    """A YAML of experiment/. cfg: what it composes as it stands. words: further overrides, which say only where
+    and how it is computed.
+    """
 
     name: str
-    about: Mapping[str, Any]
+    cfg: Mapping[str, Any]
     path: Path
     words: list[str]
     config_dir: str | None
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        return self.cfg.get("about") or {}
 
     def for_tier(self, tier: str) -> list[str]:
         """The overrides of a tier; the recipe as it stands is tier cpu."""
@@ -49,13 +55,12 @@ class Recipe(NamedTuple):
                 return f"it has no tier {tier}"
         from metalearn.build.instantiate import BASES, resolve
 
-        cfg = compose([f"experiment={self.name}", *self.words], self.config_dir)
-        data = cfg["data"]
+        data = self.cfg["data"]
         if data.get("root") is not None:
             return None  # the source itself looks there
-        source = resolve("data._target_", data["_target_"], BASES["data"], cfg["trusted"])
+        source = resolve("data._target_", data["_target_"], BASES["data"], self.cfg["trusted"])
         missing = not_here(source, tuple(map(os.environ.get, ("METALEARN_DATA", "XDG_CACHE_HOME"))))
-        return None if missing is None else f"data={cfg['choices']['data']} is {missing}"
+        return None if missing is None else f"data={self.cfg['choices']['data']} is {missing}"
 
 
 @functools.cache
@@ -76,14 +81,20 @@ def recipe(name: str, words: Sequence[str] = (), config_dir: str | None = None) 
         close = hint(name, options) or f"; choose from {', '.join(options)}"
         raise ConfigError(f"experiment={name} does not exist{close}")
     refuse_science(words)
-    about = compose([f"experiment={name}", *words], config_dir).get("about") or {}
+    found = Recipe(
+        name,
+        compose([f"experiment={name}", *words], config_dir),
+        library.path("experiment", name),
+        list(words),
+        config_dir,
+    )
     raise_if(
         f"experiment={name}: figure {figure['name']} has published={show(figure['published'])}, which is no "
         "number; write null if there is none"
-        for figure in about.get("figures") or []
+        for figure in found.about.get("figures") or []
         if figure.get("published") is not None and not is_number(figure["published"])
     )
-    return Recipe(name, about, library.path("experiment", name), list(words), config_dir)
+    return found
 
 
 def refuse_science(words: Sequence[str]) -> None:

@@ -127,7 +127,10 @@ def planned(recipe: Recipe, tier: str, num_seeds: int) -> dict[int, dict[tuple[s
     """
     words = recipe.for_tier(tier)
     ways = dict.fromkeys(tuple(figure.get("train") or ()) for figure in recipe.about["figures"])
-    cfgs = {own: compose([*words, *own], recipe.config_dir) for own in ways}
+    cfgs = {
+        own: dict(recipe.cfg) if not own and tier == "cpu" else compose([*words, *own], recipe.config_dir)
+        for own in ways
+    }
     first = next(iter(cfgs.values()))["seed"]
     jobs: dict[int, dict[tuple[str, ...], Job]] = {}
     for seed in range(first, first + num_seeds):

@@ -4,6 +4,7 @@ net under silent changes of numbers, and of what is tested at all.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,6 @@ import pytest
 
 from metalearn.algorithms.maml import MAML
 from metalearn.config.about import headline
-from metalearn.config.compose import compose
 from metalearn.config.loader import packaged_options
 from metalearn.sweep import smoke
 from metalearn.sweep.recipes import recipe
@@ -21,6 +21,7 @@ from metalearn.sweep.smoke import complaint
 from tests.golden import runs
 
 RECIPES = packaged_options("experiment")
+of = functools.cache(recipe)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,7 +34,7 @@ def caches(folder: Path) -> Iterator[None]:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_first_steps_give_the_losses_that_are_recorded(name: str) -> None:
-    one = recipe(name)
+    one = of(name)
     missing = one.why_passed_over(smoke.TIER)
     if missing:
         pytest.skip(f"{name}: {missing}")
@@ -42,12 +43,8 @@ def test_first_steps_give_the_losses_that_are_recorded(name: str) -> None:
 
 
 def test_every_method_is_in_the_first_steps_of_a_recipe_that_needs_no_data() -> None:
-    reached = set()
-    for name in RECIPES:
-        for words in smoke.variants_of(name, recipe(name).about).values():
-            cfg = compose(words)
-            if "root" not in cfg["data"]:
-                reached.add(cfg["choices"]["algo"])
+    cfgs = [of(name).cfg for name in RECIPES]
+    reached = {cfg["choices"]["algo"] for cfg in cfgs if "root" not in cfg["data"]}
     assert reached == set(packaged_options("algo")), (
         "a new method needs a recipe that draws its own tasks, as conf/experiment/glyphs_maml.yaml; record "
         "it with: metalearn reproduce NAME --tier smoke --record"
@@ -56,14 +53,14 @@ def test_every_method_is_in_the_first_steps_of_a_recipe_that_needs_no_data() -> 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_marks_one_headline(name: str) -> None:
-    about = recipe(name).about
+    about = of(name).about
     assert [figure["name"] for figure in about["figures"] if figure.get("headline")] == [
         (headline(about) or {}).get("name")
     ]
 
 
 def test_lists_show_the_error_after_adaptation() -> None:
-    assert (headline(recipe("ratings_maml").about) or {})["name"] == "adapted"
+    assert (headline(of("ratings_maml").about) or {})["name"] == "adapted"
 
 
 def test_methods_declare_what_is_stored() -> None:
@@ -88,7 +85,7 @@ def test_a_changed_inner_step_is_noticed_on_any_machine(monkeypatch: pytest.Monk
         "update",
         lambda self, w, grads, step: update(self, w, {n: g * (1 + 1e-3) for n, g in grads.items()}, step),
     )
-    one = recipe("ratings_maml")
+    one = of("ratings_maml")
     record: dict[str, Any] = one.about["measured"]["smoke"]
     elsewhere = {**one.about, "measured": {"smoke": {**record, "cpu": "another"}}}
     found = smoke.smoke(one.name, elsewhere)
@@ -112,7 +109,7 @@ def test_a_difference_is_named_with_step_values_and_the_way_out() -> None:
 
 
 def test_a_variant_that_is_recorded_and_not_run_any_more_is_named() -> None:
-    one = recipe("glyphs_pixel_nn")
+    one = of("glyphs_pixel_nn")
     record = one.about["measured"]["smoke"]
     about = {**one.about, "measured": {"smoke": {**record, "losses": {**record["losses"], "gone": [1.0]}}}}
     found = smoke.smoke(one.name, about)
@@ -121,7 +118,7 @@ def test_a_variant_that_is_recorded_and_not_run_any_more_is_named() -> None:
 
 
 def test_a_recipe_without_a_record_says_how_to_get_one() -> None:
-    one = recipe("glyphs_pixel_nn")
+    one = of("glyphs_pixel_nn")
     found = smoke.smoke(one.name, {**one.about, "measured": {}})
     assert found.lines() == [
         "glyphs_pixel_nn: NO RECORD for small; record them with: metalearn reproduce glyphs_pixel_nn --tier "
