@@ -21,8 +21,8 @@ HOW = ("device", "trusted", "data.root", "data.cache_dir")  # keys that make no 
 
 
 class Recipe(NamedTuple):
-    """A YAML of experiment/. cfg: what it composes as it stands. words: further overrides, which say only where
-    and how it is computed.
+    """A YAML of experiment/. cfg: what it composes as it stands. words: further overrides, which say only
+    where and how it is computed.
     """
 
     name: str
