@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     with elsewhere, listening(echo):
         for one in recipes:
             report.take(one)
+        report.record()
     return report.end()
 
 
@@ -104,6 +105,7 @@ class Report:
         self.done: list[Reproduction | Smoke] = []
         self.skipped: dict[str, str] = {}
         self.failed: dict[str, MetalearnError] = {}
+        self.to_record: list[tuple[Recipe, Reproduction | Smoke]] = []
 
     def take(self, one: Recipe) -> None:
         """Run a recipe. Of all of them, one without data or figures is passed over, and one that fails stops
@@ -135,7 +137,9 @@ class Report:
         for line in found.lines() if isinstance(found, Smoke) else lines(found):
             echo(line)
         if self.args.record:
-            self.keep(one, found)
+            if isinstance(found, Reproduction):
+                refuse_not_finite(found)
+            self.to_record.append((one, found))
 
     def made(self, one: Recipe) -> Reproduction | Smoke:
         if self.args.tier == "smoke":
@@ -145,6 +149,13 @@ class Report:
         from metalearn.sweep.reproduce import reproduce
 
         return reproduce(one, self.args.tier, self.args.seeds)
+
+    def record(self) -> None:
+        """Write what is to be recorded: after the last run, since a changed file makes the commit of the next
+        run a dirty one.
+        """
+        for one, found in self.to_record:
+            self.keep(one, found)
 
     def keep(self, one: Recipe, found: Reproduction | Smoke) -> None:
         """Write the record; an equal one of the smoke tier, on an equal machine, stays as it is."""
@@ -156,7 +167,6 @@ class Report:
                 return
             record = record_of(found, self.commit)
         else:
-            refuse_not_finite(found)
             record = found.record
         records.write(one.path, self.args.tier, record)
         echo(f"{one.name}: recorded in {one.path}; scripts/readme renews the tables")
