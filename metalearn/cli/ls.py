@@ -105,14 +105,19 @@ def first_comment(path: Path) -> str:
 
 
 def figures(about: dict[str, Any]) -> tuple[str, str]:
-    """The published and the measured figure in few words: of a recipe its first row, of an algorithm its one
+    """The published and the measured figure in few words: of a recipe its headline, of an algorithm its one
     figure.
     """
-    if about.get("figures"):
-        first = about["figures"][0]
-        measured = "" if first.get("measured") is None else f"{first['measured']} ± {first.get('ci95')}"
-        return ("" if first.get("published") is None else f"{first['published']} {first['name']}"), measured
-    return (published(about["published"]) if about.get("published") else ""), ""
+    from metalearn.config.about import headline
+
+    figure = headline(about)
+    if figure is None:
+        return (published(about["published"]) if about.get("published") else ""), ""
+    records = [record.get("figures") or {} for record in (about.get("measured") or {}).values()]
+    found = next((record[figure["name"]] for record in records if figure["name"] in record), None)
+    measured = "" if found is None else f"{found['mean']} ± {found['ci95']}"
+    name = figure["name"]
+    return ("" if figure.get("published") is None else f"{figure['published']} {name}"), measured
 
 
 def folder_and_filters(words: Sequence[str]) -> tuple[Path, list[str]]:

@@ -1,8 +1,8 @@
 """What recipes were recorded to give, beside what was published: docs/results.md, and its extract in the
 README.
 
-The figures stand in `about.measured` of each recipe, where `metalearn reproduce --record` writes them; in a
-recipe of before that, beside `about.figures` themselves. Both in the unit in which people read them.
+The figures stand in `about.measured` of each recipe, where `metalearn reproduce --record` writes them, in the
+unit in which people read them.
 """
 
 from __future__ import annotations
@@ -91,24 +91,13 @@ def figures(recipe: Recipe) -> list[Figure]:
         str(tier): record
         for tier, record in _mapping(about.get("measured")).items()
         if isinstance(record, Mapping) and isinstance(record.get("figures"), Mapping)
-    } or {USUAL: _older_record(about)}
+    } or {USUAL: {"figures": {}}}
     marked = [one for one in about["figures"] if one.get("headline")] or about["figures"]
     return [
         _figure(recipe, tier, record, one, one in marked)
         for tier, record in records.items()
         for one in about["figures"]
     ]
-
-
-def _older_record(about: Mapping[str, Any]) -> dict[str, Any]:
-    """A record from the figures of a recipe that is older than about.measured."""
-    run = _mapping(about.get("run"))
-    known = [one for one in about["figures"] if one.get("measured") is not None]
-    return {
-        **{key: run.get(key) for key in ("steps", "minutes", "date")},
-        "seeds": [run["seed"]] if "seed" in run else [],
-        "figures": {one["name"]: {**one, "mean": one["measured"]} for one in known},
-    }
 
 
 def _figure(
@@ -135,8 +124,6 @@ def _figure(
 def _command(name: str, tier: str, one: Mapping[str, Any]) -> str:
     if tier != USUAL:
         return f"metalearn reproduce {name} --tier {tier}"
-    if one.get("command"):
-        return str(one["command"])
     if one.get("eval"):
         return shlex.join(["metalearn", "eval", "RUN_DIR", *one["eval"]])
     return shlex.join(["metalearn", "train", f"experiment={name}", *(one.get("train") or [])])

@@ -13,7 +13,9 @@ from typing import Any
 
 from metalearn.build.places import places_of
 from metalearn.config.compatibility import refuse_new_science, science
+from metalearn.config.compose import reopen
 from metalearn.config.saved import read_saved
+from metalearn.engine.results import protocol_name
 from metalearn.errors import ConfigError
 from metalearn.run import slurm
 from metalearn.rundir.choices import as_file_name, chosen
@@ -48,6 +50,13 @@ def holds_run(run_dir: Path, cfg: dict[str, Any]) -> bool:
         )
         raise ConfigError(f"{where}; choose another run_dir: {error}") from error
     return True
+
+
+def evaluation_folder(run_dir: Path, overrides: list[str], config_dir: str | None = None) -> Path:
+    """Where `metalearn eval RUN_DIR OVERRIDES` writes, if none of these says that the data lie elsewhere."""
+    saved = read_saved(run_dir)
+    split = reopen(saved, overrides, config_dir, sizes=saved["data"])["eval"]["split"]
+    return run_dir / "evals" / protocol_name(split, overrides)
 
 
 def pin_training(cfg: dict[str, Any]) -> dict[str, Any]:

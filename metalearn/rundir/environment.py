@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -16,6 +17,7 @@ import torch
 PACKAGES = ("metalearn-runner", "torch", "torchvision", "numpy", "hydra-core", "omegaconf", "safetensors")
 NOWHERE: Mapping[str, str] = {}
 EXACTNESS = ("versions", "hardware")  # facts on which equal bits depend
+SAME = ("torch", "cpu", "capability")  # of `machine`: where all of these are equal, so is every bit
 
 
 def environment(
@@ -65,6 +67,37 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
             if before.get(name) != after[name]
         ]
     return lines
+
+
+def machine() -> dict[str, str]:
+    """What the last bits of a computation on the CPU depend on, by the names in SAME."""
+    cpu = ", ".join([_cpu_name(), *_make()])
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"torch": str(torch.__version__), "cpu": cpu, "capability": capability}
+
+
+def commit() -> str | None:
+    """The commit of this checkout, with -dirty where files differ from it; None outside a clone."""
+    return commit_of({"git_sha": _git("rev-parse", "HEAD"), "git_dirty": bool(_git("status", "--porcelain"))})
+
+
+def commit_of(env: Mapping[str, Any]) -> str | None:
+    """The same of a run, by its env.json."""
+    sha = env.get("git_sha")
+    return f"{sha[:10]}{'-dirty' if env.get('git_dirty') else ''}" if isinstance(sha, str) else None
+
+
+def _make() -> list[str]:
+    """Which processor it is: many that differ, by their caches say, give themselves the same name in a
+    virtual machine.
+    """
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").partition("\n\n")[0].splitlines() if path.exists() else []
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    known = [
+        f"{key} {facts[key]}" for key in ("cpu family", "model", "stepping", "cache size") if key in facts
+    ]
+    return [*known, f"flags {hashlib.sha256(facts.get('flags', '').encode()).hexdigest()[:8]}"]
 
 
 def _working_folder() -> str | None:

@@ -18,12 +18,14 @@ import torch
 import metalearn
 from metalearn.cli import main as cli
 from metalearn.rundir.checkpoints import CheckpointStore
-from tests.golden import runs
+from metalearn.rundir.environment import machine
+from metalearn.sweep import smoke
 
 HERE = Path(__file__).parent
 EXPECTED = HERE / "expected"
 IMAGES = HERE / "images" / "expected"
 MACHINES = {place: json.loads((place / "machine.json").read_text()) for place in (EXPECTED, IMAGES)}
+TOLERANCE = 1e-9  # between machines
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def as_it_was() -> Iterator[None]:
-    with runs.as_it_was():
+    with smoke.as_it_was():
         yield
 
 
@@ -152,5 +154,5 @@ def like(tree: Any, made: Path = EXPECTED) -> Any:
         return {name: like(value, made) for name, value in tree.items()}
     if isinstance(tree, list):
         return [like(value, made) for value in tree]
-    exact = runs.machine() == MACHINES[made] or not isinstance(tree, float)
-    return tree if exact else pytest.approx(tree, rel=runs.TOLERANCE, nan_ok=True)
+    exact = machine() == MACHINES[made] or not isinstance(tree, float)
+    return tree if exact else pytest.approx(tree, rel=TOLERANCE, nan_ok=True)
