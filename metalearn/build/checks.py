@@ -80,14 +80,15 @@ class Prebuilt:
         return source
 
     def specs_for(self, cfg: Config, device: torch.device) -> Specs:
-        key = _data_key(cfg, device)
+        data = _data_key(cfg, device)
+        key = json.dumps([data, cfg["eval"]["tasks"], cfg["eval"]["split"]])
         if key not in self.specs:
             source = self.source(cfg, device)
             with overhearing() as said:
                 source.check(SPLITS)
                 source.prepare()
-            self._sources.said(key).extend(said)
-            self.specs[key] = specs_of(source)
+            self._sources.said(data).extend(said)
+            self.specs[key] = specs_of(cfg, source)
         return self.specs[key]
 
     def check_algorithm(self, cfg: Config, specs: Specs) -> Algorithm:

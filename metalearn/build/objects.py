@@ -20,6 +20,7 @@ from metalearn.config.loader import Library, packaged_options
 from metalearn.core import SPLITS, Algorithm, Source, Split, TaskSpec
 from metalearn.engine.autotune import Wish
 from metalearn.engine.fitting import misfits, obstacles, plan_misfits
+from metalearn.engine.locked import judged_source
 from metalearn.errors import ConfigError, MetalearnError, raise_if
 from metalearn.loggers import Logger
 from metalearn.loggers.guard import failure
@@ -96,8 +97,13 @@ def bytes_of(thing: Any) -> int:
     return sum(sizes.values())
 
 
-def specs_of(source: Source, splits: Sequence[Split] = SPLITS) -> Specs:
-    return {split: source.spec(split) for split in splits}
+def specs_of(cfg: Config, source: Source, splits: Sequence[Split] = SPLITS) -> Specs:
+    """What the tasks of these splits are like, those of the final evaluation as a file of tasks has them."""
+    tasks, judged = cfg["eval"]["tasks"], cfg["eval"]["split"]
+    return {
+        split: judged_source(source, tasks if split == judged else None, split).spec(split)
+        for split in splits
+    }
 
 
 def build_source(cfg: Config, device: torch.device) -> Source:
@@ -121,7 +127,7 @@ def build_algorithm(
     trained = source.spec("train") if trained is None else trained
     judged = {
         split: replace(spec, num_train_classes=trained.num_train_classes)
-        for split, spec in specs_of(source, splits).items()
+        for split, spec in specs_of(cfg, source, splits).items()
     }
     return placed(cfg, initial_algorithm(cfg, judged, trained), device)
 

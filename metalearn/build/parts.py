@@ -71,13 +71,12 @@ class Parts:
         device = build_device(cfg, rank)
         made = Prebuilt() if prebuilt is None else prebuilt
         source = made.source(cfg, device)
-        if trained is not None:
-            source = judged_source(source, cfg["eval"]["tasks"], cfg["eval"]["split"])
         wish = plan_wish(cfg)
         splits = SPLITS if trained is None else (cfg["eval"]["split"],)
-        if trained is None or trained["data"] == cfg["data"]:
-            spec = source.spec("train")
-        else:
+        spec = None if trained is None or trained["data"] != cfg["data"] else source.spec("train")
+        if trained is not None:
+            source = judged_source(source, cfg["eval"]["tasks"], cfg["eval"]["split"])
+        if trained is not None and spec is None:
             spec = trained_spec(trained, source)
             refuse_other_kind(spec, source.spec(cfg["eval"]["split"]), source.name)
         source.check(splits)

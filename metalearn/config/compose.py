@@ -19,7 +19,7 @@ from metalearn.config.loader import Library, plain, plugin_problems
 from metalearn.config.overrides import CHOSEN_ANEW, fixed, fixed_group, known_values, read_overrides, written
 from metalearn.config.safety import hydra_problems, target_problems
 from metalearn.config.saved import primary_values
-from metalearn.errors import raise_if
+from metalearn.errors import ConfigError, raise_if
 from metalearn.rundir import choices
 from metalearn.rundir.choices import GROUPS
 
@@ -180,6 +180,7 @@ def reopen(
     cfg, wrong = schema.check_types(allowed, plain(config))
     problems += found + wrong + schema.value_problems(cfg) + about_problems(cfg)
     problems += target_problems(cfg, cfg["trusted"] if isinstance(cfg["trusted"], list) else [])
+    problems += [] if sizes is not None else grid_problems(cfg)
     raise_if(problems)
     return {choices.KEY: names, **with_absolute(cfg)}
 
@@ -187,7 +188,10 @@ def reopen(
 def with_absolute(cfg: dict[str, Any]) -> dict[str, Any]:
     """A file of tasks by its whole path, since a run may be resumed from another folder."""
     tasks = cfg["eval"].get("tasks")
-    whole = None if tasks is None else str(Path(tasks).expanduser().absolute())
+    try:
+        whole = None if tasks is None else str(Path(tasks).expanduser().absolute())
+    except RuntimeError as error:  # ~nobody
+        raise ConfigError(f"eval.tasks={tasks}: {error}; write the whole path") from error
     return {**cfg, "eval": {**cfg["eval"], "tasks": whole}}
 
 

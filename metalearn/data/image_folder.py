@@ -135,8 +135,8 @@ class ImageFolder(ImageClasses):
 
     def recognised(self, row: Row, beside: Path) -> Row:
         """Also by the path of a file, relative to the file of tasks or else to data.root."""
-        path = Path(str(row.item)).expanduser()
-        if len(path.parts) > 1:
+        path = Path(str(row.item))
+        if len(path.parts) > 1 or not row.owner:
             places = [beside / path, self.root / path]
             found = next((place for place in places if place.is_file()), None)
             if found is None:
@@ -145,6 +145,8 @@ class ImageFolder(ImageClasses):
                 )
             if not found.resolve().is_relative_to(self.root.resolve()):
                 raise DataError(f"{found} is no picture of data.root={self.root}")
+            if row.owner not in ("", found.parent.name):
+                raise DataError(f"{row.item} is a picture of {found.parent.name!r}, not of {row.owner!r}")
             row = row._replace(owner=found.parent.name, item=found.name)
         return super().recognised(row, beside)
 

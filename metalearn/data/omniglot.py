@@ -44,7 +44,7 @@ TEST_ALPHABETS = {
     *("Oriya", "Sylheti", "Syriac_(Serto)", "Tengwar", "Tibetan", "ULOG"),
 }
 # The one alphabet that straddles: its characters 42-45 are test, the others train.
-DRAWING = re.compile(r"\d{4}_(?P<number>\d\d)\.png")
+DRAWING = re.compile(r"(?P<character>\d{4})_(?P<number>\d\d)\.png")
 STRADDLING, LAST_IN_TRAIN = "Gurmukhi", 41
 
 
@@ -149,8 +149,14 @@ class Omniglot(ImageClasses):
         path = PurePosixPath(str(row.item))
         drawing = DRAWING.fullmatch(path.name)
         if drawing is not None:
-            owner = row.owner or "/".join(path.parts[-3:-1])
-            row = row._replace(owner=owner, item=int(drawing["number"]))
+            number = int(drawing["character"]) - 1
+            name = self._index.names[number] if 0 <= number < NUM_CHARACTERS else "no character"
+            said = [row.owner, *(["/".join(path.parts[-3:-1])] if len(path.parts) >= 3 else [])]
+            if any(owner not in ("", name) for owner in said):
+                raise DataError(
+                    f"{row.item} is a drawing of {name}, not of {' or '.join(filter(None, said))}"
+                )
+            row = row._replace(owner=name, item=int(drawing["number"]))
         return super().recognised(row, beside)
 
     def groups(self) -> tuple[str, Mapping[str, str]]:

@@ -6,7 +6,7 @@ Shape letters: T tasks, Q queries (padded), R real queries of all tasks, W ways,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,43 +15,52 @@ from torch import Tensor
 
 from metalearn.core import NamedTask, Source
 from metalearn.engine.evaluate import EvalSpec, Evaluation, summarise
+from metalearn.engine.task_names import AT_ONCE
 
 
 @dataclass(frozen=True)
 class Answers:
     """prediction: (T, Q, …). y, mask: (T, Q, …). owners: names of classes or users, with @90 behind the name
-    of one that was turned; empty where rows have no names. classes: int32 (T, W), which owner a label of a
-    task stands for, -1 for none. row: int32 (T, Q), the number within its owner where the data have numbers.
-    score: the primary metric of each task.
+    of one that was turned; empty where rows have no names. names: the same without it. classes: int32 (T, W),
+    which owner a label of a task stands for, -1 for none. row: int32 (T, Q), the number of each query within
+    its owner, or, where the data have files, which of `items`. score: the primary metric of each task.
     """
 
     prediction: Tensor
     y: Tensor
     mask: Tensor
     owners: list[str]
+    names: list[str]
+    items: list[str]
     classes: Tensor
     row: Tensor
     score: list[float]
 
     @staticmethod
     def of(evaluation: Evaluation, source: Source, spec: EvalSpec) -> Answers:
+        """spec: as `metalearn.engine.evaluate.limited` left it."""
         rows, primary = evaluation.rows, source.spec(spec.split).objective.primary
         prediction, y, mask = rows["prediction"], rows["y"], rows["mask"]
         count, queries = mask.shape
         row = torch.arange(queries, dtype=torch.int32).expand(count, queries).clone()
-        owners: dict[str, int] = {}
+        owners: dict[tuple[str, int], int] = {}
+        items: dict[str, int] = {}
         classes = torch.full((count, prediction.shape[-1]), -1, dtype=torch.int32)
-        tasks = tasks_named(source, spec, count)
         is_class = not y.is_floating_point()
-        for number, task in enumerate(tasks):
-            for place, entry in enumerate(task.query):
-                if isinstance(entry.item, int):
-                    row[number, place] = entry.item
-            for entry in task.support if is_class else task.support[:1]:
-                name = f"{entry.owner}@{entry.turned}" if entry.turned else entry.owner
-                label = int(entry.label or 0) if is_class else 0
-                classes[number, label] = owners.setdefault(name, len(owners))
-        return Answers(prediction, y, mask, list(owners), classes, row, evaluation.columns[primary])
+        for first, tasks in named_blocks(source, spec, count):
+            for number, task in enumerate(tasks, first):
+                numbers = [
+                    entry.item if isinstance(entry.item, int) else items.setdefault(entry.item, len(items))
+                    for entry in task.query
+                ]
+                row[number, : len(numbers)] = torch.tensor(numbers, dtype=torch.int32)
+                for entry in task.support if is_class else task.support[:1]:
+                    label = int(entry.label or 0) if is_class else 0
+                    owner = entry.owner, entry.turned
+                    classes[number, label] = owners.setdefault(owner, len(owners))
+        shown = [f"{name}@{turned}" if turned else name for name, turned in owners]
+        names, scores = [name for name, _ in owners], evaluation.columns[primary]
+        return Answers(prediction, y, mask, shown, names, list(items), classes, row, scores)
 
     @property
     def is_class(self) -> bool:
@@ -75,14 +84,20 @@ class Answers:
         return {name: values.contiguous() for name, values in (found | named).items()}
 
 
-def tasks_named(source: Source, spec: EvalSpec, count: int) -> list[NamedTask]:
-    """The first `count` tasks of an evaluation by name; empty where rows have none."""
-    found: list[NamedTask] = []
-    for index, first in enumerate(range(0, count, spec.episodes)):
-        size = min(spec.episodes, count - first)
-        named = source.named(spec.split, seed=spec.seed + index, first=0, count=size)
-        found += named or []
-    return found
+def named_blocks(source: Source, spec: EvalSpec, count: int) -> Iterator[tuple[int, list[NamedTask]]]:
+    """The first `count` tasks of an evaluation by name, a few at a time, with the number of the first;
+    nothing where rows have no names.
+    """
+    for start in range(0, count, AT_ONCE):
+        first, stop = start, min(start + AT_ONCE, count)
+        while first < stop:
+            index, within = divmod(first, spec.episodes)
+            size = min(stop - first, spec.episodes - within)
+            named = source.named(spec.split, seed=spec.seed + index, first=within, count=size)
+            if named is None:
+                return
+            yield first, named
+            first += size
 
 
 def breakdown(answers: Answers, groups: tuple[str, Mapping[str, str]] | None) -> dict[str, list[Any]]:
@@ -98,7 +113,7 @@ def breakdown(answers: Answers, groups: tuple[str, Mapping[str, str]] | None) ->
     for task, labels in enumerate(answers.classes.tolist()):
         members: dict[tuple[str, str], list[float]] = {}
         for owner, scores in _scores(answers, task, labels, right):
-            name = answers.owners[owner].partition("@")[0]
+            name = answers.names[owner]
             if right is not None:
                 members.setdefault(("class", name), []).extend(scores)
             if groups is not None and name in groups[1]:

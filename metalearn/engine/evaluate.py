@@ -220,9 +220,18 @@ def keep(kept: dict[str, Tensor], found: dict[str, Tensor], first: int, count: i
 
 
 def limited(spec: EvalSpec, source: Source) -> EvalSpec:
-    """With as many tasks as can be asked; ConfigError if they give no interval."""
+    """With as many tasks as can be asked, all of a file; ConfigError if they give no interval, or if seeds
+    would repeat them.
+    """
     available = source.num_tasks(spec.split)
+    if available is not None and spec.seeds > 1:
+        raise ConfigError(
+            f"eval.seeds={spec.seeds} would judge the same {available} tasks again and again, as if they were "
+            "others; leave it out"
+        )
     episodes = spec.episodes if available is None else min(spec.episodes, available)
+    if spec.tasks is not None and available is not None:
+        episodes = available
     if episodes * spec.seeds < 2:
         raise ConfigError(
             f"{episodes} tasks of split {spec.split!r} give no interval; at least 2 are needed: raise "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +39,29 @@ class LockedTasks(Source):
                 )
         self.spec_of_split = source.spec(split)
         self.by_numbers = source.named(split, seed=0, first=0, count=1) is None
+        if self.by_numbers and self._classes:
+            raise ConfigError(
+                f"data={source.name} does not name its pictures, so that no file can list its tasks; leave "
+                "eval.tasks out, or give the source `named`, `recognised` and `gathered`"
+            )
         self.tasks_named = [] if self.by_numbers else [self._named(line) for line in self.lines]
+        if self.by_numbers:
+            for part in PARTS:
+                self._of_numbers(self.lines, part)  # says now what is wrong with a row
 
     def spec(self, split: Split) -> TaskSpec:
+        return self._spec
+
+    @cached_property
+    def _spec(self) -> TaskSpec:
         sizes = [(len(line.support), len(line.query)) for line in self.lines]
         support, query = (max(side) for side in zip(*sizes, strict=True))
-        way = int(max((row.label or 0 for task in self.tasks_named for row in task.support), default=0)) + 1
         ragged = self.spec_of_split.ragged or len(set(sizes)) > 1
         found = replace(self.spec_of_split, support_size=support, query_size=query, ragged=ragged)
-        return replace(found, num_outputs=way, max_way=way) if self._classes else found
+        if not self._classes:
+            return found
+        way = max(len({row.label for row in task.support}) for task in self.tasks_named)
+        return replace(found, num_outputs=way, max_way=way)
 
     def tasks(self, split: Split, *, seed: int, first: int, count: int) -> TaskBatch:
         chosen = slice(first, first + count)
@@ -75,7 +89,9 @@ class LockedTasks(Source):
         ]
 
     def members(self, split: Split) -> Members:
-        """Those of the data, whatever their split, that the tasks are made of."""
+        """Those of the data, whatever their split, that the tasks are made of; None where one of them is not
+        said to be in any, so that nobody knows whether it was trained on.
+        """
         found: dict[str, Any] = {}
         for part in SPLITS:
             members = self.source.members(part)
@@ -83,12 +99,15 @@ class LockedTasks(Source):
                 return members
             found |= {member.name: member for member in members}
         owners = dict.fromkeys(row.owner for task in self.tasks_named for row in (*task.support, *task.query))
-        return [found[owner] for owner in owners if owner in found]
+        known = not self.by_numbers and all(owner in found for owner in owners)
+        return [found[owner] for owner in owners] if known else None
 
     def groups(self) -> Any:
         return self.source.groups()
 
     def protocol(self, split: Split) -> dict[str, Any]:
+        if split != self.split:
+            return self.source.protocol(split)
         owners = {row.owner for task in self.tasks_named for row in task.support}
         return {
             **self.source.protocol(split),
@@ -114,8 +133,7 @@ class LockedTasks(Source):
         return self.spec_of_split.kind == "classification"
 
     def _sizes(self) -> tuple[int, int]:
-        spec = self.spec(self.split)
-        return spec.support_size, spec.query_size
+        return self._spec.support_size, self._spec.query_size
 
     def _named(self, line: TaskLine) -> NamedTask:
         """DataError for what the data lack, a query whose class was never shown, or a row on both sides."""
@@ -147,6 +165,14 @@ class LockedTasks(Source):
             mask[task, : len(rows)] = True
         stacked = {name: torch.nn.utils.rnn.pad_sequence(t, batch_first=True) for name, t in tensors.items()}
         like = self.source.tasks(self.split, seed=0, first=0, count=1).support
+        inputs = like.x if isinstance(like.x, dict) else {"x": like.x}
+        for name, wanted in {**inputs, "y": like.y}.items():
+            for line, rows in zip(lines, tensors[name], strict=True):
+                if rows.shape[1:] != wanted.shape[2:] or not rows.isfinite().all():
+                    raise DataError(
+                        f"{line.place}: {name} of a {part} row is not {list(wanted.shape[2:])} finite numbers, "
+                        f"as in {wanted[0, 0].tolist()}"
+                    )
         x: Any = (
             {name: stacked[name].to(values) for name, values in like.x.items()}
             if isinstance(like.x, dict)
@@ -156,13 +182,15 @@ class LockedTasks(Source):
 
 
 def judged_source(source: Source, tasks: str | None, split: Split) -> Source:
-    """Where the tasks of an evaluation come from. tasks: the file of `eval.tasks`."""
-    return source if tasks is None or isinstance(source, LockedTasks) else _locked(source, Path(tasks), split)
-
-
-@lru_cache(maxsize=1)
-def _locked(source: Source, path: Path, split: Split) -> LockedTasks:
-    return LockedTasks(source, path, split)  # read once for all that an evaluation asks
+    """Where the tasks of an evaluation come from. tasks: the file of `eval.tasks`, which is read once for all
+    that is asked of it as long as the source lives.
+    """
+    if tasks is None or isinstance(source, LockedTasks):
+        return source
+    kept: dict[tuple[str, Split], LockedTasks] = source.__dict__.setdefault("_locked_tasks", {})
+    if (tasks, split) not in kept:
+        kept[tasks, split] = LockedTasks(source, Path(tasks), split)
+    return kept[tasks, split]
 
 
 def _labelled(task: NamedTask, line: TaskLine) -> NamedTask:
@@ -175,6 +203,14 @@ def _labelled(task: NamedTask, line: TaskLine) -> NamedTask:
         numbers = {owner: i for i, owner in enumerate(dict.fromkeys(row.owner for row in task.support))}
         sides = [[row._replace(label=numbers.get(row.owner)) for row in side] for side in task[:2]]
         task = NamedTask(sides[0], sides[1], task.name)
+    stands_for: dict[Any, Any] = {}
+    for row in (*task.support, *task.query):
+        for key, value in ((("label", row.label), row[::3]), (("class", row[::3]), row.label)):
+            if stands_for.setdefault(key, value) != value:
+                raise DataError(
+                    f"{line.place}, task {line.name!r}: label {row.label} and class {row.owner!r} do not "
+                    "belong together in every row"
+                )
     shown = {row.label for row in task.support}
     odd = next((row for row in task.query if row.label not in shown), None)
     if odd is not None:

@@ -106,12 +106,15 @@ def seen_in(split: Split) -> str:
     return "none" if split == "test" else split
 
 
-def trained_on(trained: Splits, found: Members) -> set[str]:
-    """Names of those that the run was trained on or that chose its checkpoint."""
-    if found is None or isinstance(found, str):
-        return set()
-    seen = (_same(found, trained.members[split]) for split in ("train", "val"))
-    return {member.name for part in seen for member in part}
+class SeenError(ConfigError):
+    """Who would be judged as new was trained on, or chose the checkpoint. names: of those. where: train or
+    val. facts: what the protocol says if they are judged all the same.
+    """
+
+    def __init__(self, message: str, seen: Sequence[Member], where: Split, facts: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.names = {member.name for member in seen}
+        self.facts = {"seen_in": where, "anyway": True, "seen_members": len(self.names), **facts}
 
 
 def refuse_seen(trained: Splits, split: Split, found: Members, data: str) -> dict[str, Any]:
@@ -132,13 +135,16 @@ def refuse_seen(trained: Splits, split: Split, found: Members, data: str) -> dic
     if isinstance(found, str):
         return {"seen_in": "none", **(other if data != trained.data else {})}
     in_train, in_val = (_same(found, trained.members[name]) for name in ("train", "val"))
-    if in_train and not (split == "train" and len(in_train) == len(found)):
-        raise ConfigError(_refusal(split, data, in_train, "this run was trained on"))
-    if in_val and split != "val":
-        raise ConfigError(_refusal(split, data, in_val, "chose this run's checkpoint (its split 'val')"))
     known = in_train or in_val or _same(found, trained.members["test"])
+    crossing = other if data != trained.data or not known else {}
+    if in_train and not (split == "train" and len(in_train) == len(found)):
+        message = _refusal(split, data, in_train, "this run was trained on")
+        raise SeenError(message, [*in_train, *in_val], "train", crossing)
+    if in_val and split != "val":
+        message = _refusal(split, data, in_val, "chose this run's checkpoint (its split 'val')")
+        raise SeenError(message, in_val, "val", crossing)
     seen = "train" if in_train else "val" if in_val else "none"
-    return {"seen_in": seen, **(other if data != trained.data or not known else {})}
+    return {"seen_in": seen, **crossing}
 
 
 def refuse_other_kind(trained: TaskSpec, found: TaskSpec, data: str) -> None:

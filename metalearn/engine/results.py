@@ -51,6 +51,7 @@ REQUIRED = (
 
 def result_of(
     cfg: dict[str, Any],
+    spec: EvalSpec,
     source: Source,
     algorithm: Algorithm,
     evaluation: Evaluation,
@@ -61,11 +62,10 @@ def result_of(
 ) -> dict[str, Any]:
     """The content of results.json: no time and no path, so that equal runs give equal bytes.
 
-    source: where the judged tasks came from. step: outer step of the weights that were judged. checkpoint:
+    spec: as `metalearn.engine.evaluate.limited` left it. source: where the judged tasks came from. step: outer step of the weights that were judged. checkpoint:
     the rule that chose them.
     novelty: whether the run has met, in training, who was judged; see `metalearn.engine.membership`.
     """
-    spec = EvalSpec(**cfg["eval"])
     split, objective = spec.split, source.spec(spec.split).objective
     train = source.protocol("train")
     judged = {**source.protocol(split), "split": split}
@@ -148,16 +148,19 @@ def write_evaluation(runlog: RunLog, spec: EvalSpec, source: Source, evaluation:
     """What results.json, which is written last, is a summary of."""
     split = spec.split
     answers = Answers.of(evaluation, source, spec) if evaluation.rows else None
-    predictions = f"predictions_{split}.safetensors"
-    # Those of an earlier evaluation in the same folder belong to other scores.
-    for pattern in WRITTEN:
-        for path in runlog.run_dir.glob(pattern):
-            path.unlink()
+    written = {f"eval_{split}.csv"}
     runlog.write_csv(f"eval_{split}.csv", evaluation.columns)
     if answers is not None:
-        runlog.write(predictions, dump_tensors(answers.tensors(), {"classes": json.dumps(answers.owners)}))
+        names = {"classes": json.dumps(answers.owners), "items": json.dumps(answers.items)}
+        runlog.write(f"predictions_{split}.safetensors", dump_tensors(answers.tensors(), names))
+        written.add(f"predictions_{split}.safetensors")
         if table := breakdown(answers, source.groups()):
             runlog.write_csv(f"breakdown_{split}.csv", table)
+            written.add(f"breakdown_{split}.csv")
+    # Those of an earlier evaluation in the same folder belong to other scores.
+    for path in [path for pattern in WRITTEN for path in runlog.run_dir.glob(pattern)]:
+        if path.name not in written:
+            path.unlink()
 
 
 def withdraw_evaluation(folder: Path) -> None:

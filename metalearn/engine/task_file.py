@@ -3,7 +3,7 @@
 A line of JSON is {"task": name, "support": [row, …], "query": [row, …]}. A row names its picture by
 {"class": …, "drawing": 5} or {"file": "a/b.png"} (or its user and item), and may say the "label"; without
 labels, classes are numbered in the order in which the support names them. A row of a function is
-{"x": [...], "y": [...]}. A CSV has a row for each of these, with columns task, part (support or query), and
+{"x": [...], "y": [...]}, in JSON only. A CSV has a row for each of these, with columns task, part (support or query), and
 class, file, … as above. Other libraries' words are understood: episode, set, filename, image, path, user.
 """
 
@@ -106,6 +106,10 @@ def rows_of(line: TaskLine, part: str) -> list[Row]:
     rows = []
     for entry in getattr(line, part):
         owner, item = _word(entry, "owner", ""), _word(entry, "item")
+        if isinstance(item, float) and item.is_integer():
+            item = int(item)
+        if item is not None and (isinstance(item, bool) or not isinstance(item, (int, str))):
+            raise DataError(f"{line.place}: {item!r} of a {part} row is neither a name nor a whole number")
         if item is None:
             raise DataError(
                 f"{line.place}: a {part} row names no picture; expected one of {', '.join(WORDS['item'])}, "
@@ -116,7 +120,7 @@ def rows_of(line: TaskLine, part: str) -> list[Row]:
             owner, label = label, None  # a class by its name, as other libraries' files have it
         try:
             rows.append(Row(str(owner), item, None if label is None else _number(label), int(turned)))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise DataError(
                 f"{line.place}: label={label}, turned={turned} of a {part} row; {error}"
             ) from error

@@ -96,7 +96,7 @@ def _names(source: Source, row: Row) -> dict[str, Any]:
 
 
 def _numbers(side: Examples, task: int) -> list[dict[str, Any]]:
-    """Decimals that are equal to the numbers in float32."""
+    """Decimals that are equal to the numbers in their own precision."""
     parts = {name: _decimals(part) for name, part in real_rows(side, task).items()}
     return [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
 
@@ -105,4 +105,4 @@ def _decimals(part: np.ndarray[Any, Any]) -> list[Any]:
     if not np.issubdtype(part.dtype, np.floating):
         whole: list[Any] = part.tolist()
         return whole
-    return part.astype(np.float32).astype(str).astype(float).tolist()  # type: ignore[no-any-return]
+    return part.astype(str).astype(float).tolist()  # type: ignore[no-any-return]

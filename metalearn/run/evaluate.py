@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 from metalearn.build.parts import Parts
 from metalearn.build.places import moved_places, settled, without_words
@@ -12,7 +14,7 @@ from metalearn.config.compose import reopen
 from metalearn.config.saved import read_saved, read_saved_with_notes
 from metalearn.distributed.launch import open_strategy, pinned
 from metalearn.distributed.strategy import RankError
-from metalearn.engine.evaluate import EvalSpec, Evaluation
+from metalearn.engine.evaluate import EvalSpec, Evaluation, limited
 from metalearn.engine.explain import explained
 from metalearn.engine.results import (
     choose,
@@ -35,6 +37,8 @@ from metalearn.rundir.log import RunLog
 from metalearn.rundir.state import load_weights
 
 log = logging.getLogger(__name__)
+
+SIZES = ("data.way", "data.shot", "data.query_shot")  # of the tasks that are judged
 
 
 def evaluate_run(run_dir: Path, overrides: list[str], config_dir: str | None = None) -> int:
@@ -72,17 +76,18 @@ def judge(run_dir: Path, overrides: list[str], config_dir: str | None = None) ->
         )
     moved = moved_places(trained, cfg)
     cfg = settled(cfg, trained, run_dir, overrides)
-    spec = EvalSpec(**cfg["eval"])
+    refuse_sizes(cfg, overrides)
     parts = Parts.build(
         cfg, trained={"data": trained["data"], "trusted": cfg["trusted"], "run_dir": str(run_dir)}
     )
+    spec = limited(EvalSpec(**cfg["eval"]), parts.source)
     chosen, step = choose(store, spec.checkpoint)
     checkpoint = load_chosen(store, step)
     facts = novelty(parts, checkpoint, spec, named=any(word.startswith("data=") for word in overrides))
     load_weights(parts.algorithm, checkpoint.tensors)
     same_data = parts.source.fingerprint() == checkpoint.metadata["data_sha256"]
     words = without_words(overrides, moved) if same_data else overrides
-    folder = run_dir / "evals" / protocol_name(spec.split, words)
+    folder = run_dir / "evals" / protocol_name(spec.split, [by_content(word, spec.tasks) for word in words])
     with StopSignals() as signals, RunLog(folder) as runlog:
         signals.timeout = cfg["trainer"]["shutdown_timeout_s"]
 
@@ -98,7 +103,7 @@ def judge(run_dir: Path, overrides: list[str], config_dir: str | None = None) ->
                 result = strategy.evaluate(spec, lambda done: signals.check())
             write_evaluation(runlog, spec, parts.source, result)
             results = result_of(
-                cfg, parts.source, parts.algorithm, result, step=step, checkpoint=chosen, novelty=facts
+                cfg, spec, parts.source, parts.algorithm, result, step=step, checkpoint=chosen, novelty=facts
             )
             runlog.write_json("results.json", results)
             picture(parts, spec, result, folder)
@@ -115,6 +120,24 @@ def judge(run_dir: Path, overrides: list[str], config_dir: str | None = None) ->
             log.info(f"{error}; nothing was written; run the same command again")
             return error.exit_code, folder
     return 0, folder
+
+
+def refuse_sizes(cfg: dict[str, Any], overrides: list[str]) -> None:
+    """A file of tasks has sizes of its own, beside which others would mean nothing."""
+    typed = [word for word in overrides if word.partition("=")[0] in SIZES]
+    if cfg["eval"]["tasks"] is not None and typed:
+        raise ConfigError(
+            f"{typed[0]} beside eval.tasks={cfg['eval']['tasks']}, whose tasks have the sizes that the file "
+            "lists; leave one of them out, the file with eval.tasks=null"
+        )
+
+
+def by_content(word: str, tasks: str | None) -> str:
+    """The word that names a file of tasks, with what is in it in place of where it lies."""
+    if tasks is None or word.partition("=")[0] != "eval.tasks":
+        return word
+    content = hashlib.sha256(Path(tasks).read_bytes()).hexdigest()
+    return f"eval.tasks={Path(tasks).name}-{content[:8]}"
 
 
 def picture(parts: Parts, spec: EvalSpec, result: Evaluation, folder: Path) -> None:

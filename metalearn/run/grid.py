@@ -9,14 +9,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from metalearn.config.schema import hint
 from metalearn.engine.results import protocol_name
 from metalearn.errors import ConfigError
 from metalearn.files import replace_file
 from metalearn.report.tables import grid as table
+from metalearn.rundir.checkpoints import SaveError
 from metalearn.rundir.reader import format_of, read_results, shown
 
 log = logging.getLogger(__name__)
 
+SIZES = ("way", "shot", "query_shot")
 Cell = dict[str, Any]  # sizes, and the result, or the reason why there is none
 
 
@@ -33,6 +36,10 @@ def evaluate_grid(
     """
     axes = checked(axes)
     words = [word for word in overrides if word.partition("=")[0].strip() != "eval.grid"]
+    if any(word.startswith("eval.tasks=") for word in words):
+        raise ConfigError(
+            "eval.grid beside eval.tasks, whose tasks have the sizes that the file lists; leave one out"
+        )
     cells: list[Cell] = []
     for values in itertools.product(*axes.values()):
         sizes = dict(zip(axes, values, strict=True))
@@ -40,6 +47,8 @@ def evaluate_grid(
         try:
             code, folder = judge([*words, *(f"data.{key}={value}" for key, value in sizes.items())])
         except ConfigError as error:
+            if isinstance(error.__cause__, SaveError):
+                raise
             cells.append({**sizes, "reason": str(error)})
             continue
         if code:
@@ -62,6 +71,11 @@ def evaluate_grid(
 def checked(axes: Any) -> dict[str, list[int]]:
     """ConfigError unless it is one or two keys with lists of whole numbers."""
     good = isinstance(axes, Mapping) and 1 <= len(axes) <= 2
+    odd = next((str(key) for key in axes if key not in SIZES), None) if good else None
+    if odd is not None:
+        raise ConfigError(
+            f"eval.grid has no {odd}; choose one or two of {', '.join(SIZES)}{hint(odd, SIZES)}"
+        )
     for values in axes.values() if good else ():
         good = good and isinstance(values, list) and bool(values)
         good = good and all(isinstance(value, int) and not isinstance(value, bool) for value in values)
@@ -97,7 +111,9 @@ def shown_grid(axes: dict[str, list[int]], cells: list[Cell]) -> str:
     for value in axes[down]:
         line = [cell for cell in cells if cell[down] == value]
         rows.append([str(value), *(cell.get("shown", "refused") for cell in line)])
-    metric, episodes = next((cell["metric"], cell["episodes"]) for cell in cells if "metric" in cell)
+    metric = next(cell["metric"] for cell in cells if "metric" in cell)
+    counts = sorted({cell["episodes"] for cell in cells if "episodes" in cell})
+    episodes = " to ".join(map(str, dict.fromkeys([counts[0], counts[-1]])))
     return f"{metric}, mean ± 95% CI over {episodes} tasks each\n{table(rows, right=range(1, len(rows[0])))}"
 
 

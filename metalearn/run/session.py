@@ -20,7 +20,7 @@ from metalearn.config.compatibility import science
 from metalearn.core import Algorithm
 from metalearn.distributed.launch import open_strategy
 from metalearn.distributed.strategy import RankError
-from metalearn.engine.evaluate import EvalSpec, Evaluation
+from metalearn.engine.evaluate import EvalSpec, Evaluation, limited
 from metalearn.engine.explain import explained
 from metalearn.engine.locked import judged_source
 from metalearn.engine.nonfinite import LIMITS, NonFiniteError
@@ -301,15 +301,16 @@ class Session:
         self.log.metric(step, split, {**flat(result.summary), "episodes": result.episodes, **times})
         self.log.sync_metrics()
         judged = judged_source(parts.source, self.spec.tasks, split)
-        write_evaluation(self.log, self.spec, judged, result)
+        spec = limited(self.spec, judged)
+        write_evaluation(self.log, spec, judged, result)
         fault("end:before_results")
         results = result_of(
-            cfg, judged, parts.algorithm, result, step=step, checkpoint=chosen, novelty=self.novelty
+            cfg, spec, judged, parts.algorithm, result, step=step, checkpoint=chosen, novelty=self.novelty
         )
         self.log.write_json("results.json", results)
         fault("end:after_results")
         try:
-            draw_plots(replace(parts, source=judged), self.spec, result, self.log.run_dir)
+            draw_plots(replace(parts, source=judged), spec, result, self.log.run_dir)
         except Exception as error:  # noqa: BLE001 - the run has its result; whatever goes wrong with a picture must not take it away
             reason = (
                 error.strerror

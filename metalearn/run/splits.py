@@ -18,12 +18,12 @@ from metalearn.engine.locked import LockedTasks, judged_source
 from metalearn.engine.membership import (
     FILE,
     NAMED,
+    SeenError,
     Splits,
     digest,
     members_of,
     refuse_seen,
     seen_in,
-    trained_on,
 )
 from metalearn.errors import ConfigError, DataError
 from metalearn.files import read_json
@@ -75,6 +75,8 @@ def novelty(parts: Parts, checkpoint: Checkpoint, spec: EvalSpec, *, named: bool
     facts = met(splits_of_run(parts.trained, checkpoint), parts.source, spec)
     other = "is divided otherwise than when" if now == then else "is not as"
     sums = "" if now == then else f" (sha256 {now[:12]}…, was {then[:12]}…)"
+    if "anyway" in facts:
+        return facts
     tell = log.info if named else log.warning
     tell(f"the data {other} this run was trained on it{sums}; {MET[facts['seen_in']]}")
     return facts
@@ -89,18 +91,16 @@ def novelty_of_file(source: Source, spec: EvalSpec) -> dict[str, Any]:
 
 
 def met(known: Splits, judged: Source, spec: EvalSpec) -> dict[str, Any]:
-    """Facts for the protocol, ConfigError for who was trained on; with `--anyway` a fact of it instead."""
+    """Facts for the protocol, SeenError for who was trained on; with `--anyway` a fact of it instead."""
     try:
         return refuse_seen(known, spec.split, members_of(judged, spec.split), judged.name)
-    except ConfigError as error:
+    except SeenError as error:
         if spec.anyway:
             log.warning(f"{error}; judged all the same (--anyway)")
-            return {"seen_in": "train", "anyway": True}
+            return error.facts
         if not isinstance(judged, LockedTasks):
             raise
-        tasks = judged.tasks_of(trained_on(known, judged.members(spec.split)))
-        if not tasks:
-            raise
+        tasks = judged.tasks_of(error.names)
         some = ", ".join(tasks[:NAMED]) + (f" and {len(tasks) - NAMED} more" if len(tasks) > NAMED else "")
         raise ConfigError(
             f"{len(tasks)} of the {judged.num_tasks(spec.split)} tasks of eval.tasks={spec.tasks} hold "
