@@ -99,11 +99,8 @@ def bytes_of(thing: Any) -> int:
 
 def specs_of(cfg: Config, source: Source, splits: Sequence[Split] = SPLITS) -> Specs:
     """What the tasks of these splits are like, those of the final evaluation as a file of tasks has them."""
-    tasks, judged = cfg["eval"]["tasks"], cfg["eval"]["split"]
-    return {
-        split: judged_source(source, tasks if split == judged else None, split).spec(split)
-        for split in splits
-    }
+    files = {cfg["eval"]["split"]: cfg["eval"]["tasks"]}
+    return {split: judged_source(source, files.get(split), split).spec(split) for split in splits}
 
 
 def build_source(cfg: Config, device: torch.device) -> Source:

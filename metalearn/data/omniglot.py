@@ -153,9 +153,8 @@ class Omniglot(ImageClasses):
             name = self._index.names[number] if 0 <= number < NUM_CHARACTERS else "no character"
             said = [row.owner, *(["/".join(path.parts[-3:-1])] if len(path.parts) >= 3 else [])]
             if any(owner not in ("", name) for owner in said):
-                raise DataError(
-                    f"{row.item} is a drawing of {name}, not of {' or '.join(filter(None, said))}"
-                )
+                others = " or ".join(filter(None, said))
+                raise DataError(f"{row.item} is a drawing of {name}, not of {others}")
             row = row._replace(owner=name, item=int(drawing["number"]))
         return super().recognised(row, beside)
 

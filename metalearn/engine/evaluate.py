@@ -226,8 +226,8 @@ def limited(spec: EvalSpec, source: Source) -> EvalSpec:
     available = source.num_tasks(spec.split)
     if available is not None and spec.seeds > 1:
         raise ConfigError(
-            f"eval.seeds={spec.seeds} would judge the same {available} tasks again and again, as if they were "
-            "others; leave it out"
+            f"eval.seeds={spec.seeds} would judge the same {available} tasks again and again, as if they "
+            "were others; leave it out"
         )
     episodes = spec.episodes if available is None else min(spec.episodes, available)
     if spec.tasks is not None and available is not None:

@@ -170,8 +170,8 @@ class LockedTasks(Source):
             for line, rows in zip(lines, tensors[name], strict=True):
                 if rows.shape[1:] != wanted.shape[2:] or not rows.isfinite().all():
                     raise DataError(
-                        f"{line.place}: {name} of a {part} row is not {list(wanted.shape[2:])} finite numbers, "
-                        f"as in {wanted[0, 0].tolist()}"
+                        f"{line.place}: {name} of a {part} row is not {list(wanted.shape[2:])} finite "
+                        f"numbers, as in {wanted[0, 0].tolist()}"
                     )
         x: Any = (
             {name: stacked[name].to(values) for name, values in like.x.items()}

@@ -62,8 +62,8 @@ def result_of(
 ) -> dict[str, Any]:
     """The content of results.json: no time and no path, so that equal runs give equal bytes.
 
-    spec: as `metalearn.engine.evaluate.limited` left it. source: where the judged tasks came from. step: outer step of the weights that were judged. checkpoint:
-    the rule that chose them.
+    spec: as `metalearn.engine.evaluate.limited` left it. source: where the judged tasks came from. step:
+    outer step of the weights that were judged. checkpoint: the rule that chose them.
     novelty: whether the run has met, in training, who was judged; see `metalearn.engine.membership`.
     """
     split, objective = spec.split, source.spec(spec.split).objective

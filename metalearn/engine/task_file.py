@@ -3,8 +3,9 @@
 A line of JSON is {"task": name, "support": [row, …], "query": [row, …]}. A row names its picture by
 {"class": …, "drawing": 5} or {"file": "a/b.png"} (or its user and item), and may say the "label"; without
 labels, classes are numbered in the order in which the support names them. A row of a function is
-{"x": [...], "y": [...]}, in JSON only. A CSV has a row for each of these, with columns task, part (support or query), and
-class, file, … as above. Other libraries' words are understood: episode, set, filename, image, path, user.
+{"x": [...], "y": [...]}, in JSON only. A CSV has a row for each row of a task, with columns task, part
+(support or query), and class, file, … as above. Other libraries' words are understood: episode, set,
+filename, image, path, user.
 """
 
 from __future__ import annotations

@@ -73,9 +73,8 @@ def checked(axes: Any) -> dict[str, list[int]]:
     good = isinstance(axes, Mapping) and 1 <= len(axes) <= 2
     odd = next((str(key) for key in axes if key not in SIZES), None) if good else None
     if odd is not None:
-        raise ConfigError(
-            f"eval.grid has no {odd}; choose one or two of {', '.join(SIZES)}{hint(odd, SIZES)}"
-        )
+        known = f"choose one or two of {', '.join(SIZES)}{hint(odd, SIZES)}"
+        raise ConfigError(f"eval.grid has no {odd}; {known}")
     for values in axes.values() if good else ():
         good = good and isinstance(values, list) and bool(values)
         good = good and all(isinstance(value, int) and not isinstance(value, bool) for value in values)

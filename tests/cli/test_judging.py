@@ -62,6 +62,38 @@ def test_a_run_judged_on_its_own_locked_tasks_has_the_same_tasks_and_scores(plac
     assert (run / "eval_test.csv").read_bytes() == (found["folder"] / "eval_test.csv").read_bytes()
 
 
+def test_all_tasks_of_a_file_are_judged_however_many_are_asked_for(place: Path) -> None:
+    path = place / "many.jsonl"
+    assert cli.main(["data", "lock", str(place / "run"), "eval.episodes=31", "--output", str(path)]) == 0
+    assert judge(place, f"eval.tasks={path}", "eval.episodes=5")["episodes"] == 31
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["data.way=2"], "data.way=2 beside eval.tasks="),
+        (["eval.grid={way: [2]}"], "eval.grid beside eval.tasks"),
+        (["eval.seeds=2"], "eval.seeds=2 would judge the same 12 tasks again and again"),
+    ],
+)
+def test_what_means_nothing_beside_a_file_of_tasks_is_refused(
+    words: list[str], problem: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = place / "lock2.jsonl"
+    assert cli.main(["data", "lock", str(place / "run"), "--output", str(path)]) == 0
+    code, error = refusal(capsys, "eval", str(place / "run"), f"eval.tasks={path}", *words)
+    assert code == 2
+    assert problem in error
+
+
+def test_the_same_name_with_other_tasks_is_another_evaluation(place: Path) -> None:
+    path, words = place / "again.jsonl", ["data", "lock", str(place / "run")]
+    assert cli.main([*words, "--output", str(path)]) == 0
+    first = judge(place, f"eval.tasks={path}")
+    assert cli.main([*words, "eval.seed=77", "--output", str(path)]) == 0
+    assert judge(place, f"eval.tasks={path}")["tasks_sha256"] != first["tasks_sha256"]
+
+
 def test_every_row_says_which_task_it_is_of(place: Path) -> None:
     rows = table(place / "run" / "eval_test.csv")
     assert list(rows[0])[:2] == ["task_id", "task_sha256"]
@@ -100,6 +132,42 @@ def test_a_run_that_would_be_judged_on_its_training_classes_does_not_begin(
     assert code == 2
     assert "4 of the 4 tasks" in error
     assert not (place / "never" / "checkpoints").exists()
+
+
+def of_other_sizes(place: Path) -> Path:
+    """A file of two tasks of test classes, of four and of three ways."""
+    lines = [json.loads(line) for line in locked(place, "test").read_text().splitlines()]
+    rows = {row["class"]: row["drawing"] for line in lines for row in line["support"]}
+    shown = [{"class": owner, "drawing": drawing} for owner, drawing in rows.items()]
+    asked = [{**row, "drawing": row["drawing"] % 6 + 1} for row in shown]
+    path = place / "sizes.jsonl"
+    tasks = [{"support": shown[:4], "query": asked[:2]}, {"support": shown[:3], "query": asked[:3]}]
+    path.write_text("\n".join(map(json.dumps, tasks)), encoding="utf-8")
+    return path
+
+
+def test_a_method_that_is_bound_to_its_way_refuses_a_file_of_another_before_it_trains(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, bound = of_other_sizes(place), place / "bound"
+    words = [*SMALL[1:], "algo=maml", f"data.cache_dir={place / 'cache'}", f"run_dir={bound}"]
+    refused = "the head has 3 outputs but the tasks have 4"
+    code, error = refusal(capsys, "train", *words, f"eval.tasks={path}")
+    assert (code, refused in error) == (2, True), error
+    assert cli.main(["train", *words]) == 0
+    code, error = refusal(capsys, "eval", str(bound), f"eval.tasks={path}")
+    assert (code, refused in error) == (2, True), error
+
+
+def test_a_method_that_takes_any_way_is_judged_on_tasks_of_unlike_sizes(place: Path) -> None:
+    found = judge(place, f"eval.tasks={of_other_sizes(place)}")
+    assert (found["episodes"], found["protocol"]["way"]) == (2, None)
+
+
+def test_a_run_is_not_resumed_into_a_grid(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, error = refusal(capsys, "resume", str(place / "run"), "eval.grid={way: [3]}")
+    assert code == 2
+    assert "judge the run when it has ended" in error
 
 
 def test_seeds_are_judged_together_and_told_apart(place: Path) -> None:
@@ -155,7 +223,10 @@ def test_a_grid_judges_every_cell_and_says_why_one_is_refused(
         ("{way: [40,50]}", "data.way=40: data.way=40 but split 'test' of glyphs has 15 classes"),
         ("{way: 5}", "expected one or two sizes of data with their values"),
         ("{way: [5], shot: [1], query_shot: [1]}", "expected one or two sizes"),
-        ("{ways: [5]}", "data.ways is not a key; did you mean data.way?"),
+        (
+            "{ways: [5]}",
+            "eval.grid has no ways; choose one or two of way, shot, query_shot; did you mean way?",
+        ),
     ],
 )
 def test_a_grid_without_a_cell_is_refused(

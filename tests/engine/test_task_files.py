@@ -168,6 +168,16 @@ GOOD = {"support": [row(1, 1), row(2, 1)], "query": [row(1, 2)]}
         ),
         ({**GOOD, "query": [row(1, 2, label=0)]}, "some rows have a label and others have none"),
         ({"support": [row(1, 1, label=1)], "query": [row(1, 2, label=1)]}, "labels are not 0 to 0"),
+        (
+            {"support": [row(1, 1, label=0), row(2, 1, label=1)], "query": [row(1, 2, label=1)]},
+            "label 1 and class 'seed=0/character=1' do not belong together",
+        ),
+        (
+            {"support": [row(1, 1, label=0), row(2, 1, label=0)], "query": [row(1, 2, label=0)]},
+            "label 0 and class 'seed=0/character=2' do not belong together",
+        ),
+        ({**GOOD, "query": [{**row(1, 2), "drawing": [1]}]}, "is neither a name nor a whole number"),
+        ({**GOOD, "query": [row(1, 2, label=float("inf"))]}, "label=inf"),
         ({**GOOD, "query": [row(1, 2, turned=45)]}, "turned=45 of .* expected 0, 90, 180 or 270"),
         ({**GOOD, "query": []}, "task '0' has no query row"),
         ({**GOOD, "query": [{"class": "a"}]}, "names no picture; expected one of file, drawing"),
@@ -199,6 +209,25 @@ def test_a_file_that_is_none_of_tasks_is_refused(
     (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(error, match=problem):
         LockedTasks(glyphs(cache), tmp_path / name, "test")
+
+
+def test_functions_whose_rows_are_no_such_numbers_are_refused(tmp_path: Path) -> None:
+    good = {"x": [0.5], "y": [1.0]}
+    for odd in ({"x": 0.5, "y": 1.0}, {"x": [0.5, 0.5], "y": [1.0]}, {"x": [0.5], "y": [float("nan")]}):
+        path = write(tmp_path / "t.jsonl", {"support": [good], "query": [odd, good]})
+        with pytest.raises(DataError, match="finite numbers|holds no numbers"):
+            LockedTasks(sinusoid(), path, "test")
+
+
+def test_owners_that_no_split_names_leave_it_open_who_was_trained_on(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = LockedTasks(glyphs(cache), write(tmp_path / "t.jsonl", GOOD), "test")
+    found = locked.members("test")
+    assert isinstance(found, list)
+    assert {member.name for member in found} == {"seed=0/character=1", "seed=0/character=2"}
+    monkeypatch.setattr(locked.source, "members", lambda split: [])
+    assert locked.members("test") is None
 
 
 def test_a_missing_file_says_how_to_make_one(cache: Path, tmp_path: Path) -> None:
