@@ -134,14 +134,14 @@ def test_a_run_that_would_be_judged_on_its_training_classes_does_not_begin(
     assert not (place / "never" / "checkpoints").exists()
 
 
-def of_other_sizes(place: Path) -> Path:
-    """A file of two tasks of test classes, of four and of three ways."""
+def of_ways(place: Path, *ways: int) -> Path:
+    """A file of tasks of test classes, of so many ways each, with three queries."""
     lines = [json.loads(line) for line in locked(place, "test").read_text().splitlines()]
     rows = {row["class"]: row["drawing"] for line in lines for row in line["support"]}
     shown = [{"class": owner, "drawing": drawing} for owner, drawing in rows.items()]
     asked = [{**row, "drawing": row["drawing"] % 6 + 1} for row in shown]
-    path = place / "sizes.jsonl"
-    tasks = [{"support": shown[:4], "query": asked[:2]}, {"support": shown[:3], "query": asked[:3]}]
+    path = place / f"ways-{'-'.join(map(str, ways))}.jsonl"
+    tasks = [{"support": shown[:way], "query": asked[: min(3, way)]} for way in ways]
     path.write_text("\n".join(map(json.dumps, tasks)), encoding="utf-8")
     return path
 
@@ -149,7 +149,7 @@ def of_other_sizes(place: Path) -> Path:
 def test_a_method_that_is_bound_to_its_way_refuses_a_file_of_another_before_it_trains(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path, bound = of_other_sizes(place), place / "bound"
+    path, bound = of_ways(place, 4, 3), place / "bound"
     words = [*SMALL[1:], "algo=maml", f"data.cache_dir={place / 'cache'}", f"run_dir={bound}"]
     refused = "the head has 3 outputs but the tasks have 4"
     code, error = refusal(capsys, "train", *words, f"eval.tasks={path}")
@@ -159,9 +159,13 @@ def test_a_method_that_is_bound_to_its_way_refuses_a_file_of_another_before_it_t
     assert (code, refused in error) == (2, True), error
 
 
-def test_a_method_that_takes_any_way_is_judged_on_tasks_of_unlike_sizes(place: Path) -> None:
-    found = judge(place, f"eval.tasks={of_other_sizes(place)}")
-    assert (found["episodes"], found["protocol"]["way"]) == (2, None)
+def test_a_method_that_takes_any_way_is_judged_on_that_of_the_file(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert judge(place, f"eval.tasks={of_ways(place, 4, 4)}")["protocol"]["way"] == 4
+    code, error = refusal(capsys, "eval", str(place / "run"), f"eval.tasks={of_ways(place, 4, 3)}")
+    assert code == 2
+    assert "takes tasks without padded rows only" in error
 
 
 def test_a_run_is_not_resumed_into_a_grid(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
