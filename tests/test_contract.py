@@ -32,7 +32,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 CHECKS = [check for check in ALGORITHM_CHECKS if check is not a_compiled_gradient_is_that_of_the_loop]
 # What a check may be left out for: a declaration of the method or of its tasks.
 DECLARATIONS = ("trains_on=", "order_matters=", "ragged=", "plans=", "kind=", "norm_statistics ")
-SOURCE_DECLARATIONS = ("kind=", "input_spec has codes", "members=", "way is no dial")
+SOURCE_DECLARATIONS = ("kind=", "input_spec has codes", "members=", "way is no dial", "its rows have no")
 
 
 def hold(check: Check, trial: Any, declarations: tuple[str, ...] = DECLARATIONS) -> None:

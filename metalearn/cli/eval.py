@@ -14,7 +14,7 @@ def run(args: argparse.Namespace) -> int:
     metalearn eval RUN_DIR eval.episodes=2000
     metalearn eval RUN_DIR data.way=20 eval.split=val eval.checkpoint=last
     metalearn eval RUN_DIR 'eval.grid={way: [5,20], shot: [1,5]}'
-    metalearn eval RUN_DIR eval.tasks=FILE      exactly the tasks of a file, see `metalearn data lock`
+    metalearn eval RUN_DIR eval.tasks=FILE      exactly the tasks of a file, see `data lock`
     metalearn eval RUN_DIR eval.ci_target=0.2 eval.episodes=20000
     metalearn eval RUN_DIR data=image_folder data.root=PATH data.fractions=[0,0,1]
                                 all classes of other data

@@ -10,14 +10,11 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from metalearn.errors import ConfigError, DataError
 
-if TYPE_CHECKING:
-    from metalearn.core import Location
-
-Places = Mapping[str, "Location"]  # by dotted key, see `metalearn.build.places`
+Places = Mapping[str, Any]  # `metalearn.core.Location` by dotted key, see `metalearn.build.places`
 NOWHERE: Places = {}
 FREE = (
     "run_dir",

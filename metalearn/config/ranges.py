@@ -13,8 +13,8 @@
 The keys are those beside `about:`, dotted where they are nested. A range is one or more alternatives with `|`
 between them, and an alternative is
 
-- a kind: int, float, bool, text, path or null. int and float may be followed by bounds, each of them one of
-  >=, >, <=, < (or ≥, ≤) and a number;
+- a kind: int, float, bool, text, path, map (keys with values) or null. int and float may be followed by
+  bounds, each of them one of >=, >, <=, < (or ≥, ≤) and a number;
 - a word, or a number, that stands for itself; 0.5 and 0.50 are one number;
 - a list in brackets of any length, whose elements have the range within; YAML's own brackets do as well.
 
@@ -37,6 +37,7 @@ KINDS: dict[str, type] = {
     "bool": bool,
     "text": str,
     "path": str,
+    "map": dict,
     "null": type(None),
 }
 BOUNDS = {">=": "at least", ">": "greater than", "<=": "at most", "<": "less than"}

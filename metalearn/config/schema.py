@@ -43,6 +43,7 @@ RANGES: dict[str, str] = {
     "eval.tasks": "path | null",
     "eval.seeds": "int >= 1 <= 1000",
     "eval.ci_target": "float > 0 | null",
+    "eval.grid": "map | null",
     "device.plan": "auto | loop | vmap",
     "device.chunk": "int >= 0",
     "device.threads": "int >= 1 | null",

@@ -162,7 +162,7 @@ class MultiProcess(SingleProcess):
     def evaluate(self, spec: EvalSpec, on_batch: Callable[[int], None] | None = None) -> Evaluation:
         source = judged_source(self.source, spec.tasks, spec.split)
         spec = limited(spec, source)
-        size = self.size(spec, source)
+        size = self.size(spec)
 
         def between(done: int) -> None:
             self.require_all()

@@ -257,13 +257,17 @@ def evaluate_batches(
     spec: EvalSpec,
     plan: TaskPlan,
     size: Batching,
-    tasks: range,
+    tasks: range | None = None,
     *,
     rank: int = 0,
     ranks: int = 1,
     on_batch: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """Number of the first task and scores of each batch that is this rank's; the ranks take turns."""
+    """Number of the first task and scores of each batch that is this rank's; the ranks take turns.
+
+    tasks: their numbers; all by default.
+    """
+    tasks = range(spec.total) if tasks is None else tasks
     score = score_of(algorithm, source, spec, plan)
     with frozen(algorithm):
         for first in range(tasks.start + rank * size.held, tasks.stop, ranks * size.held):

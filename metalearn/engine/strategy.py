@@ -67,11 +67,12 @@ class SingleProcess:
         self.saved_units = units
         self.sizes.clear()
 
-    def size(self, spec: EvalSpec, source: Source) -> Batching:
+    def size(self, spec: EvalSpec) -> Batching:
         """Found once for each evaluation, as it costs the scores of a task. With a warning fewer, where
         memory is short.
         """
         if spec not in self.sizes:
+            source = judged_source(self.source, spec.tasks, spec.split)
             size, demand = batching_of(self.algorithm, source, spec, self.executor.plan)
             size.fit(demand, self.free, OVERHEAD[self.device.type])
             size.unit = min([size.unit, *(unit for *of, unit in self.saved_units if of == kind_of(spec))])
@@ -82,7 +83,7 @@ class SingleProcess:
         """As `metalearn.engine.evaluate.evaluate`, with the present weights."""
         source = judged_source(self.source, spec.tasks, spec.split)
         spec, plan = limited(spec, source), self.executor.plan
-        size = self.size(spec, source)
+        size = self.size(spec)
         return evaluate(self.algorithm, source, spec, plan=plan, size=size, on_batch=on_batch)
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from metalearn.core import Examples, NamedTask, Row, Source, Split, TaskBatch
 
 AT_ONCE = 500  # tasks whose names are held
+DRAWN_AT_ONCE = 20  # tasks whose numbers are
 
 
 def row_entry(row: Row) -> list[Any]:
@@ -56,13 +57,14 @@ def real_rows(side: Examples, task: int) -> dict[str, np.ndarray[Any, Any]]:
 def task_hashes(source: Source, split: Split, *, seed: int, count: int) -> list[str]:
     """task_sha256 of tasks 0 … count-1."""
     found: list[str] = []
-    for first in range(0, count, AT_ONCE):
-        size = min(AT_ONCE, count - first)
-        named = source.named(split, seed=seed, first=first, count=size)
+    while len(found) < count:
+        size = min(AT_ONCE, count - len(found))
+        named = source.named(split, seed=seed, first=len(found), count=size)
         if named is not None:
             found += [named_sha256(source.name, task) for task in named]
             continue
-        batch = source.tasks(split, seed=seed, first=first, count=size)
+        size = min(DRAWN_AT_ONCE, size)
+        batch = source.tasks(split, seed=seed, first=len(found), count=size)
         found += [numbers_sha256(source.name, batch, task) for task in range(size)]
     return found
 

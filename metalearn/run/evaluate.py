@@ -46,6 +46,7 @@ def evaluate_run(run_dir: Path, overrides: list[str], config_dir: str | None = N
     RUN_DIR/evals/<protocol>/, for each cell where `eval.grid` asks for several. The exit code.
     """
     saved = read_saved(run_dir)
+    del saved["logger"]  # an evaluation has none, so that its class need not be trusted
     grid = reopen(saved, overrides, config_dir, sizes=saved["data"])["eval"]["grid"]
     if grid is not None:
         return evaluate_grid(run_dir, overrides, grid, lambda words: judge(run_dir, words, config_dir))

@@ -128,7 +128,7 @@ class TestTrain:
             "accuracy_inductive? metrics: loss, accuracy"
         )
         assert code == 2
-        assert complaint.startswith(f"error: {sentence}, accuracy_inductive, ece\n")
+        assert complaint.startswith(f"error: {sentence}, accuracy_inductive, ece, nll, brier\n")
         assert not (tmp_path / "run").exists()
 
     def test_train_then_resume_then_eval(

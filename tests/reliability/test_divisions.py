@@ -16,6 +16,7 @@ from metalearn.errors import ConfigError, DataError
 from metalearn.files import read_json
 from metalearn.run.rollback import require_same
 from metalearn.run.splits import keep_splits, novelty
+from tests.engine.toy import eval_spec
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
@@ -65,7 +66,7 @@ def test_an_equal_fingerprint_does_not_make_training_classes_new(tmp_path: Path)
         match="split 'test' of data=letters holds 2 that this run was trained on, "
         "by content or by name: a, b",
     ):
-        novelty(parts_of(Letters(first=2), tmp_path), checkpoint, "test", named=True)  # type: ignore[abstract]
+        novelty(parts_of(Letters(first=2), tmp_path), checkpoint, eval_spec("test", 0, 4), named=True)  # type: ignore[abstract]
 
 
 def test_a_name_that_is_no_unicode_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +81,7 @@ def test_a_name_that_is_no_unicode_can_be_written(tmp_path: Path, monkeypatch: p
 def test_an_equal_division_needs_no_comparison(tmp_path: Path, split: Split, silent: bool) -> None:
     checkpoint = trained_on(tmp_path, source := Letters(silent=silent))  # type: ignore[abstract]
     (tmp_path / "splits.json").unlink()
-    assert novelty(parts_of(source, tmp_path), checkpoint, split, named=True) == {
+    assert novelty(parts_of(source, tmp_path), checkpoint, eval_spec(split, 0, 4), named=True) == {
         "seen_in": "none" if split == "test" else split
     }
 
@@ -88,7 +89,7 @@ def test_an_equal_division_needs_no_comparison(tmp_path: Path, split: Split, sil
 def test_a_run_older_than_its_file_of_splits_is_known_by_its_fingerprint(tmp_path: Path) -> None:
     checkpoint = trained_on(tmp_path, Letters())  # type: ignore[abstract]
     del checkpoint.metadata["splits_sha256"]
-    assert novelty(parts_of(Letters(first=2), tmp_path), checkpoint, "test", named=True) == {
+    assert novelty(parts_of(Letters(first=2), tmp_path), checkpoint, eval_spec("test", 0, 4), named=True) == {
         "seen_in": "none"
     }  # type: ignore[abstract]
 
