@@ -93,6 +93,7 @@ class Session:
         with self._ending():
             checkpoint = self._checkpoint()
             parts = self._build(checkpoint)
+            self.novelty = novelty_of_file(parts.source, self.spec)
             if self.begin is not None and settings.dry_run:
                 log.info(f"{self.log.run_dir} can be resumed; nothing was changed (trainer.dry_run=true)")
                 return 0
@@ -110,7 +111,6 @@ class Session:
                         self.log.run_dir,
                         ranks=ranks,
                     )
-            self.novelty = novelty_of_file(parts.source, self.spec)
             if settings.dry_run:
                 return 0
             self.signals.check()
