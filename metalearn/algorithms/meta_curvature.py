@@ -37,10 +37,10 @@ class MetaCurvature(MAML):
 
     def update(self, weights: Parameters, grads: Parameters, step: int) -> Parameters:
         """One inner step: w ← w − inner_lr·MC(∇)."""
-        curved = {
-            name: curve(grads[name], list(matrices))
-            for name, matrices in zip(self.adapted_names, self.matrices, strict=True)
-        }
+        curved = {}
+        for name, matrices in zip(self.adapted_names, self.matrices, strict=True):
+            assert isinstance(matrices, nn.ParameterList)
+            curved[name] = curve(grads[name], list(matrices))
         return super().update(weights, curved, step)
 
 

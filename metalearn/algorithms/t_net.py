@@ -94,7 +94,7 @@ class TNet(MAML):
     def drawn_masks(self, task: Task) -> Parameters:
         """What the gradient of each W and b of this task is multiplied by, one number per output."""
         drawn = task.draws["masks"].split(self.widths)
-        masks = {}
+        masks: Parameters = {}
         for names, log_odds, uniform in zip(self.layers, self.log_odds, drawn, strict=True):
             # the difference of two Gumbel variables is logistic
             soft = torch.sigmoid(log_odds + torch.logit(uniform, eps=1e-7))

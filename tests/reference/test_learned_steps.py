@@ -1,5 +1,5 @@
-"""Methods that learn the inner step itself: by hand, as MAML where what they learn is neutral, and their outer
-gradients with respect to what they learn against finite differences.
+"""Methods that learn the inner step itself: by hand, as MAML where what they learn is neutral, and their
+outer gradients with respect to what they learn against finite differences.
 """
 
 from __future__ import annotations
@@ -18,15 +18,20 @@ from metalearn.algorithms.meta_sgd import MetaSGD
 from metalearn.algorithms.t_net import TNet
 from metalearn.build.objects import grouped
 from metalearn.config.compose import compose
-from metalearn.core import Algorithm, Examples, InputSpec, Task, TaskSpec, map_leaves
+from metalearn.core import Algorithm, Examples, InputSpec, Task, TaskBatch, TaskSpec, map_leaves
 from metalearn.engine.executor import TaskPlan, execute
 from metalearn.errors import ConfigError
 from metalearn.models.conv4 import Conv4
 from metalearn.models.mlp import MLP
 from metalearn.objectives import Regression
-from metalearn.testing.algorithms import check_algorithm
+from metalearn.testing.algorithms import (
+    Trial,
+    a_compiled_gradient_is_that_of_the_loop,
+    it_draws_no_random_numbers_and_keeps_nothing_between_tasks,
+    loop_equals_vmap,
+)
+from metalearn.testing.checking import Check, run
 from tests.in_memory import InMemory
-from tests.plugins import TwoLayers
 from tests.reference.tasks import IMAGE, image_spec, image_tasks, with_draws
 from tests.shipped import built
 
@@ -35,20 +40,18 @@ X, Y = torch.tensor([[1.0], [3.0]]).double(), torch.tensor([[2.0], [1.0]]).doubl
 NAMES = ("model.layers.0.weight", "model.layers.0.bias", "head.weight", "head.bias")
 
 
-def on_images(cls: type[Algorithm], **dials: Any) -> Algorithm:
+def on_images(cls: type[Algorithm], **dials: Any) -> Any:
     torch.manual_seed(0)
     model = built(Conv4, IMAGE, channels=4)
-    given = {"inner_lr": 0.1, "adaptation_steps": 2, **dials}
-    algorithm: Algorithm = built(cls, model, image_spec(), **given).double()
-    return algorithm
+    given = {"inner_lr": 0.125, "adaptation_steps": 2, **dials}
+    return built(cls, model, image_spec(), **given).double()
 
 
-def on_curves(cls: type[Algorithm], hidden: tuple[int, ...] = (), **dials: Any) -> Algorithm:
+def on_curves(cls: type[Algorithm], hidden: tuple[int, ...] = (), **dials: Any) -> Any:
     torch.manual_seed(0)
     spec = TaskSpec("regression", Regression(), 1, InputSpec((1,)), 2, 2, 0, 0)
     model = built(MLP, InputSpec((1,)), hidden=hidden, init="xavier")
-    algorithm: Algorithm = built(cls, model, spec, **dials).double()
-    return algorithm
+    return built(cls, model, spec, **dials).double()
 
 
 def curve_task(**draws: Tensor) -> Task:
@@ -56,18 +59,18 @@ def curve_task(**draws: Tensor) -> Task:
     return Task(rows, rows, torch.tensor(0), draws=draws)
 
 
-def adapted(algorithm: Algorithm, task: Task | None = None) -> dict[str, Tensor]:
+def adapted(algorithm: Any, task: Task | None = None) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = algorithm.adapt(task or curve_task(), steps=1)["weights"]
-    return weights
+    return map_leaves(Tensor.detach, weights)
 
 
-def set_line(algorithm: Algorithm, weight: float, bias: float) -> None:
+def set_line(algorithm: Any, weight: float, bias: float) -> None:
     with torch.no_grad():
         algorithm.head.weight.fill_(weight)
         algorithm.head.bias.fill_(bias)
 
 
-def moved(algorithm: Algorithm, scale: float = 0.3) -> Algorithm:
+def moved(algorithm: Any, scale: float = 0.3) -> Any:
     """What is learned of the step, away from where it starts."""
     with torch.no_grad():
         for p in getattr(algorithm, LEARNED[type(algorithm)]).parameters():
@@ -137,7 +140,6 @@ def test_t_net_steps_on_the_layer_before_its_matrix() -> None:
 
 def test_t_net_is_layers_each_followed_by_a_matrix_or_a_convolution_of_one_pixel() -> None:
     lines = moved(on_curves(TNet, hidden=(4,)))
-    w, b, v, c = (p for _, p in lines.model.named_parameters()), *[None] * 3  # type: ignore[misc]
     w, b = lines.model.layers[0].weight, lines.model.layers[0].bias
     v, c = lines.head.weight, lines.head.bias
     first, second = lines.transforms
@@ -184,17 +186,10 @@ def test_a_mask_lets_whole_rows_move_and_its_odds_have_the_gradient_of_the_soft_
         torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-12)
     (of_mask,) = torch.autograd.grad(loss(*expected), through)
     (of_odds,) = torch.autograd.grad(soft, odds, of_mask)
-    batch = map_leaves(lambda leaf: leaf[None], tuple(task)[:3])
-    execute(algorithm, curve_batch(batch, uniform), TaskPlan("vmap"))
+    execute(algorithm, TaskBatch(*map_leaves(lambda leaf: leaf[None], tuple(task))), TaskPlan("vmap"))
     torch.testing.assert_close(
         torch.cat([p.grad for p in algorithm.log_odds]), of_odds, rtol=1e-9, atol=1e-12
     )
-
-
-def curve_batch(leaves: Any, uniform: Tensor) -> Any:
-    from metalearn.core import TaskBatch
-
-    return TaskBatch(*leaves, draws={"masks": uniform[None]})
 
 
 # ---------------------------------------------------------------- neutral, they are MAML
@@ -216,8 +211,8 @@ def test_where_what_it_learns_is_neutral_it_is_maml(cls: type[Algorithm], order:
 
 
 def mismatch(algorithm: Algorithm, learned: dict[str, nn.Parameter], num_directions: int = 4) -> float:
-    """Largest relative gap between the outer gradient with respect to these parameters and central differences
-    along random directions of them.
+    """Largest relative gap between the outer gradient with respect to these parameters and central
+    differences along random directions of them.
     """
     tasks = with_draws(algorithm, image_tasks(2))
     execute(algorithm, tasks, TaskPlan("vmap"))
@@ -258,22 +253,28 @@ def test_the_first_order_approximation_fails_that_check(cls: type[Algorithm]) ->
 # ---------------------------------------------------------------- dials
 
 
-def test_mt_net_keeps_the_contract() -> None:
-    for kind in ("classification", "regression"):
-        source = InMemory(kind)  # type: ignore[arg-type]
-        spec = source.spec("train")
-        torch.manual_seed(0)
-        model = (
-            TwoLayers(spec.input_spec, "support")
-            if kind == "classification"
-            else built(MLP, spec.input_spec, hidden=[8])
-        )
-        check_algorithm(built(TNet, model, spec, masks=True, inner_lr=0.01), source)
+@pytest.mark.parametrize(
+    "check",
+    [
+        it_draws_no_random_numbers_and_keeps_nothing_between_tasks,
+        loop_equals_vmap,
+        a_compiled_gradient_is_that_of_the_loop,
+    ],
+)
+def test_mt_net_keeps_what_its_drawn_masks_could_break(check: Check) -> None:
+    source = InMemory("regression")
+    spec = source.spec("train")
+    torch.manual_seed(0)
+    model = built(MLP, spec.input_spec, hidden=[8])
+    assert run(check, Trial(built(TNet, model, spec, masks=True, inner_lr=0.01), source))
 
 
 def test_rates_start_alike_or_uniformly_in_a_range() -> None:
-    assert {float(r) for rates in on_images(MetaSGD, inner_lr=0.25).rates for r in rates.flatten()} == {0.25}
-    drawn = torch.cat([rates.flatten() for rates in on_images(MetaSGD, inner_lr=[0.005, 0.1]).rates])
+    alike, drawn = (
+        torch.cat([rates.detach().flatten() for rates in on_images(MetaSGD, inner_lr=inner_lr).rates])
+        for inner_lr in (0.25, [0.005, 0.1])
+    )
+    assert alike.unique().tolist() == [0.25]
     assert 0.005 <= drawn.min() < 0.01
     assert 0.095 < drawn.max() <= 0.1
 
