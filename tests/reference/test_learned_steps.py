@@ -265,7 +265,7 @@ def test_mt_net_keeps_what_its_drawn_masks_could_break(check: Check) -> None:
     source = InMemory("regression")
     spec = source.spec("train")
     torch.manual_seed(0)
-    model = built(MLP, spec.input_spec, hidden=[8])
+    model = built(MLP, spec.input_spec, hidden=[])
     assert run(check, Trial(built(TNet, model, spec, masks=True, inner_lr=0.01), source))
 
 
