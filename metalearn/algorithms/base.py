@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -94,3 +95,20 @@ class NetworkAlgorithm(Algorithm):
             adapted["weights"], "network", x, given=given, mask=self.real(mask), step=step
         )
         return prediction
+
+
+def learned_beside(
+    algorithm: Algorithm, learned: Iterable[nn.Parameter], *, lr: float | None
+) -> list[dict[str, Any]]:
+    """`parameter_groups` of a method that learns something about its inner steps beside initial weights.
+
+    lr: the outer rate of what is learned; None takes the common one. It has no weight decay, which would pull
+    rates, or matrices that begin as the identity, to zero: to no inner step at all.
+    """
+    beside = list(learned)
+    ours = {id(p) for p in beside}
+    rest = [p for p in algorithm.parameters() if p.requires_grad and id(p) not in ours]
+    return [
+        {"params": rest},
+        {"params": beside, "weight_decay": 0.0} | ({} if lr is None else {"lr": lr}),
+    ]
