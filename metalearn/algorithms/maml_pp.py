@@ -1,9 +1,9 @@
 """MAML++ (Antoniou, Edwards & Storkey 2019, arXiv:1810.09502), §4.
 
-MAML with three things of its own: a learned rate for every layer and inner step; an outer loss that begins as
-the mean of the query losses after each inner step, and fades to that after the last one (eq. 4); in every norm
-an affine for each inner step, which the outer loop alone changes. Statistics are the batch's own, since the
-averages per step that the authors' code keeps are never read. The cosine on the outer rate is
+MAML with three things of its own: a learned rate for every layer and inner step; an outer loss that begins
+as the mean of the query losses after each inner step, and fades to that after the last one (eq. 4); in every
+norm an affine for each inner step, which the outer loop alone changes. Statistics are the batch's own, since
+the averages per step that the authors' code keeps are never read. The cosine on the outer rate is
 optimizer/schedule=cosine.
 A layer is a tensor of parameters here, as in the authors' code.
 Deviation: the weights of the losses change with every outer step, where the authors' change once per epoch of
@@ -95,8 +95,8 @@ class MAMLpp(MAML):
             for adapted in self.adapt_path(blank_query(task), counts=counts)
         ]
         losses = torch.stack([loss for loss, _ in judged])
-        weights = loss_weights(self.outer_step, len(losses), self.multi_step_loss_steps)
-        return (weights.to(losses.dtype) * losses).sum(), judged[-1][1]
+        weights = loss_weights(self.outer_step.to(losses.dtype), len(losses), self.multi_step_loss_steps)
+        return (weights * losses).sum(), judged[-1][1]
 
 
 def affine_names(model: nn.Module) -> set[str]:
@@ -106,8 +106,8 @@ def affine_names(model: nn.Module) -> set[str]:
 
 
 def loss_weights(outer_step: Tensor, num_steps: int, annealed_over: int) -> Tensor:
-    """Weight of the query loss after each inner step; they sum to 1. Always all of them, so that one compiled
-    graph holds at every outer step.
+    """Weight of the query loss after each inner step (num_steps,); they sum to 1. A function of a tensor, so
+    that one compiled graph holds at every outer step.
 
     Each begins at 1/num_steps. All but the last fall along a line to 0.03/num_steps, and to 0 after
     `annealed_over` outer steps.
