@@ -27,6 +27,7 @@ from metalearn.core import Algorithm, InputSpec, Kind, Source
 from metalearn.engine.fitting import obstacles
 from metalearn.errors import ConfigError
 from metalearn.models.base import Model, Norm, Statistics, initialise
+from metalearn.models.context import film, unmoved
 from metalearn.models.convolution import normalised
 from metalearn.testing.algorithms import refused_as_declared
 from tests.in_memory import InMemory
@@ -113,12 +114,17 @@ class TwoLayers(Model):
         self.conv = nn.Conv2d(input_spec.shape[0], 8, 3, stride=2, padding=1, bias=False)
         self.norm = Norm(8)
         initialise(self, "xavier")
+        self.film: nn.Linear | None = None
+        self.register_parameter("context", None)
+
+    def add_context(self, num_context: int) -> None:
+        self.film, self.context = nn.Linear(num_context, 16), unmoved(num_context)
 
     def forward(
         self, x: Tensor, given: Statistics | None = None, mask: Tensor | None = None, step: int | Tensor = 0
     ) -> tuple[Tensor, Statistics]:
         x, used = normalised(self.conv, self.norm, x, given[0] if given else None, mask, step)
-        return torch.relu(x).mean((-2, -1)), (used,)
+        return torch.relu(film(x, self.film, self.context)).mean((-2, -1)), (used,)
 
 
 @cache

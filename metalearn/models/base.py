@@ -50,9 +50,8 @@ class Norm(nn.Module):
         given: use these statistics; None measures those of x, where mask (n,) counts only the real rows.
         """
         if given is None and mask is None and self.fits_kernel(x):
-            y, mean, inverse = torch.native_batch_norm(
-                x, self.weight, self.bias, None, None, True, 0.0, self.eps
-            )
+            weight, bias = self.learned(step)
+            y, mean, inverse = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, self.eps)
             return y, Measured.apply(x, mean.detach(), inverse.detach(), self.eps)
         mean, var = self.measure(x, mask) if given is None else given
         scale, shift = self.affine(mean, var, step)
@@ -64,8 +63,26 @@ class Norm(nn.Module):
 
         step: inner steps taken, for a norm whose affine differs from one to the next.
         """
-        scale = self.weight * torch.rsqrt(var + self.eps)
-        return scale, self.bias - mean * scale
+        weight, bias = self.learned(step)
+        scale = weight * torch.rsqrt(var + self.eps)
+        return scale, bias - mean * scale
+
+    def per_step(self, num_steps: int) -> None:
+        """From now on an affine of its own for each of so many inner steps (MAML++): weight and bias become
+        (num_steps, C). Steps beyond the last share its affine.
+        """
+        self.weight = nn.Parameter(self.weight.detach().repeat(num_steps, 1))
+        self.bias = nn.Parameter(self.bias.detach().repeat(num_steps, 1))
+
+    def learned(self, step: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and bias (C,) after so many inner steps."""
+        if self.weight.ndim == 1:
+            return self.weight, self.bias
+        last = len(self.weight) - 1
+        if isinstance(step, int):
+            return self.weight[min(step, last)], self.bias[min(step, last)]
+        row = step.clamp(max=last).reshape(1)  # a tensor with one dimension: without any, it would be read
+        return self.weight.index_select(0, row)[0], self.bias.index_select(0, row)[0]
 
     def fits_kernel(self, x: Tensor) -> bool:
         """Whether PyTorch's own kernel gives the same: once it is mapped, its second derivatives are wrong,
@@ -143,13 +160,16 @@ class Model(nn.Module):
         the threads of a backward pass on CUDA do not know its type.
         """
         self.compute_dtype = dtype
-        norms = {name for name, module in self.named_modules() if isinstance(module, Norm)}
-        self.lowered = [name for name, _ in self.named_parameters() if name.rpartition(".")[0] not in norms]
+        self.kept = {name for name, module in self.named_modules() if isinstance(module, Norm)}
 
     def __call__(self, x: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Statistics]:
         dtype = self.compute_dtype
         high = (
-            {name: p for name, p in self.named_parameters() if name in self.lowered and p.dtype != dtype}
+            {
+                name: p
+                for name, p in self.named_parameters()
+                if name.rpartition(".")[0] not in self.kept and p.dtype != dtype
+            }
             if dtype
             else {}
         )

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from metalearn.core import InputSpec, one_of
 from metalearn.models.base import STATISTICS, Model, Norm, Statistics, initialise
+from metalearn.models.context import film, unmoved
 from metalearn.models.convolution import max_pool, normalised
+
+THIRD = 2  # the block that context parameters modulate, as in the authors' code
 
 
 class Conv4(Model):
@@ -58,6 +61,15 @@ class Conv4(Model):
             )
         self.out_features = channels if readout == "mean" else channels * height * width
         initialise(self, init)
+        self.film: nn.Linear | None = None
+        self.register_parameter("context", None)
+
+    def add_context(self, num_context: int) -> None:
+        """Let so many context parameters scale and shift the channels of the third block, before its ReLU."""
+        channels = self.convs[THIRD].out_channels
+        assert isinstance(channels, int)
+        self.film = initialise(nn.Linear(num_context, 2 * channels), self.init)
+        self.context = unmoved(num_context)
 
     def forward(
         self, x: Tensor, given: Statistics | None = None, mask: Tensor | None = None, step: int | Tensor = 0
@@ -68,6 +80,7 @@ class Conv4(Model):
             assert isinstance(norm, Norm)
             x, used = normalised(conv, norm, x, given[i] if given else None, mask, step)
             # ReLU after pooling equals ReLU before it, on a quarter of the pixels.
-            x = F.relu(max_pool(x) if self.downsample == "pool" else x)
+            x = max_pool(x) if self.downsample == "pool" else x
+            x = F.relu(film(x, self.film, self.context) if i == THIRD else x)
             statistics.append(used)
         return (x.mean((-2, -1)) if self.readout == "mean" else x.flatten(1)), tuple(statistics)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from metalearn.core import InputSpec
 from metalearn.models.base import Model, Statistics, initialise
+from metalearn.models.context import beside, unmoved, widen
 
 
 class MLP(Model):
@@ -33,11 +34,17 @@ class MLP(Model):
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True))
         self.out_features = widths[-1]
         initialise(self, init)
+        self.register_parameter("context", None)
+
+    def add_context(self, num_context: int) -> None:
+        """Let the first layer read so many context parameters beside the inputs."""
+        widen(self.layers, num_context, self.init)
+        self.context = unmoved(num_context)
 
     def forward(
         self, x: Tensor, given: Statistics | None = None, mask: Tensor | None = None, step: int | Tensor = 0
     ) -> tuple[Tensor, Statistics]:
-        x = x.flatten(1)
+        x = beside(x.flatten(1), self.context)
         for layer in self.layers:
             x = F.relu(layer(x))
         return x, ()

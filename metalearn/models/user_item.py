@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from metalearn.core import InputSpec
 from metalearn.models.base import Model, Statistics, initialise
+from metalearn.models.context import beside, unmoved, widen
 
 
 class UserItem(Model):
@@ -49,6 +50,12 @@ class UserItem(Model):
         self.decision = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths[:-1], widths[1:], strict=True))
         self.out_features = widths[-1]
         initialise(self, init)
+        self.register_parameter("context", None)
+
+    def add_context(self, num_context: int) -> None:
+        """Let the first layer read so many context parameters beside the embeddings."""
+        widen(self.decision, num_context, self.init)
+        self.context = unmoved(num_context)
 
     def forward(
         self,
@@ -61,7 +68,7 @@ class UserItem(Model):
             (self.embeddings[name](x[name]) if name in self.embeddings else x[name]).flatten(1)
             for name in self.names
         ]
-        features = torch.cat(columns, dim=-1)
+        features = beside(torch.cat(columns, dim=-1), self.context)
         for layer in self.decision:
             features = F.relu(layer(features))
         return features, ()

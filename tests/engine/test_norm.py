@@ -135,3 +135,31 @@ def test_the_kernel_is_left_alone_where_it_would_be_wrong(kernels: list[int]) ->
     norm()(x[0].to(torch.bfloat16))  # statistics need more digits
     norm()(x[0], given=(torch.zeros(3).double(), torch.ones(3).double()))  # somebody else's statistics
     assert kernels == []
+
+
+def test_an_affine_per_step_starts_as_the_one_before_and_is_chosen_by_the_step(kernels: list[int]) -> None:
+    plain, ours, formula = norm(), norm(), norm(Formula)
+    for stepwise in (ours, formula):
+        stepwise.per_step(3)
+        assert stepwise.weight.shape == stepwise.bias.shape == (3, 3)
+    x = rows(4, 3, 2, 5)
+    assert torch.equal(ours(x, step=1)[0], plain(x)[0])
+    with torch.no_grad():
+        for stepwise in (ours, formula):
+            stepwise.weight.mul_(torch.tensor([[1.0], [2.0], [3.0]]))
+            stepwise.bias.add_(torch.tensor([[0.0], [1.0], [2.0]]))
+    kernels.clear()
+    for step, row in [(0, 0), (2, 2), (5, 2)]:  # what is beyond the last shares its affine
+        with torch.no_grad():
+            plain.weight.copy_(ours.weight[row])
+            plain.bias.copy_(ours.bias[row])
+        expected = plain(x)[0]
+        for stepwise in (ours, formula):
+            torch.testing.assert_close(stepwise(x, step=step)[0], expected, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(
+                stepwise(x, step=torch.tensor(step))[0], expected, rtol=1e-12, atol=1e-12
+            )
+            mapped = torch.vmap(lambda one, number, norm=stepwise: norm(one, step=number)[0])
+            found = mapped(x[None], torch.tensor([step]))[0]
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert len(kernels) == 3 * 3  # of the plain one and ours, by a number and by a tensor; never mapped

@@ -57,12 +57,12 @@ def reptile() -> Reptile:
 
 def gradients(algorithm: Algorithm, tasks: Task, plan: TaskPlan) -> dict[str, Tensor]:
     execute(algorithm, tasks, plan)
-    return {name: p.grad.clone() for name, p in algorithm.named_parameters()}
+    return {name: p.grad.clone() for name, p in algorithm.named_parameters() if p.requires_grad}
 
 
 def directional(algorithm: Algorithm, tasks: Task, direction: dict[str, Tensor], step: float = 1e-7) -> float:
-    """Central difference of the mean outer loss along a direction of all parameters."""
-    start = {name: p.detach().clone() for name, p in algorithm.named_parameters()}
+    """Central difference of the mean outer loss along a direction of all trainable parameters."""
+    start = {name: p.detach().clone() for name, p in algorithm.named_parameters() if p.requires_grad}
 
     def loss_at(scale: float) -> float:
         shifted = {name: p + scale * direction[name] for name, p in start.items()}

@@ -31,8 +31,8 @@ PLACES = [
     "end:before_results",
     "end:after_results",
 ]
-# Other shapes of state: flat minibatches with running averages, momentum and a schedule; Reptile; nothing to
-# train.
+# Other shapes of state: flat minibatches with running averages, momentum and a schedule; Reptile; a loss
+# that anneals over outer steps; nothing to train.
 VARIANTS = {
     "baseline": [
         "algo=baseline",
@@ -48,6 +48,13 @@ VARIANTS = {
         "trainer.outer_steps=5",
     ],
     "maml": ["algo.eval_adaptation_steps=1", "optimizer=adamw", "trainer.outer_steps=5"],
+    "maml_pp": [
+        "algo=maml_pp",
+        "algo.adaptation_steps=2",
+        "algo.eval_adaptation_steps=1",
+        "algo.multi_step_loss_steps=4",
+        "trainer.outer_steps=5",
+    ],
     "loop": [*harness.QUICK, "device.plan=loop"],
     "pixel_nn": ["algo=pixel_nn"],
 }
