@@ -17,8 +17,8 @@ from metalearn.algorithms.maml import MAML
 from metalearn.core import Algorithm, Examples, InputSpec, TaskBatch, TaskSpec, map_leaves
 from metalearn.engine.executor import TaskPlan, execute
 from metalearn.engine.memory import peak_bytes
-from metalearn.models.conv4 import Conv4
 from metalearn.models.base import Model, Statistics, initialise
+from metalearn.models.conv4 import Conv4
 from metalearn.objectives import Classification
 from tests.reference.tasks import IMAGE, image_spec, image_tasks
 from tests.reference.test_gradients import mismatch
