@@ -62,14 +62,14 @@ class IMAML(MAML):
         phi = self.call(params, "solution", task)
         rest = {name: p for name, p in params.items() if name not in phi}
         outer, (loss, metrics) = grad(self.query_loss, has_aux=True)({**params, **phi}, task)
-        _, of_phi = vjp(lambda phi: self.inner_slope(phi, rest, task), phi)
+        of_phi = vjp(lambda phi: self.inner_slope(phi, rest, task), phi)[1]
 
         def product(vector: Tensor) -> Tensor:
             return vector + flat(of_phi(shaped(vector, phi))[0]) / self.proximal
 
         implicit = shaped(self.solve(product, flat({name: outer[name] for name in phi})), phi)
         if rest:
-            _, of_rest = vjp(lambda rest: self.inner_slope(phi, rest, task), rest)
+            of_rest = vjp(lambda rest: self.inner_slope(phi, rest, task), rest)[1]
             (mixed,) = of_rest(implicit)
             implicit |= {name: outer[name] - mixed[name] / self.proximal for name in rest}
         return {name: implicit[name] for name in params}, loss, metrics
