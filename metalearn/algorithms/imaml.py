@@ -4,8 +4,8 @@ Adapt by gradient descent on the support's loss plus λ/2·‖φ − θ‖²; by
 gradient at its minimum is (I + H/λ)⁻¹·∇L_query(φ), with H the Hessian of the support's loss at φ (equations 6
 and 7). It needs φ alone, so that memory does not grow with the number of inner steps.
 What the inner loop leaves alone has the gradient that remains of it: ∇L_query − (∂²L_support/∂rest ∂φ)·(…)/λ.
-Deviation: conjugate gradient stops where the curvature is not positive (Nocedal & Wright 2006, algorithm
-7.1), since the support's loss of a network is not convex; released code instead damps the system.
+Deviation: conjugate gradient stops where the curvature is small or negative (Nocedal & Wright 2006, algorithm
+7.1), since the support's loss of a network is not convex; released code damps the system instead.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ Product = Callable[[Tensor], Tensor]  # of a symmetric matrix and a vector
 
 
 class IMAML(MAML):
-    """proximal: λ. solver: what inverts I + H/λ, `cg` or `neumann`. solver_steps: its products with H."""
+    """proximal: λ. solver: what inverts I + H/λ, `cg` or `neumann`. solver_steps: its products with H.
+    least_curvature: of I + H/λ along a direction, at which `cg` stops; 1 is where the support's loss is flat.
+    """
 
     def __init__(
         self,
@@ -34,6 +36,7 @@ class IMAML(MAML):
         proximal: float,
         solver: str,
         solver_steps: int,
+        least_curvature: float,
         **dials: Any,
     ) -> None:
         super().__init__(model, spec, proximal=proximal, **dials)
@@ -44,11 +47,12 @@ class IMAML(MAML):
                 f"algo.proximal={proximal}, but without a proximal term the solution does not depend on its "
                 "start; set it above 0"
             )
-        self.solver, self.solver_steps = solver, solver_steps
+        self.solver, self.solver_steps, self.least_curvature = solver, solver_steps, least_curvature
 
     def protocol(self) -> dict[str, Any]:
         common = {key: value for key, value in super().protocol().items() if key != "order"}
-        return {**common, "solver": self.solver, "solver_steps": self.solver_steps}
+        solver = {"solver": self.solver, "solver_steps": self.solver_steps}
+        return {**common, **solver, "least_curvature": self.least_curvature}
 
     def gradient(self, params: Parameters, tasks: Batch, how: Plan) -> tuple[Parameters, Tensor, Metrics]:
         def implicit(task: Task) -> tuple[Parameters, Tensor, Metrics]:
@@ -97,13 +101,13 @@ class IMAML(MAML):
 
     def solve(self, product: Product, b: Tensor) -> Tensor:
         if self.solver == "cg":
-            return conjugate_gradient(product, b, self.solver_steps)
+            return conjugate_gradient(product, b, self.solver_steps, self.least_curvature)
         return neumann(product, b, self.solver_steps, self.inner_lr * self.proximal)
 
 
-def conjugate_gradient(product: Product, b: Tensor, steps: int) -> Tensor:
-    """The solution of product(x) = b after so many steps from 0, or where the first direction p has
-    p·product(p) ≤ 0; b itself if that is the first one of all.
+def conjugate_gradient(product: Product, b: Tensor, steps: int, least_curvature: float = 0.0) -> Tensor:
+    """The solution of product(x) = b after so many steps from 0, or before the first direction p with
+    p·product(p) ≤ least_curvature·p·p; b itself if that is the first one of all.
 
     The stop is a mask, so that many systems can be solved at once and no step waits for the host.
     """
@@ -114,9 +118,10 @@ def conjugate_gradient(product: Product, b: Tensor, steps: int) -> Tensor:
     for step in range(steps):
         product_p = product(p)
         curvature = p @ product_p
+        curved = curvature > least_curvature * (p @ p)
         if step == 0:
-            x = torch.where(going & (curvature <= 0), b, x)
-        going = going & (curvature > 0)
+            x = torch.where(curved, x, b)
+        going = going & curved
         length = torch.where(going, rr / torch.where(going, curvature, 1.0), 0.0)
         x, r = x + length * p, r - length * product_p
         before, rr = rr, r @ r

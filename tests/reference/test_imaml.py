@@ -29,7 +29,7 @@ INPUT, WAY = InputSpec((3,)), 3
 SPEC = TaskSpec("classification", Classification(), WAY, INPUT, 6, 6, WAY, num_train_classes=7)
 NAMES = ("model.layer.weight", "model.layer.bias", "head.weight", "head.bias")
 CONVERGED = {"inner_lr": 0.4, "adaptation_steps": 150, "proximal": 1.0}
-EXACT = {"solver": "cg", "solver_steps": 31}  # as many as there are parameters
+EXACT = {"solver": "cg", "solver_steps": 31, "least_curvature": 0.0}  # as many as there are parameters
 
 
 class Smooth(Model):
@@ -207,6 +207,15 @@ def test_conjugate_gradient_stops_at_negative_curvature() -> None:
     # Each step up to there has lowered x·Ax/2 − b·x, which has no minimum.
     energy = [float(x @ matrix @ x / 2 - later @ x) for x in steps[: stop + 1]]
     assert energy == sorted(energy, reverse=True)
+
+
+def test_conjugate_gradient_stops_before_a_small_curvature_magnifies_what_it_solves() -> None:
+    matrix = torch.diag(torch.tensor([3.0, 2.0, 1e-3], dtype=torch.float64))
+    b = torch.tensor([1.0, 1.0, 0.1], dtype=torch.float64)
+    careful, exact = (conjugate_gradient(lambda v: matrix @ v, b, 3, least) for least in (1.0, 0.0))
+    torch.testing.assert_close(exact, torch.linalg.solve(matrix, b))
+    assert careful.norm() < b.norm() < 0.1 * exact.norm()
+    assert torch.equal(conjugate_gradient(lambda v: matrix @ v, b, 3, 4.0), b)
 
 
 def test_many_systems_at_once_stop_where_each_stops_alone() -> None:
