@@ -74,6 +74,11 @@ def slope(loss: Loss, weights: Parameters, step: int, *, first_order: bool) -> t
     return dict(zip(leaves, found, strict=True)), value if further else value.detach()
 
 
+def squared_distance(weights: Parameters, others: Parameters) -> Tensor:
+    """‖weights − others‖², over all of them."""
+    return torch.stack([(w - others[name]).square().sum() for name, w in weights.items()]).sum()
+
+
 class Momentum:
     """`torch.optim.SGD`'s update with momentum, dampening and weight decay."""
 

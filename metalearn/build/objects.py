@@ -19,7 +19,7 @@ from metalearn.build.instantiate import BASES, Config, construct, resolve
 from metalearn.config.loader import Library, packaged_options
 from metalearn.core import SPLITS, Algorithm, Source, Split, TaskSpec
 from metalearn.engine.autotune import Wish
-from metalearn.engine.fitting import misfits, obstacles, plan_misfits
+from metalearn.engine.fitting import misfits, obstacles, plan_misfits, rank_misfits
 from metalearn.engine.locked import judged_source
 from metalearn.errors import ConfigError, MetalearnError, raise_if
 from metalearn.loggers import Logger
@@ -156,7 +156,7 @@ def initial_algorithm(cfg: Config, specs: Specs, trained: TaskSpec) -> Algorithm
     # Whoever is judged may be ragged where the training tasks are not: masks count if any task needs them.
     ragged = trained.ragged or any(spec.ragged for spec in specs.values())
     algorithm: Algorithm = construct(cfg, "algo", model=model, spec=replace(trained, ragged=ragged))
-    problems = []
+    problems = dialled_problems(cfg, algorithm)
     for spec in specs.values():
         try:
             algorithm.check(spec)
@@ -176,15 +176,33 @@ def declared_problems(cfg: Config, specs: Specs) -> list[str]:
     )
     if not plan_misfits("", cls, plan) and not any(obstacles(cls, spec) for spec in specs.values()):
         return []
-    library = Library()
-    targets = {
-        f"algo={option}": library.read("algo", option)["_target_"] for option in packaged_options("algo")
-    }
-    name = next((ours for ours, target in targets.items() if target == cfg["algo"]["_target_"]), cls.__name__)
+    targets = packaged_targets()
+    name = name_among(targets, cfg, cls)
     ours = {option: resolve("algo._target_", target, BASES["algo"], []) for option, target in targets.items()}
     return plan_misfits(name, cls, plan) + [
         problem for spec in specs.values() for problem in misfits(name, cls, spec, ours)
     ]
+
+
+def dialled_problems(cfg: Config, algorithm: Algorithm) -> list[str]:
+    """What the method, as its dials have made it, declares against device.plan and device.ranks."""
+    device = cfg["device"]
+    plan, ranks = device["plan"], device.get("ranks", 1)
+    if not plan_misfits("", algorithm, plan) and not rank_misfits("", algorithm, ranks):
+        return []
+    name = f"{name_among(packaged_targets(), cfg, type(algorithm))} with these dials"
+    return plan_misfits(name, algorithm, plan) + rank_misfits(name, algorithm, ranks)
+
+
+def packaged_targets() -> dict[str, str]:
+    """The class of every algorithm of ours, by the words that choose it."""
+    library = Library()
+    return {f"algo={option}": library.read("algo", option)["_target_"] for option in packaged_options("algo")}
+
+
+def name_among(targets: Mapping[str, str], cfg: Config, cls: type[Algorithm]) -> str:
+    """A method as the person knows it."""
+    return next((ours for ours, target in targets.items() if target == cfg["algo"]["_target_"]), cls.__name__)
 
 
 def build_optimizer(cfg: Config, algorithm: Algorithm) -> torch.optim.Optimizer | None:

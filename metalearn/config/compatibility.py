@@ -67,6 +67,10 @@ BEFORE: dict[str, Any] = {
 GAINED: dict[str, dict[str, Any]] = {
     f"metalearn.data.{source}": {"rotated_twins": True}  # tasks could hold one class in two rotations
     for source in ("glyphs.Glyphs", "image_folder.ImageFolder", "omniglot.Omniglot")
+} | {
+    "metalearn.algorithms.maml.MAML": {"proximal": 0.0},  # the inner loss was the support's alone
+    "metalearn.algorithms.protomaml.ProtoMAML": {"proximal": 0.0},
+    "metalearn.algorithms.reptile.Reptile": {"task_order": "together"},
 }
 # What the constructors of our classes filled in while they had defaults of their own, so that the YAML of a
 # run could leave them out. Never to be changed: a default of today stands in its YAML.

@@ -48,6 +48,9 @@ class Algorithm(nn.Module):
     # True: predictions depend on the order of the support's rows, as with minibatches
     order_matters: bool = False
     plans: tuple[Literal["loop", "vmap"], ...] = ("loop", "vmap")  # by which its tasks can be mapped
+    # False: a task starts from what the one before left, so that an outer step is one piece of work for one
+    # process
+    tasks_independent: bool = True
     trains_on: Literal["tasks", "examples"] | None = "tasks"  # None: nothing to train
     adaptation_steps: int = 0
     eval_adaptation_steps: int = 0  # 0: adaptation is not a number of steps

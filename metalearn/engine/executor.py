@@ -127,7 +127,8 @@ class Executor:
     def _sums(self, batch: Batch) -> Sums:
         # Detached, or a graph would be chained from chunk to chunk.
         params = {name: p.detach() for name, p in self.algorithm.named_parameters() if p.requires_grad}
-        chunks = list(batch.chunks(self.plan.chunk_of(batch.count)))
+        size = self.plan.chunk_of(batch.count) if self.algorithm.tasks_independent else batch.count
+        chunks = list(batch.chunks(size))
         losses: list[Tensor] = []
         totals: list[Tensor] = []
         for chunk in chunks:

@@ -54,3 +54,13 @@ def plan_misfits(name: str, method: Method, plan: str) -> list[str]:
         f"device.plan={plan}, but {name} maps its tasks by {' or '.join(method.plans)} only; set "
         f"device.plan={method.plans[0]}"
     ]
+
+
+def rank_misfits(name: str, method: Method, ranks: int | str) -> list[str]:
+    """A sentence if several ranks cannot share the tasks of an outer step of this method."""
+    if method.tasks_independent or ranks in (1, "auto"):
+        return []
+    return [
+        f"device.ranks={ranks}, but {name} takes the tasks of an outer step one after the other, each from "
+        "what the one before left (its `tasks_independent` is False); set device.ranks=1"
+    ]

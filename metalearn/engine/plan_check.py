@@ -100,10 +100,12 @@ def references_of(actor: Algorithm, batch: Batch) -> list[Reference]:
     """What `loop` gives for meta-batches as large as this one, each of two of its tasks in turns, the calmest
     two first.
 
-    A flat minibatch is one task, and stays as it is. Tasks whose gradient is not finite are left out; if all
-    are, there is no reference.
+    Where tasks depend on those before them, it is the meta-batch itself. A flat minibatch is one task, and
+    stays as it is. Tasks whose gradient is not finite are left out; if all are, there is no reference.
     """
     looped = [Executor(other, TaskPlan("loop")) for other in (actor, nudged(actor, 1), nudged(actor, -1))]
+    if not actor.tasks_independent:
+        return [reference_from(batch, *(executor.sums(batch) for executor in looped))]
     count, tasks = batch.count, list(batch.chunks(1))
 
     def movement(task: Batch) -> float:
@@ -130,7 +132,13 @@ def reference_of(tasks: Sequence[Batch], count: int, looped: Sequence[Executor])
     batch = tree_map(
         lambda *leaves: torch.cat(leaves), *(tasks[place % len(tasks)] for place in range(count))
     )
-    sums, *moved = (in_turns([executor.sums(task) for task in tasks], count) for executor in looped)
+    return reference_from(
+        batch, *(in_turns([executor.sums(task) for task in tasks], count) for executor in looped)
+    )
+
+
+def reference_from(batch: Batch, sums: Sums, *moved: Sums) -> Reference:
+    """What is right for a batch, allowed to differ by what moving the weights by a rounding changes."""
     changes = [gaps(other, sums) for other in moved]
     return Reference(
         batch,

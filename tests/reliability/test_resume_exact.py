@@ -47,6 +47,14 @@ VARIANTS = {
         "algo.adaptation_steps=2",
         "trainer.outer_steps=5",
     ],
+    "reptile, sequential": [
+        "algo=reptile",
+        "algo.eval_adaptation_steps=1",
+        "algo.adaptation_steps=2",
+        "algo.task_order=sequential",
+        "device.plan=loop",
+        "trainer.outer_steps=5",
+    ],
     "maml": ["algo.eval_adaptation_steps=1", "optimizer=adamw", "trainer.outer_steps=5"],
     "maml_pp": [
         "algo=maml_pp",
