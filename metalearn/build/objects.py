@@ -177,7 +177,9 @@ def declared_problems(cfg: Config, specs: Specs) -> list[str]:
     targets = {
         f"algo={option}": library.read("algo", option)["_target_"] for option in packaged_options("algo")
     }
-    name = next((ours for ours, target in targets.items() if target == cfg["algo"]["_target_"]), cls.__name__)
+    same = [ours for ours, target in targets.items() if target == cfg["algo"]["_target_"]]
+    chosen = f"algo={(cfg.get('choices') or {}).get('algo')}"  # one class may have several YAMLs
+    name = chosen if chosen in same else next(iter(same), cls.__name__)
     ours = {option: resolve("algo._target_", target, BASES["algo"], []) for option, target in targets.items()}
     return plan_misfits(name, cls, plan) + [
         problem for spec in specs.values() for problem in misfits(name, cls, spec, ours)

@@ -154,7 +154,9 @@ def options_with(key: str, library: Library) -> list[str]:
 def moved(override: Override) -> str:
     """The answer to a key that has another name now."""
     key, new = override.key_or_group, compatibility.MOVED[override.key_or_group]
-    return f"{written(override)}: {key} is now {new}; write {new}={override.get_value_element_as_str()}"
+    value = override.get_value_element_as_str()
+    words = {schema.show(old): word for old, word in compatibility.REWORDED.get(new, {}).items()}
+    return f"{written(override)}: {key} is now {new}; write {new}={words.get(value, value)}"
 
 
 def fixed_group(override: Override) -> str | None:

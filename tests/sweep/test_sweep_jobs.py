@@ -40,7 +40,7 @@ def test_every_combination_is_checked_before_the_first_job(
         "error: data.wy=3: data.wy is not a key; did you mean data.way?",
         "error: seed=-1 must be at least 0 (jobs 2, 4 of 4)",
         "error: algo=protnet does not exist; did you mean algo=protonet? "
-        "choices: baseline, maml, pixel_nn, protomaml, protonet, reptile (jobs 3, 4 of 4)",
+        "choices: anil, baseline, boil, fomaml, maml, pixel_nn, proto_maml, protonet, reptile (jobs 3, 4 of 4)",
     ]
     assert not (tmp_path / "sweep").exists()
 
