@@ -217,10 +217,8 @@ class Adam:
                 for name, s in self.second.items()
             }
         if self.beta1:
-            before = self.first or {name: 0.0 for name in grads}
-            self.first = {
-                name: self.beta1 * before[name] + (1 - self.beta1) * g for name, g in grads.items()
-            }
+            before = self.first or dict.fromkeys(grads, 0.0)
+            self.first = {name: self.beta1 * before[name] + (1 - self.beta1) * g for name, g in grads.items()}
             rate, grads = rate / (1 - self.beta1 ** (step + 1)), self.first
         correction = self.correction(step, next(iter(weights.values())).dtype)
         root = {name: self.root(s / correction) for name, s in self.second.items()}
@@ -238,7 +236,9 @@ class Adam:
 
 
 class RMSprop:
-    """RMSprop (Tieleman & Hinton 2012, lecture 6e). decay: `torch.optim.RMSprop`'s alpha; eps_root: as `Adam`."""
+    """RMSprop (Tieleman & Hinton 2012, lecture 6e). decay: of the second moment, alpha in `torch.optim`.
+    eps_root: as in `Adam`.
+    """
 
     def __init__(self, *, lr: Rate, decay: float, eps_root: float) -> None:
         self.lr, self.decay, self.eps_root = lr, decay, eps_root

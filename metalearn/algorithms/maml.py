@@ -105,7 +105,7 @@ class MAML(NetworkAlgorithm):
         return loss * class_rows(task, self.spec).any(0).sum()
 
     def first_order(self) -> bool | Tensor:
-        """Whether no second derivative is taken. While orders change it is a tensor: compiled code goes on."""
+        """Whether no second derivative is taken. With a warm-up it is data: one graph has both."""
         return self.outer_step < self.warmup_steps if self.warmup_steps else self.order == 1
 
     def start(self, task: Task) -> Parameters:

@@ -75,7 +75,20 @@ GAINED: dict[str, dict[str, Any]] = {
         for source in ("glyphs.Glyphs", "image_folder.ImageFolder", "omniglot.Omniglot")
     },
     **{
-        f"metalearn.algorithms.{method}": {"warmup_steps": 0, "inner_loss": "mean"}
+        f"metalearn.algorithms.{method}": {
+            "warmup_steps": 0,
+            "inner_loss": "mean",
+            "inner_optimizer": {
+                "name": "sgd",
+                "momentum": 0.9,
+                "beta1": 0.9,
+                "beta2": 0.999,
+                "eps": 1e-8,
+                "weight_decay": 0.0,
+                "clip": None,
+                "anneal": "constant",
+            },
+        }
         for method in ("maml.MAML", "protomaml.ProtoMAML")
     },
 }
@@ -219,9 +232,9 @@ def refuse_new_science(old: dict[str, Any], new: dict[str, Any], places: Places 
 def gained(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """By dotted key, what was done before the classes of a configuration had that key. leaves: its values."""
     return {
-        f"{group}.{key}": value
+        key: value
         for group in METHOD
-        for key, value in GAINED.get(str(leaves.get(f"{group}._target_")), {}).items()
+        for key, value in _leaves(GAINED.get(str(leaves.get(f"{group}._target_")), {}), f"{group}.")
     }
 
 
@@ -233,9 +246,9 @@ def earlier(target: str) -> dict[str, Any]:
 def left_out(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """By dotted key, `earlier` of the classes of a configuration. leaves: its values."""
     return {
-        f"{group}.{key}": value
+        key: value
         for group in METHOD
-        for key, value in earlier(str(leaves.get(f"{group}._target_"))).items()
+        for key, value in _leaves(earlier(str(leaves.get(f"{group}._target_"))), f"{group}.")
     }
 
 

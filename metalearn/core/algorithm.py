@@ -265,7 +265,5 @@ def starting_with(names: Sequence[str], patterns: str | Sequence[str], *, key: s
         close = difflib.get_close_matches(idle[0], sorted(parts), 1) if idle else []
         meant = f"; did you mean {close[0]}?" if close else ";"
         wrong = f"{', '.join(idle)} matches no parameter" if idle else "it matches no parameter"
-        raise ValueError(
-            f"{key}={patterns}: {wrong}{meant} choose 'all' or prefixes of: {', '.join(names)}"
-        )
+        raise ValueError(f"{key}={patterns}: {wrong}{meant} choose 'all' or prefixes of: {', '.join(names)}")
     return chosen

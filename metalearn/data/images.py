@@ -84,9 +84,9 @@ class ImageClasses(Source):
     """Few-shot classification of images. A subclass says where the images come from, and what the dials mean.
 
     train: sizes of the training episodes where they differ; None means as in val and test.
-    rotations: the splits whose images are turned. rotations_as: `classes`, each of the four turned copies is a
-    class of its own, so that a task may hold two of one class; `tasks`, a task has distinct classes, each in a
-    turn that is drawn for it there, as MAML's code has it. Flat minibatches hold the copies as classes.
+    rotations: the splits whose images are turned. rotations_as: with `classes` each of the four turned copies
+    is a class of its own, so that a task may hold two of one class; with `tasks` the classes of a task are
+    distinct, each in a turn that is drawn for it there. Flat minibatches hold the copies as classes.
     invert: 1 - x, so that ink drawn black on white becomes 1 on 0.
     resize: what brings a picture to image_size; `area` also stands for images that are made at that size.
     The constructor touches no file; the first use does, and so does `prepare`.

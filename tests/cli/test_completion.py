@@ -28,10 +28,10 @@ def tab(line: str) -> list[str]:
         ("metalearn train alg", ["algo.", "algo="]),
         ("metalearn train algo=p", ["algo=pixel_nn", "algo=proto_maml", "algo=protonet"]),
         ("metalearn train -m algo=maml,pro", ["algo=maml,proto_maml", "algo=maml,protonet"]),
-        ("metalearn train algo.inn", ["algo.inner_lr="]),
+        ("metalearn train algo.inner_l", ["algo.inner_loss=", "algo.inner_lr="]),
         ("metalearn train algo=protonet algo.di", ["algo.distance="]),
         ("metalearn train algo=protonet algo.inn", []),
-        ("metalearn train algo=nonsense algo.inn", ["algo.inner_lr="]),
+        ("metalearn train algo=nonsense algo.inner_lr", ["algo.inner_lr="]),
         (
             "metalearn train optimizer/schedule=c",
             ["optimizer/schedule=constant", "optimizer/schedule=cosine"],
