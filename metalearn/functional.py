@@ -204,12 +204,13 @@ class Adam:
         eps_root: float = 0.0,
     ) -> None:
         self.first: Parameters = {}
-        self.second, self.taken = second, taken
+        self.second: Parameters = second or {}
+        self.taken = taken
         self.lr, self.beta1, self.beta2, self.eps, self.eps_root = lr, beta1, beta2, eps, eps_root
 
     def __call__(self, weights: Parameters, grads: Parameters, step: int) -> Parameters:
         rate = at(self.lr, step)
-        if self.second is None:
+        if not self.second:
             self.second = {name: (1 - self.beta2) * g.square() for name, g in grads.items()}
         else:
             self.second = {
@@ -217,8 +218,9 @@ class Adam:
                 for name, s in self.second.items()
             }
         if self.beta1:
-            before = self.first or dict.fromkeys(grads, 0.0)
-            self.first = {name: self.beta1 * before[name] + (1 - self.beta1) * g for name, g in grads.items()}
+            fresh = {name: (1 - self.beta1) * g for name, g in grads.items()}
+            before = self.first
+            self.first = {n: self.beta1 * before[n] + g for n, g in fresh.items()} if before else fresh
             rate, grads = rate / (1 - self.beta1 ** (step + 1)), self.first
         correction = self.correction(step, next(iter(weights.values())).dtype)
         root = {name: self.root(s / correction) for name, s in self.second.items()}
