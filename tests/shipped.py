@@ -26,11 +26,13 @@ def arguments(cls: type) -> dict[str, Any]:
 
 @functools.cache
 def yamls() -> dict[str, dict[str, Any]]:
-    """Every YAML that names a class of ours, by the name of the class."""
+    """Every YAML that names a class of ours itself, by the name of the class."""
     library = Library()
     found: dict[str, dict[str, Any]] = {}
     for group in GROUPS:
         for option in packaged_options(group):
+            if "_target_" not in library.files(group, option)[-1][1]:
+                continue  # a variant, with the class of another
             node: Any = OmegaConf.to_container(OmegaConf.create(library.read(group, option)), resolve=True)
             found[node["_target_"]] = node
     return found

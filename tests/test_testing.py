@@ -302,6 +302,28 @@ class TestPatterns:
         ):
             starting_with(self.NAMES, ["head", "model.conv.0"], key="algo.adapts")
 
+    def test_a_minus_leaves_out_and_a_star_is_anything(self) -> None:
+        without_head = self.NAMES[:2]
+        assert starting_with(self.NAMES, ["-head"], key="algo.adapts") == without_head
+        assert starting_with(self.NAMES, "-head", key="algo.adapts") == without_head
+        assert starting_with(self.NAMES, ["model", "-model.bns"], key="algo.adapts") == self.NAMES[:1]
+        assert starting_with(self.NAMES, ["*.bias"], key="algo.adapts") == [self.NAMES[1], self.NAMES[3]]
+        assert starting_with(self.NAMES, ["-*.bias", "head"], key="algo.adapts") == ["head.weight"]
+
+    @pytest.mark.parametrize(
+        ("patterns", "said"),
+        [
+            (["-neck"], "neck matches no parameter"),
+            (["model", "-convs"], "convs matches no parameter"),
+            (["*.scale"], "*.scale matches no parameter"),
+            (["head", "-head"], "it matches no parameter"),
+            (["-model", "-head"], "it matches no parameter"),
+        ],
+    )
+    def test_what_is_left_out_must_be_there_and_may_not_be_all(self, patterns: list[str], said: str) -> None:
+        with pytest.raises(ValueError, match=f"^{re.escape(f'algo.adapts={patterns}: {said}')}"):
+            starting_with(self.NAMES, patterns, key="algo.adapts")
+
     def test_a_misspelt_one_is_exit_2(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         words = ["data=sinusoid", "device=cpu", "algo.adapts=[head,typo]", f"run_dir={tmp_path / 'run'}"]
         code, _, complaint = answer(capsys, "train", *words)

@@ -53,6 +53,9 @@ class CAVIA(MAML):
             eval_adaptation_steps=eval_adaptation_steps,
             order=order,
             adapts=CONTEXT,
+            inner_loss="mean",
+            warmup_steps=0,
+            proximal=0.0,
         )
         self.num_context = num_context
 

@@ -39,7 +39,7 @@ class IMAML(MAML):
         least_curvature: float,
         **dials: Any,
     ) -> None:
-        super().__init__(model, spec, proximal=proximal, **dials)
+        super().__init__(model, spec, proximal=proximal, inner_loss="mean", warmup_steps=0, **dials)
         one_of("algo.order", self.order, (1,))  # the inner loop is not differentiated
         one_of("algo.solver", solver, ("cg", "neumann"))
         if proximal <= 0:

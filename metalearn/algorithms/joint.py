@@ -37,6 +37,9 @@ class Joint(MAML):
             eval_adaptation_steps=eval_adaptation_steps,
             order=1,
             adapts=adapts,
+            inner_loss="mean",
+            warmup_steps=0,
+            proximal=0.0,
         )
 
     def protocol(self) -> dict[str, Any]:

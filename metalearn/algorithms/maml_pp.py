@@ -41,6 +41,7 @@ class MAMLpp(MAML):
         eval_adaptation_steps: int,
         multi_step_loss_steps: int,
         order: int,
+        warmup_steps: int,
         adapts: str | Sequence[str],
     ) -> None:
         super().__init__(
@@ -51,6 +52,9 @@ class MAMLpp(MAML):
             eval_adaptation_steps=eval_adaptation_steps,
             order=order,
             adapts=adapts,
+            inner_loss="mean",
+            warmup_steps=warmup_steps,
+            proximal=0.0,
         )
         if adaptation_steps < 1:
             raise ValueError(

@@ -78,16 +78,19 @@ class TNet(MAML):
             return super().adapt_path(task, counts=counts)
         masks = self.drawn_masks(task)
 
+        move = self.updates()
+
         def update(weights: Parameters, grads: Parameters, step: int) -> Parameters:
             let_through = {name: masks[name] * g if name in masks else g for name, g in grads.items()}
-            return self.update(weights, let_through, step)
+            return move(weights, let_through, step)
 
+        start = self.start(task)
         path = descend(
-            lambda weights, step: self.support_loss(weights, task.support, step),
-            self.start(task),
+            lambda weights, step: self.task_inner_loss(weights, start, task, step),
+            start,
             update,
             counts=counts,
-            first_order=self.order == 1,
+            first_order=self.first_order(),
         )
         return (self.prepare(weights, task, step) for step, weights in zip(counts, path, strict=True))
 

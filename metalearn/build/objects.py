@@ -201,8 +201,10 @@ def packaged_targets() -> dict[str, str]:
 
 
 def name_among(targets: Mapping[str, str], cfg: Config, cls: type[Algorithm]) -> str:
-    """A method as the person knows it."""
-    return next((ours for ours, target in targets.items() if target == cfg["algo"]["_target_"]), cls.__name__)
+    """A method as the person knows it; one class may have several YAMLs."""
+    same = [ours for ours, target in targets.items() if target == cfg["algo"]["_target_"]]
+    chosen = f"algo={(cfg.get('choices') or {}).get('algo')}"
+    return chosen if chosen in same else next(iter(same), cls.__name__)
 
 
 def build_optimizer(cfg: Config, algorithm: Algorithm) -> torch.optim.Optimizer | None:

@@ -36,7 +36,9 @@ FREE_EVAL = (
 )
 VALIDATION = ("eval.val_episodes", "eval.seed", "eval.monitor")  # what weights and records follow from
 # Keys whose values a saved run has under an older name.
-RENAMED = {"eval.batch_size": "eval.chunk"}
+RENAMED = {"eval.batch_size": "eval.chunk", "data.rotated_twins": "data.rotations_as"}
+# Of those, by their present name, the words of today for the values of then.
+REWORDED: dict[str, dict[Any, Any]] = {"data.rotations_as": {True: "classes", False: "tasks"}}
 # Keys with another name now, which the command line answers.
 MOVED = {
     **RENAMED,
@@ -65,11 +67,28 @@ BEFORE: dict[str, Any] = {
 }
 # The same for keys that a class of ours has gained since it first ran: by its name, values of its keys.
 GAINED: dict[str, dict[str, Any]] = {
-    f"metalearn.data.{source}": {"rotated_twins": True}  # tasks could hold one class in two rotations
-    for source in ("glyphs.Glyphs", "image_folder.ImageFolder", "omniglot.Omniglot")
-} | {
-    "metalearn.algorithms.maml.MAML": {"proximal": 0.0},  # the inner loss was the support's alone
-    "metalearn.algorithms.protomaml.ProtoMAML": {"proximal": 0.0},
+    **{
+        f"metalearn.data.{source}": {"rotations_as": "classes"}  # tasks could hold one class in two rotations
+        for source in ("glyphs.Glyphs", "image_folder.ImageFolder", "omniglot.Omniglot")
+    },
+    **{
+        f"metalearn.algorithms.{method}": {
+            "proximal": 0.0,  # the inner loss was the support's alone
+            "warmup_steps": 0,
+            "inner_loss": "mean",
+            "inner_optimizer": {
+                "name": "sgd",
+                "momentum": 0.9,
+                "beta1": 0.9,
+                "beta2": 0.999,
+                "eps": 1e-8,
+                "weight_decay": 0.0,
+                "clip": None,
+                "anneal": "constant",
+            },
+        }
+        for method in ("maml.MAML", "protomaml.ProtoMAML")
+    },
     "metalearn.algorithms.reptile.Reptile": {"task_order": "together"},
 }
 # What the constructors of our classes filled in while they had defaults of their own, so that the YAML of a
@@ -188,7 +207,7 @@ def refuse_new_science(old: dict[str, Any], new: dict[str, Any], places: Places 
 
     Older runs hold the places of their data to be science, so that these are passed over here as well.
     """
-    old, new = without_suits(old), without_suits(new)
+    old, new = (with_new_names(without_suits(leaves)) for leaves in (old, new))
     newer = {key for key in new if key not in old and key.partition(".")[0] not in METHOD}
     newer |= {key for key, value in left_out(new).items() if key not in old and new.get(key) == value}
     moved = {key for key, place in places.items() if place.holds(old.get(key)) and place.holds(new.get(key))}
@@ -212,9 +231,9 @@ def refuse_new_science(old: dict[str, Any], new: dict[str, Any], places: Places 
 def gained(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """By dotted key, what was done before the classes of a configuration had that key. leaves: its values."""
     return {
-        f"{group}.{key}": value
+        key: value
         for group in METHOD
-        for key, value in GAINED.get(str(leaves.get(f"{group}._target_")), {}).items()
+        for key, value in _leaves(GAINED.get(str(leaves.get(f"{group}._target_")), {}), f"{group}.")
     }
 
 
@@ -226,15 +245,32 @@ def earlier(target: str) -> dict[str, Any]:
 def left_out(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """By dotted key, `earlier` of the classes of a configuration. leaves: its values."""
     return {
-        f"{group}.{key}": value
+        key: value
         for group in METHOD
-        for key, value in earlier(str(leaves.get(f"{group}._target_"))).items()
+        for key, value in _leaves(earlier(str(leaves.get(f"{group}._target_"))), f"{group}.")
     }
 
 
 def without_suits(leaves: dict[str, Any]) -> dict[str, Any]:
     """Keys and values without what an algorithm's YAML once said among its arguments."""
     return {key: value for key, value in leaves.items() if key not in {f"algo.{name}" for name in SUITS}}
+
+
+def with_new_names(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys and values under the names and in the words of today."""
+    return dict(new_name(key, value) for key, value in leaves.items())
+
+
+def new_name(key: str, value: Any) -> tuple[str, Any]:
+    new = RENAMED.get(key, key)
+    return new, value if new == key else REWORDED.get(new, {}).get(value, value)
+
+
+def first_name(key: str, value: Any) -> tuple[str, Any]:
+    """A key and its value as the first runs had them."""
+    first = {new: old for old, new in RENAMED.items()}.get(key, key)
+    words = {word: old for old, word in REWORDED.get(key, {}).items()}
+    return first, words.get(value, value) if words else value
 
 
 def as_today(saved: dict[str, Any]) -> dict[str, Any]:

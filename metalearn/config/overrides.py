@@ -154,7 +154,11 @@ def options_with(key: str, library: Library) -> list[str]:
 def moved(override: Override) -> str:
     """The answer to a key that has another name now."""
     key, new = override.key_or_group, compatibility.MOVED[override.key_or_group]
-    return f"{written(override)}: {key} is now {new}; write {new}={override.get_value_element_as_str()}"
+    words, value = compatibility.REWORDED.get(new, {}), override.value()
+    word = words.get(value) if isinstance(value, str | bool) else None
+    return (
+        f"{written(override)}: {key} is now {new}; write {new}={word or override.get_value_element_as_str()}"
+    )
 
 
 def fixed_group(override: Override) -> str | None:

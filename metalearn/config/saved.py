@@ -18,7 +18,7 @@ from typing import Any
 
 from metalearn.config import plugins, ranges, schema
 from metalearn.config.about import about_problems
-from metalearn.config.compatibility import BEFORE, RENAMED, SAVED, as_today, left_out
+from metalearn.config.compatibility import BEFORE, RENAMED, SAVED, as_today, left_out, new_name
 from metalearn.config.interpolation import saved_problems
 from metalearn.config.loader import Library
 from metalearn.config.safety import nodes
@@ -67,7 +67,8 @@ def with_new_words(saved: dict[str, Any]) -> dict[str, Any]:
         if there and not schema.lookup(saved, new)[0]:
             group, _, key = old.partition(".")
             saved = with_values(
-                {**saved, group: {k: v for k, v in saved[group].items() if k != key}}, {new: value}
+                {**saved, group: {k: v for k, v in saved[group].items() if k != key}},
+                dict([new_name(old, value)]),
             )
     return saved
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
@@ -245,19 +246,27 @@ def is_transformed() -> bool:
     return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def starting_with(names: Sequence[str], prefixes: str | Sequence[str], *, key: str) -> list[str]:
-    """The names that begin with one of the prefixes, in their order. `all` means all of them.
+def starting_with(names: Sequence[str], patterns: str | Sequence[str], *, key: str) -> list[str]:
+    """The names that begin with one of the patterns, in their order, less those that begin with one that has
+    a minus before it. `all`, or nothing but such, means all of them; in a pattern, * stands for anything.
 
-    key: the dial that holds the prefixes. Raises ValueError naming every prefix that no name begins with.
+    key: the dial that holds the patterns. Raises ValueError naming every pattern that matches no name.
     """
-    if prefixes == "all":
+    if patterns == "all":
         return list(names)
-    wanted = [prefixes] if isinstance(prefixes, str) else list(prefixes)
-    idle = [prefix for prefix in wanted if not any(name.startswith(prefix) for name in names)]
-    if idle or not wanted:
+    wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+    without = [pattern.removeprefix("-") for pattern in wanted if pattern.startswith("-")]
+    within = [pattern for pattern in wanted if not pattern.startswith("-")] or ["*"] * bool(without)
+
+    def found(of: Sequence[str], name: str) -> bool:
+        return any(fnmatchcase(name, f"{pattern}*") for pattern in of)
+
+    idle = [pattern for pattern in [*within, *without] if not any(found([pattern], name) for name in names)]
+    chosen = [name for name in names if found(within, name) and not found(without, name)]
+    if idle or not chosen:
         parts = {".".join(name.split(".")[:n]) for name in names for n in range(1, name.count(".") + 2)}
         close = difflib.get_close_matches(idle[0], sorted(parts), 1) if idle else []
         meant = f"; did you mean {close[0]}?" if close else ";"
-        found = f"{', '.join(idle)} matches no parameter" if idle else "it matches no parameter"
-        raise ValueError(f"{key}={prefixes}: {found}{meant} choose 'all' or prefixes of: {', '.join(names)}")
-    return [name for name in names if name.startswith(tuple(wanted))]
+        wrong = f"{', '.join(idle)} matches no parameter" if idle else "it matches no parameter"
+        raise ValueError(f"{key}={patterns}: {wrong}{meant} choose 'all' or prefixes of: {', '.join(names)}")
+    return chosen

@@ -84,8 +84,9 @@ class ImageClasses(Source):
     """Few-shot classification of images. A subclass says where the images come from, and what the dials mean.
 
     train: sizes of the training episodes where they differ; None means as in val and test.
-    rotations: the splits whose classes are multiplied by four, each turned copy being a class of its own.
-    rotated_twins: whether a task may hold two turned copies of one class.
+    rotations: the splits whose images are turned. rotations_as: with `classes` each of the four turned copies
+    is a class of its own, so that a task may hold two of one class; with `tasks` the classes of a task are
+    distinct, each in a turn that is drawn for it there. Flat minibatches hold the copies as classes.
     invert: 1 - x, so that ink drawn black on white becomes 1 on 0.
     resize: what brings a picture to image_size; `area` also stands for images that are made at that size.
     The constructor touches no file; the first use does, and so does `prepare`.
@@ -104,7 +105,7 @@ class ImageClasses(Source):
         query_shot: int,
         train: Mapping[str, int | None] | None,
         rotations: Sequence[Split],
-        rotated_twins: bool,
+        rotations_as: str,
         invert: bool,
         image_size: int,
         channels: int = 1,
@@ -112,10 +113,11 @@ class ImageClasses(Source):
         self.device = torch.device(device)
         self.shapes = episode_shapes(way, shot, query_shot, train)
         self.rotations = tuple(split for split in SPLITS if split in rotations)
-        self.rotated_twins, self.invert = rotated_twins, invert
+        self.rotations_as, self.invert = rotations_as, invert
         self.input_spec = InputSpec((channels, image_size, image_size))
         for i, split in enumerate(rotations):
             one_of(f"data.rotations[{i}]", split, SPLITS)
+        one_of("data.rotations_as", rotations_as, ("classes", "tasks"))
 
     @abstractmethod
     def _load(self) -> ImageSet:
@@ -137,8 +139,7 @@ class ImageClasses(Source):
     def _size_problems(self, splits: Sequence[Split]) -> list[str]:
         """Sentences about sizes of episodes that the data cannot give in these splits."""
         counts = self._counts()
-        times = {split: self._turns(split) if self.rotated_twins else 1 for split in splits}
-        have = {split: (counts[split][0] * times[split], counts[split][1]) for split in splits}
+        have = {split: (self._num_drawn(split), counts[split][1]) for split in splits}
         return count_problems(self.name, {split: self.shapes[split] for split in splits}, have)
 
     def check(self, splits: Sequence[Split]) -> None:
@@ -246,7 +247,7 @@ class ImageClasses(Source):
         return labels.expand(count, -1)
 
     def _draw_classes(self, split: Split, key: Tensor, num_classes: int, way: int) -> Tensor:
-        if self.rotated_twins or self._turns(split) == 1:
+        if self.rotations_as == "classes" or self._turns(split) == 1:
             return draw_classes(key, num_classes, way)
         unturned = num_classes // TURNS
         turns = fold(key[:, None], TURN_DRAW, torch.arange(way, device=key.device)) & (TURNS - 1)
@@ -265,7 +266,7 @@ class ImageClasses(Source):
             "way": shape.way,
             "shot": shape.shot,
             "query_shot": shape.query_shot,
-            "num_classes": self._num_classes(split),
+            "num_classes": self._num_drawn(split),
             "augmentation": "rotations" if self.rotations else "none",
             "rotations": list(self.rotations),
             **self._rotation_facts(split),
@@ -277,8 +278,9 @@ class ImageClasses(Source):
     def _rotation_facts(self, split: Split) -> dict[str, Any]:
         if split not in self.rotations:
             return {}
-        drawn, way = self._num_classes(split) // TURNS, self.shapes[split].way
-        share = share_with_twins(drawn, way) if self.rotated_twins else 0.0
+        if self.rotations_as == "tasks":
+            return {"rotated_copies_are": "one turn per class and task"}
+        share = share_with_twins(self._num_classes(split) // TURNS, self.shapes[split].way)
         return {
             "rotated_copies_are": "classes of their own",
             "share_of_tasks_with_rotated_twins": round(share, 4),
@@ -337,6 +339,10 @@ class ImageClasses(Source):
 
     def _num_classes(self, split: Split) -> int:
         return self._counts()[split][0] * self._turns(split)
+
+    def _num_drawn(self, split: Split) -> int:
+        """Classes that tasks are drawn from."""
+        return self._counts()[split][0] if self.rotations_as == "tasks" else self._num_classes(split)
 
     def _images(self, split: Split, rows: Tensor) -> Tensor:
         """(*rows.shape, C, H, H) in [0, 1], in the default precision."""

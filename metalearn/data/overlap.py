@@ -106,7 +106,9 @@ def _chance(source: ImageClasses, split: Split) -> tuple[float, list[Exhibit]]:
                 chance = shape.way / len(size) * drawn / (size[one] * (size[one] - 1))
                 never *= (1 - min(1.0, chance)) ** (count * (count - 1) // 2)
         for one, other in combinations(held, 2):
-            both = chance_of_both(one, other, len(size), shape.way, times, twins=source.rotated_twins)
+            both = chance_of_both(
+                one, other, len(size), shape.way, times, twins=source.rotations_as == "classes"
+            )
             never *= (1 - min(1.0, both * drawn / (size[one] * size[other]))) ** (held[one] * held[other])
     names = source._set.names or [f"class {number}" for number in range(len(source._set.sizes))]
     numbers = source._set.partition[split]

@@ -18,7 +18,7 @@ from typing import Any
 from hydra.errors import HydraException
 
 from metalearn.config import schema
-from metalearn.config.compatibility import RENAMED, gained
+from metalearn.config.compatibility import first_name, gained
 from metalearn.config.compose import compose
 from metalearn.config.hydra_parts import Override, RangeSweep
 from metalearn.config.loader import Library
@@ -189,11 +189,11 @@ def identity(cfg: dict[str, Any]) -> str:
     )
     known = {**defaults(), **gained(leaves)}
     suits = (cfg["algo"].get("about") or {}).get("suits") or {}  # which stood among the arguments once
-    first_names = {new: old for old, new in RENAMED.items()}
     facts = {f"algo.{key}": value for key, value in suits.items()} | {
-        first_names.get(key, key): value
+        first: then
         for key, value in leaves.items()
         if key not in NOT_IDENTITY and (key not in known or known[key] != value)
+        for first, then in [first_name(key, value)]
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
 

@@ -67,7 +67,7 @@ def test_a_subclass_has_what_its_base_did_before(tmp_path: Path) -> None:
     cfg = saved_run(tmp_path, data={"_target_": "older_mine.Birds", "num_classes": 60, "query_shot": 5})
     birds: Any = build_source(cfg, CPU)
     shape = birds.shapes["test"]
-    assert (birds.num_classes, birds.rotated_twins) == (60, True)
+    assert (birds.num_classes, birds.rotations_as) == (60, "classes")
     assert (shape.way, shape.shot, shape.query_shot) == (5, 3, 5)  # a default of one's own stays
     letters = saved_run(tmp_path, data={"_target_": "older_mine.Letters"})
     assert build_source(letters, CPU).rotations == ("train", "val", "test")  # type: ignore[attr-defined]
@@ -104,7 +104,7 @@ def test_it_goes_on_as_the_run_that_it_was(tmp_path: Path, caplog: pytest.LogCap
     [note] = caplog.messages
     assert note.startswith("data: older_mine.Birds is of a run that is older than ")
     assert "going on with what was done before: " in note
-    assert "rotated_twins=true" in note
+    assert "rotations_as=classes" in note
 
 
 def test_a_new_run_says_all_of_it(tmp_path: Path) -> None:

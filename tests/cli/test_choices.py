@@ -19,23 +19,23 @@ from metalearn.run.folder import new_run_dir
 from metalearn.sweep.jobs import identity
 from tests.sweep.sweeping import Trainings, finish, sweep
 
-ANIL = "defaults: [maml, _self_]\nadapts: [head]\n"
+LAST_LAYER = "defaults: [maml, _self_]\nadapts: [head]\n"
 
 
 @pytest.fixture
 def own(tmp_path: Path) -> str:
     """A folder with a relative of MAML that is a YAML alone."""
     (tmp_path / "conf" / "algo").mkdir(parents=True)
-    (tmp_path / "conf" / "algo" / "anil.yaml").write_text(ANIL)
+    (tmp_path / "conf" / "algo" / "last_layer.yaml").write_text(LAST_LAYER)
     return str(tmp_path / "conf")
 
 
 def test_a_relative_that_is_a_yaml_alone_keeps_its_own_name(own: str) -> None:
-    cfg = compose(["algo=anil", "data=omniglot", "optimizer=sgd"], own)
+    cfg = compose(["algo=last_layer", "data=omniglot", "optimizer=sgd"], own)
     assert cfg["algo"]["_target_"] == compose(["algo=maml"])["algo"]["_target_"]
     assert next(iter(cfg)) == "choices"
     assert cfg["choices"] == {
-        "algo": "anil",
+        "algo": "last_layer",
         "data": "omniglot",
         "model": "conv4",
         "optimizer": "sgd",
@@ -45,7 +45,7 @@ def test_a_relative_that_is_a_yaml_alone_keeps_its_own_name(own: str) -> None:
         "logger": "none",
         "experiment": None,
     }
-    assert new_run_dir(cfg).parent == Path("outputs/anil_omniglot")
+    assert new_run_dir(cfg).parent == Path("outputs/last_layer_omniglot")
 
 
 def test_a_recipe_is_named_with_what_it_chose() -> None:
@@ -108,7 +108,7 @@ def test_results_lists_and_sweeps_say_the_names(
     tmp_path: Path, own: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [
-        "algo=anil",
+        "algo=last_layer",
         "data=sinusoid",
         "model.hidden=[8]",
         "trainer.outer_steps=1",
@@ -120,14 +120,14 @@ def test_results_lists_and_sweeps_say_the_names(
         patch.setattr("metalearn.run.session.draw_plots", lambda *parts: None)
         assert cli.main(["train", *words, f"run_dir={tmp_path}/run"]) == 0
     shown = capsys.readouterr().out
-    assert "anil on sinusoid · test tasks" in shown
+    assert "last_layer on sinusoid · test tasks" in shown
     assert "published:" not in shown
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert [results[name] for name in ("algo", "model", "data", "experiment")] == [
-        "anil",
+        "last_layer",
         "mlp",
         "sinusoid",
         None,
     ]
     [row] = [line.split() for line in runs(tmp_path / "run").splitlines() if str(tmp_path) in line]
-    assert row[1:5] == ["anil", "sinusoid", "mlp", "finished"]
+    assert row[1:5] == ["last_layer", "sinusoid", "mlp", "finished"]

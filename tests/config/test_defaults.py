@@ -1,4 +1,6 @@
-"""A default stands in one place, the YAML: a class that is made from one has none for the keys there."""
+"""A default stands in one place, the YAML: a class that is made from one has none for the keys there, but for
+None, which says that a relative has no such key.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ def test_no_default_is_typed_in_yaml_and_code(group: str, option: str) -> None:
     cls = resolve(f"{group}._target_", node["_target_"], BASES[group], [])
     taken = arguments_of(cls).parameters
     keys = node.keys() - {"_target_", "about", *NOT_ARGUMENTS.get(group, ())}
-    twice = [key for key in sorted(keys) if taken[key].default is not inspect.Parameter.empty]
+    twice = [key for key in sorted(keys) if taken[key].default not in (inspect.Parameter.empty, None)]
     assert twice == [], (
         f"{cls.__name__} has defaults for {', '.join(twice)}, which conf/{group}/{option} sets"
     )

@@ -206,11 +206,13 @@ class TestRotatedTwins:
         expected = facts["share_of_tasks_with_rotated_twins"]
         assert abs(share - expected) < 4 * math.sqrt(expected * (1 - expected) / 4000)
 
-    def test_without_twins_no_task_holds_one_character_twice(self, made: Callable[..., Source]) -> None:
-        words = "data.rotations=[test]", "data.rotated_twins=false"
+    def test_as_tasks_no_task_holds_one_character_twice(self, made: Callable[..., Source]) -> None:
+        words = "data.rotations=[test]", "data.rotations_as=tasks"
         source = made("glyphs", *words, "data.way=12")
         assert isinstance(source, Glyphs)
-        assert source.protocol("test")["share_of_tasks_with_rotated_twins"] == 0
+        facts = source.protocol("test")
+        assert (facts["rotated_copies_are"], facts["num_classes"]) == ("one turn per class and task", 12)
+        assert "share_of_tasks_with_rotated_twins" not in facts
         key = task_keys(0, "test", first=0, count=4000, device=CPU)
         classes = source._draw_classes("test", key, 48, 12)
         assert torch.equal((classes % 12).sort().values, torch.arange(12).expand(4000, 12))
@@ -223,7 +225,7 @@ class TestRotatedTwins:
     def test_they_are_there_by_default_and_in_splits_that_are_not_rotated(
         self, made: Callable[..., Source]
     ) -> None:
-        usual, apart = (made("glyphs", *words) for words in ([], ["data.rotated_twins=false"]))
+        usual, apart = (made("glyphs", *words) for words in ([], ["data.rotations_as=tasks"]))
         for split in SPLITS:
             one, other = (source.tasks(split, seed=0, first=0, count=3) for source in (usual, apart))
             assert torch.equal(one.key, other.key)

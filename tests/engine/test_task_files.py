@@ -37,7 +37,7 @@ def glyphs(cache: Path, **dials: Any) -> Glyphs:
         "query_shot": 2,
         "train": None,
         "rotations": [],
-        "rotated_twins": True,
+        "rotations_as": "classes",
         "invert": True,
         "image_size": 14,
         "cache_dir": str(cache),

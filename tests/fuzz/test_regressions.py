@@ -119,7 +119,7 @@ def test_a_yaml_that_is_no_text(content: bytes, tmp_path: Path) -> None:
 
 def test_a_sweep_over_all_options_of_a_group() -> None:
     combinations, _ = jobs.expand(["algo=glob(p*)"], None)
-    assert combinations == [["algo=pixel_nn"], ["algo=protomaml"], ["algo=protonet"]]
+    assert combinations == [["algo=pixel_nn"], ["algo=proto_maml"], ["algo=protonet"]]
 
 
 def test_a_step_of_odd_digits_is_no_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -133,7 +133,7 @@ def test_a_run_from_before_the_ranges_goes_on_exactly_and_is_judged(killed: Path
 
 def test_what_a_yaml_left_to_constructors_is_what_their_defaults_were(killed: Path, reference: Path) -> None:
     left = {
-        *("data.rotated_twins", "data.shot", "data.rotations", "data.invert", "data.seed", "data.partition"),
+        *("data.rotations_as", "data.shot", "data.rotations", "data.invert", "data.seed", "data.partition"),
         *(
             "model.downsample",
             "model.readout",

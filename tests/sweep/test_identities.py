@@ -48,7 +48,12 @@ RECORDED = {
     "trainer.keep_last=3": "baed89d1",
 }
 # recipes that there were not then
-YOUNGER = {f"glyphs_{name}" for name in ("baseline", "maml", "pixel_nn", "protomaml", "protonet", "reptile")}
+YOUNGER = {
+    *(f"glyphs_{name}" for name in ("baseline", "maml", "pixel_nn", "proto_maml", "protonet", "reptile")),
+    *(f"omniglot_{name}" for name in ("fomaml", "anil", "boil", "proto_maml", "meta_sgd", "meta_curvature")),
+    *(f"omniglot_{name}" for name in ("t_net", "maml_pp", "cavia", "imaml", "foml")),
+    *(f"sinusoid_{name}" for name in ("fomaml", "cavia", "joint", "meta_sgd", "meta_curvature")),
+}
 
 
 @pytest.mark.parametrize("words", RECORDED)

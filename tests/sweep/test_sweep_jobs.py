@@ -11,6 +11,7 @@ import pytest
 
 from metalearn.cli import main as cli
 from metalearn.config.compose import compose
+from metalearn.config.loader import packaged_options
 from metalearn.errors import DataError
 from metalearn.run import train
 from metalearn.sweep import jobs as sweep_jobs
@@ -40,7 +41,7 @@ def test_every_combination_is_checked_before_the_first_job(
         "error: data.wy=3: data.wy is not a key; did you mean data.way?",
         "error: seed=-1 must be at least 0 (jobs 2, 4 of 4)",
         "error: algo=protnet does not exist; did you mean algo=protonet? "
-        "choices: baseline, maml, pixel_nn, protomaml, protonet, reptile (jobs 3, 4 of 4)",
+        f"choices: {', '.join(packaged_options('algo'))} (jobs 3, 4 of 4)",
     ]
     assert not (tmp_path / "sweep").exists()
 
