@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metalearn.errors import ConfigError, DataError
+from metalearn.report.methods import Facts, facts_from
 from metalearn.rundir import reader
 from metalearn.rundir.reader import Line
 from metalearn.rundir.registry import Judgement, Scores, expanded, judged_folders, scores
@@ -39,6 +40,12 @@ class Reported:
     @property
     def is_evaluation(self) -> bool:
         return self.judged.folder != self.judged.run_dir
+
+    @functools.cached_property
+    def facts(self) -> Facts:
+        """What its method is; a run without a configuration is a method of its own."""
+        found = facts_from(self.config, self.env, self.results)
+        return found if self.config else Facts(found.choices, {**found.science, "folder": str(self.folder)})
 
     @property
     def value(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from metalearn.report.leaderboard import Row
+from metalearn.report.rows import Row
 from metalearn.rundir.listing import rises
 
 Array = np.ndarray[Any, Any]

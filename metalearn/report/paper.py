@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from metalearn.report.collection import Collection
-from metalearn.report.leaderboard import Row, Table, duration, tables
+from metalearn.report.leaderboard import Table, tables
 from metalearn.report.markup import Grid, written
 from metalearn.report.protocol import headings, sentence
+from metalearn.report.rows import Row, duration
 
 RESULT = 1  # column of the primary metric
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from metalearn.report.leaderboard import Row
 from metalearn.report.page import picture
+from metalearn.report.rows import Row
 
 WIDEST = 1000  # pixels
 COLOURS = 128

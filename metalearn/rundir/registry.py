@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import json
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,11 @@ IDENTITY = ("task_id", "task_sha256", "eval_seed")  # columns of eval_<split>.cs
 OLDER_FACTS = (
     *("data", "split", "way", "shot", "query_shot", "partition", "partition_seed", "num_classes"),
     *("transductive", "seen_in", "cross_domain"),
+)
+# Of a protocol: which tasks were judged, and how many. Whether they are shared is told by task_sha256.
+TASK_FACTS = (
+    *("eval_seed", "eval_seeds", "episodes", "tasks", "num_classes"),
+    *("ci_target", "ci_rule", "ci_reached"),
 )
 
 
@@ -113,6 +119,28 @@ def comparable_facts(results: dict[str, Any]) -> dict[str, Any]:
     if free is None:
         return {name: protocol[name] for name in OLDER_FACTS if name in protocol}
     return {name: value for name, value in protocol.items() if name not in free}
+
+
+def protocol_facts(results: dict[str, Any]) -> dict[str, Any]:
+    """The comparable facts but for those of the tasks: equal for results that may share a table."""
+    facts = {name: value for name, value in comparable_facts(results).items() if name not in TASK_FACTS}
+    return {"data": results.get("data"), **facts}  # an older protocol does not name its data
+
+
+def protocol_key(results: dict[str, Any]) -> str:
+    """Equal for results that were measured alike."""
+    return canonical([results["primary"], results["split"], protocol_facts(results)])
+
+
+def canonical(value: Any) -> str:
+    """JSON that is equal for equal values, whatever a stranger's YAML has for keys."""
+    return json.dumps(_with_words(value), sort_keys=True, default=str)
+
+
+def _with_words(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _with_words(part) for key, part in value.items()}
+    return [*map(_with_words, value)] if isinstance(value, (list, tuple)) else value
 
 
 def scores(judged: Judgement, metric: str) -> Scores:

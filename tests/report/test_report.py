@@ -12,15 +12,20 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from metalearn.errors import ConfigError
 from metalearn.report import html, paper
 from metalearn.report.collection import collected
-from metalearn.report.leaderboard import estimate, tables
+from metalearn.report.leaderboard import tables
+from metalearn.report.methods import methods_of
+from metalearn.report.rows import estimate
+from metalearn.rundir.registry import judgements
 from tests.cli.conftest import answer
 from tests.report import many_runs
+from tests.report.judged import names_of, write_result
 
 NASTY = "<script>alert('x')</script> & \"quotes\""
 OLDER = (
@@ -46,11 +51,12 @@ def config(algo: str, seed: int, **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three seeds of one method, one of another, a wide protocol, an older run, and two without a result."""
+    """Three seeds of two methods, a wide protocol, an older run, and two without a result."""
     root = tmp_path_factory.mktemp("outputs")
     for seed in range(3):
         many_runs.write(root / f"good_{seed}", config("maml", seed), experiment="omniglot_maml")
-    many_runs.write(root / "worse", config("maml", 0, inner_lr=0.01), shift=-0.1, experiment="omniglot_maml")
+        worse = config("maml", seed, inner_lr=0.01)
+        many_runs.write(root / f"worse_{seed}", worse, shift=-0.1, experiment="omniglot_maml")
     many_runs.write(root / "wide", config("protonet", 0), algo="protonet", shift=-0.2, way=20)
     many_runs.write(root / "older", config("reptile", 0, note=NASTY), algo="reptile", way=10, drop=OLDER)
     results = json.loads((root / "older" / "results.json").read_text())
@@ -122,7 +128,7 @@ def test_runs_that_differ_by_their_seed_are_one_row_and_unlike_protocols_no_tabl
     found = tables(collected([str(outputs)]).reported)
     assert [len(table.rows) for table in found] == [2, 1, 1]
     best, worse = found[0].rows
-    assert (best.seeds, worse.seeds) == ([0, 1, 2], [0])
+    assert (best.seeds, worse.seeds) == ([0, 1, 2], [0, 1, 2])
     assert (best.label, worse.label) == (
         "omniglot_maml algo.inner_lr=0.4",
         "omniglot_maml algo.inner_lr=0.01",
@@ -132,18 +138,118 @@ def test_runs_that_differ_by_their_seed_are_one_row_and_unlike_protocols_no_tabl
         ("98.7 %", "5-way 1-shot 98.7 % (Finn et al. 2017, table 1)"),
     )
     assert found[0].leads
-    assert "the paired 95% interval of the difference leaves out zero" in found[0].reason
+    assert found[0].reason == (
+        "omniglot_maml algo.inner_lr=0.4 is in bold: over seeds, where methods have any, and tasks (each "
+        "other row shares 200 at least), the 95% interval of its difference leaves out zero."
+    )
 
 
-def test_nothing_is_bold_where_a_comparison_does_not_support_it(tmp_path: Path) -> None:
-    for number in (1, 2):
-        many_runs.write(tmp_path / str(number), config("maml", 0, inner_lr=number), shift=1e-4 * number)
+@pytest.mark.parametrize("seeds", [(1, 1), (3, 1), (2, 3)])
+def test_trained_models_of_fewer_than_three_seeds_are_not_bold_however_far_apart(
+    seeds: tuple[int, int], tmp_path: Path
+) -> None:
+    for number, count in enumerate(seeds):
+        for seed in range(count):
+            many_runs.write(
+                tmp_path / f"{number}-{seed}", config("maml", seed, inner_lr=number), shift=-0.2 * number
+            )
     [table] = tables(collected([str(tmp_path)]).reported)
     assert not table.leads
-    assert re.match(
-        r"No row is in bold: on the 200 tasks that both met, .* differ by .* ± .* %", table.reason
+    assert re.fullmatch(
+        r"No row is in bold: on the 200 tasks that both met, these trained models of maml algo.inner_lr=0 "
+        r"and maml algo.inner_lr=1 differ by 19\.\d\d ± 0\.\d\d %; it takes 3 seeds of each to say more\.",
+        table.reason,
     )
     assert r"\textbf" not in paper.report(collected([str(tmp_path)]), "tex")
+
+
+def test_seeds_that_differ_as_much_as_methods_do_are_not_told_apart(tmp_path: Path) -> None:
+    """The interval over tasks alone would leave out zero."""
+    for number, shifts in enumerate(((0.0, 0.06, -0.06), (-0.02, 0.04, -0.08))):
+        for seed, shift in enumerate(shifts):
+            write_result(
+                tmp_path / f"{number}-{seed}",
+                {"accuracy": [0.5 + shift + 0.001 * (task % 3) for task in range(60)]},
+                seed=seed,
+                order=number,
+            )
+    [table] = tables(collected([str(tmp_path)]).reported)
+    assert not table.leads
+    assert "differ by 2.00 ± " in table.reason
+    assert table.reason.endswith("no more than chance.")
+
+
+def test_of_many_rivals_each_must_be_told_apart_by_a_corrected_p(tmp_path: Path) -> None:
+    """Of methods that do not train: p is 0.03 of each, and twice that of two."""
+    noise = [0.1 if task % 2 else -0.1 for task in range(50)]
+    for number in range(3):
+        for seed in range(2):
+            scores = [
+                0.5 - (0.0316 if number else 0.0) + (noise[task] if number else 0) for task in range(50)
+            ]
+            write_result(tmp_path / f"{number}-{seed}", {"accuracy": scores}, seed=seed, order=number)
+    [table] = tables(collected([str(tmp_path)]).reported)
+    assert not table.leads
+    assert "p = 0.063 when corrected for 2 other rows" in table.reason
+    for seed in range(2):
+        shutil.rmtree(tmp_path / f"2-{seed}")
+    [table] = tables(collected([str(tmp_path)]).reported)
+    assert table.leads
+
+
+def test_a_task_that_was_drawn_twice_counts_twice(tmp_path: Path) -> None:
+    for number in range(2):
+        for seed in range(2):
+            scores = {"accuracy": [0.9 - 0.1 * number, 0.8 - 0.1 * number, 0.7 - 0.3 * number]}
+            tasks = ["a" * 64, "b" * 64, "a" * 64]
+            write_result(tmp_path / f"{number}-{seed}", scores, seed=seed, order=number, tasks=tasks)
+    [table] = tables(collected([str(tmp_path)]).reported)
+    assert "on the 3 tasks that both met" in table.reason
+    assert "differ by 16.67 ±" in table.reason
+
+
+def test_seeds_that_met_different_tasks_have_no_mean_per_task(tmp_path: Path) -> None:
+    for number in range(2):
+        for seed in range(3):
+            tasks = names_of(20, seed if number else 0)
+            scores = {"accuracy": [0.9 - 0.1 * number] * 20}
+            write_result(tmp_path / f"{number}-{seed}", scores, seed=seed, order=number, tasks=tasks)
+    [table] = tables(collected([str(tmp_path)]).reported)
+    assert table.reason == (
+        "No row is in bold: the seeds of maml algo.order=1 met different tasks, so that no task has a mean "
+        "over seeds."
+    )
+    assert [row.estimate.over for row in table.rows if row.estimate] == ["tasks and seeds", "tasks"]
+
+
+def test_what_compare_calls_one_method_is_one_row_and_what_it_tells_apart_are_two(tmp_path: Path) -> None:
+    def run(name: str, seed: int, env: dict[str, Any], **changes: Any) -> None:
+        folder = write_result(tmp_path / name, {"accuracy": [0.5, 0.6]}, seed=seed, **changes)
+        (folder / "env.json").write_text(json.dumps(env))
+
+    place = {"locations": {"data.lines": ""}, "data_sha256": "ab"}
+    run("a", 0, place, data={"lines": "/here"})
+    run("b", 1, place, data={"lines": "/there"})
+    run("c", 2, {**place, "data_sha256": "cd"}, data={"lines": "/there"})
+    run("d", 3, place, data={"lines": "/there"}, protocol={"checkpoint": "last"})
+    [table] = tables(collected([str(tmp_path)]).reported)
+    assert {row.label: row.seeds for row in table.rows} == {
+        "maml checkpoint=best data_sha256=ab": [0, 1],
+        "maml checkpoint=best data_sha256=cd": [2],
+        "maml checkpoint=last data_sha256=ab": [3],
+    }
+    assert len(methods_of(judgements([str(tmp_path)]))[0]) == 3
+
+
+def test_how_many_tasks_were_needed_makes_no_table_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, reached in enumerate((True, False)):
+        protocol = {"ci_target": 0.01, "ci_reached": reached, "tasks": 100 * seed}
+        write_result(tmp_path / str(seed), {"accuracy": [0.5, 0.6 + seed / 10]}, seed=seed, protocol=protocol)
+    [table] = tables(collected([str(tmp_path)]).reported)
+    assert [row.seeds for row in table.rows] == [[0, 1]]
+    assert len(answer(capsys, "ls", "runs", str(tmp_path), "--best")[1].splitlines()) == 3
 
 
 def test_rows_whose_tasks_are_not_known_are_not_bold(tmp_path: Path) -> None:
@@ -179,7 +285,8 @@ def test_a_repeated_seed_is_a_row_of_its_own(tmp_path: Path) -> None:
 def test_an_interval_over_seeds_needs_three_and_is_wider_than_that_over_tasks() -> None:
     values = [{"mean": mean, "ci95": 0.01} for mean in (0.90, 0.92, 0.94)]
     # every seed is 0.02 above the one before on every task; tasks alternate by 0.25
-    scores = [[mean + (0.125 if task % 2 else -0.125) for task in range(600)] for mean in (0.90, 0.92, 0.94)]
+    tasks = np.tile([-0.125, 0.125], 300)
+    scores = np.array([mean + tasks for mean in (0.90, 0.92, 0.94)])
     two, three = estimate(values[:2], scores[:2]), estimate(values, scores)
     assert two is not None
     assert three is not None
