@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from metalearn.errors import ConfigError, DataError
 from metalearn.rundir.reader import read_results, state
 
+MARKS = ("config.yaml", "status.json", "overrides.yaml")  # of a run; a job that has not begun has the last
 IDENTITY = ("task_id", "task_sha256", "eval_seed")  # columns of eval_<split>.csv that are no score
 # Facts that a result of before `may_differ` is compared by.
 OLDER_FACTS = (
@@ -57,7 +58,7 @@ def run_folders(root: Path) -> Iterator[Path]:
             found = sorted(entries, key=lambda entry: entry.name)
     except OSError:
         return
-    if any(entry.name in ("config.yaml", "status.json") for entry in found):
+    if any(entry.name in MARKS for entry in found):
         yield root
         return
     for entry in found:

@@ -432,6 +432,24 @@ class TestCommand:
             f"error: {recipe} is no recipe with about.figures; name a folder of runs or of recipes\n",
         )
 
+    @pytest.mark.parametrize("name", ["overrides.yaml", "notes.yaml"])
+    def test_a_folder_with_some_yaml_is_no_folder_of_recipes(
+        self, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        many_runs.write(tmp_path / "sweep" / "run", config("maml", 0), tasks=20)
+        (tmp_path / "sweep" / "job").mkdir()
+        for folder in ("", "job"):
+            if folder or name == "notes.yaml":
+                (tmp_path / "sweep" / folder / name).write_text("[algo=maml]\n")
+        code, shown, _ = answer(capsys, "report", str(tmp_path / "sweep"), "--format", "md")
+        assert code == 0
+        assert "| maml |" in shown
+        job = f"| {tmp_path}/sweep/job | not started | – |"
+        assert (job in shown) == (name == "overrides.yaml")
+        assert ("not started" in answer(capsys, "ls", "runs", str(tmp_path))[1]) == (name == "overrides.yaml")
+        code, shown, complaint = answer(capsys, "report", str(tmp_path / "sweep" / "job"), "--format", "md")
+        assert (code, "recipe" in shown + complaint) == ((0 if name == "overrides.yaml" else 2), False)
+
 
 def test_neither_page_nor_list_needs_torch(outputs: Path, tmp_path: Path) -> None:
     code = (
