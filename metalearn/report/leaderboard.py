@@ -11,12 +11,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from metalearn.report.collection import Reported
+from metalearn.report.collection import Collection, Pending, Reported
 from metalearn.report.methods import NONE, differing
 from metalearn.report.rows import Row
 from metalearn.rundir.listing import rises
 from metalearn.rundir.registry import canonical, protocol_key
 
+MISTAKES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 MOST_LETTERS = 24  # of a value in the name of a row
 
 
@@ -50,6 +51,22 @@ class Table:
             (source, f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows))}")
             for source, rows in found.items()
         ]
+
+
+def shown_apart(collection: Collection) -> Collection:
+    """The collection with results that no row can be made of among those that are damaged: they cost their
+    own row only.
+    """
+    good, damaged = [], []
+    for one in collection.reported:
+        try:
+            row = Row([one])
+            _ = protocol_key(one.results), method_key(one), rises(one.results), row.estimate, row.budget
+            _ = row.seconds, row.published, row.label, row.tasks, row.form
+            good.append(one)
+        except MISTAKES as error:
+            damaged.append(Pending(one.folder, "damaged", None, f"{type(error).__name__}: {error}"[:200]))
+    return Collection(good, [*collection.pending, *damaged])
 
 
 def tables(reported: Iterable[Reported]) -> list[Table]:

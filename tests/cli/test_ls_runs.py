@@ -139,6 +139,6 @@ def test_ten_thousand_runs_are_listed_in_three_seconds(
 ) -> None:
     many_runs.main(tmp_path, 10_000, bare=True)
     for words, limit in (([], 3.0), (["algo=maml", "way=5"], 3.0), (["optimizer.lr=0.002"], 12.0)):
-        start = time.process_time()  # on a busy machine only this is ours
+        start = time.perf_counter()
         assert len(listed(capsys, tmp_path, *words)) > 10
-        assert time.process_time() - start < limit, words
+        assert time.perf_counter() - start < limit, words

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,11 +20,12 @@ import pytest
 import yaml
 
 from metalearn.errors import ConfigError
-from metalearn.report import html, paper
-from metalearn.report.collection import collected
+from metalearn.report import html, paper, pictures
+from metalearn.report.collection import Collection, collected
 from metalearn.report.leaderboard import tables
 from metalearn.report.methods import methods_of
 from metalearn.report.rows import estimate
+from metalearn.rundir import registry
 from metalearn.rundir.registry import judgements
 from tests.cli.conftest import answer
 from tests.report import many_runs
@@ -367,6 +371,146 @@ def test_damaged_files_cost_their_part_of_the_page_only(content: bytes, tmp_path
     assert "after each number of adaptation steps" in text
 
 
+def damage(**changes: Any) -> Callable[[Path], None]:
+    def done(run: Path) -> None:
+        results = json.loads((run / "results.json").read_text())
+        (run / "results.json").write_text(json.dumps({**results, **changes}))
+
+    return done
+
+
+def deep(run: Path) -> None:
+    """A protocol that is nested as deeply as JSON allows."""
+    text = (run / "results.json").read_text()
+    (run / "results.json").write_text(text.replace('"random"', "[" * 900 + "]" * 900))
+
+
+@pytest.mark.parametrize(
+    ("hurt", "reason"),
+    [
+        (damage(seed=None), "seed is no whole number"),
+        (damage(seed=True), "seed is no whole number"),
+        (damage(split="../../x"), "split is none of train, val, test"),
+        (damage(split=["test"]), "split is none of train, val, test"),
+        (damage(may_differ=3), "may_differ is no list of names"),
+        (damage(may_differ=[3]), "may_differ is no list of names"),
+        (damage(algo=["maml"]), "algo is no name"),
+        (damage(metrics={"accuracy": {"mean": 10**400, "ci95": 0}}), "metrics.accuracy is no mean with ci95"),
+        (damage(metrics=None), "metrics is not several keys"),
+        (damage(formats={"accuracy": {"percent": True, "unit": "", "higher_is_better": 2}}), "is no format"),
+        (deep, "protocol is nested too deeply"),
+    ],
+)
+def test_a_damaged_run_is_listed_as_such_and_costs_no_other(
+    hurt: Callable[[Path], None], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("bad", "good"):
+        many_runs.write(tmp_path / name, config("maml", 0), tasks=20, drop=OLDER[1:])
+    hurt(tmp_path / "bad")
+    found = paper.report(collected([str(tmp_path)]), "md")
+    assert "| maml | " in found
+    [line] = [line for line in found.splitlines() if line.startswith(f"| {tmp_path}/bad | damaged |")]
+    assert reason in line
+    assert answer(capsys, "ls", "runs", str(tmp_path), "--best", "--sort", "seed")[0] == 0
+
+
+def test_a_row_that_cannot_be_made_is_listed_as_damaged_on_the_page(tmp_path: Path) -> None:
+    for name in ("bad", "good"):
+        many_runs.write(tmp_path / name, config("maml", 0), tasks=20, drop=OLDER)
+    [bad, good] = collected([str(tmp_path)]).reported
+    circle: list[Any] = []
+    circle.append(circle)
+    text = text_of(html.report(Collection([replace(bad, config={"algo": circle}), good], [])))
+    assert f"{tmp_path}/bad damaged – RecursionError" in text
+    assert "1 result of 1 run; 1 without a result" in text
+
+
+def test_odd_names_of_metrics_and_of_keys_are_no_damage(tmp_path: Path) -> None:
+    run = many_runs.write(tmp_path / "run", config("maml", 0), tasks=20)
+    results = json.loads((run / "results.json").read_text())
+    results["metrics"]["accuracy_step_best"] = results["metrics"]["accuracy"]
+    (run / "results.json").write_text(json.dumps(results))
+    odd = {1: 2, "a": [{2026: 1, "b": 2}], None: 3}
+    (run / "config.yaml").write_text(
+        yaml.safe_dump({**config("maml", 0), "data": {"odd": [odd], 7: 8}}, sort_keys=False)
+    )
+    (run / "metrics.jsonl").write_text('{"step": 1, "split": "train", "time_step": null}\n')
+    collection = collected([str(tmp_path)])
+    assert "Runs without a result" not in html.report(collection)
+    assert [len(table.rows) for table in tables(collection.reported)] == [1]
+
+
+@pytest.mark.parametrize("name", ["eval_test.csv", "worst_test.png", "predictions_test.safetensors"])
+def test_no_file_is_read_through_a_link_out_of_its_run(name: str, tmp_path: Path) -> None:
+    run = many_runs.write(tmp_path / "runs" / "run", config("maml", 0), tasks=20)
+    os.replace(run / name, tmp_path / "secret")
+    (run / name).symlink_to(tmp_path / "secret")
+    [one] = collected([str(run)]).reported
+    refusal = "it is a link that leads out of the folder of its run"
+    if name == "eval_test.csv":
+        assert isinstance(one.scores, str)
+        assert refusal in one.scores
+        assert "task_sha256 in eval_test.csv" in one.lacks
+    else:
+        assert refusal in text_of(html.report(collected([str(run)])))
+    (run / name).unlink()
+    os.replace(tmp_path / "secret", run / "evals.bin")
+    (run / name).symlink_to("evals.bin")  # inside, as some file systems keep large files
+    assert refusal not in text_of(html.report(collected([str(run)])))
+    assert not isinstance(collected([str(run)]).reported[0].scores, str)
+
+
+def test_a_pipe_is_no_table_and_a_file_beyond_measure_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = many_runs.write(tmp_path / "run", config("maml", 0), tasks=20)
+    monkeypatch.setattr(registry, "MAX_TABLE", 100)
+    monkeypatch.setattr(pictures, "MAX_PICTURE", 100)
+    [one] = collected([str(run)]).reported
+    assert "at most 100 are read" in str(one.scores)
+    assert "worst_test.png cannot be shown: it has" in text_of(html.report(collected([str(run)])))
+    for name in ("eval_test.csv", "worst_test.png", "breakdown_test.csv", "predictions_test.safetensors"):
+        (run / name).unlink()
+        os.mkfifo(run / name)
+    [one] = collected([str(run)]).reported
+    assert "it is not a file" in str(one.scores)
+    assert "predictions_test.safetensors" in one.lacks
+    assert "Row by row" in html.report(collected([str(run)]))
+
+
+def test_a_folder_that_is_named_twice_is_reported_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = many_runs.write(tmp_path / "a" / "run", config("maml", 0), tasks=20, drop=OLDER[1:])
+    many_runs.write(run / "evals" / "test_data.way=20", config("maml", 0), way=20, tasks=20, drop=OLDER[1:])
+    (tmp_path / "b").mkdir()
+    monkeypatch.chdir(tmp_path)
+    words = ["a", "./b/../a", str(tmp_path / "a"), "a/run", "b/../a/run/evals/test_data.way=20"]
+    assert len(collected(words).reported) == 2
+    assert len(judgements([*words[:4]])) == 1
+
+
+def test_a_grid_is_called_one_and_its_cells_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = many_runs.write(tmp_path / "run", config("maml", 0), tasks=20, drop=OLDER[1:])
+    grid = run / "evals" / "grid_cells"
+    grid.mkdir(parents=True)
+    cells = [{"way": way, "folder": f"evals/test_data.way={way}"} for way in range(5)]
+    (grid / "grid.json").write_text(json.dumps({"axes": {}, "cells": [*cells, {"reason": "no"}]}))
+    named = "its 5 cells, which have a result each: " + ", ".join(
+        f"{run}/evals/test_data.way={way}" for way in range(4)
+    )
+    assert answer(capsys, "compare", str(grid), str(run)) == (
+        2,
+        "",
+        f"error: {grid} is a grid: name {named} and 1 more\n",
+    )
+    code, shown, _ = answer(capsys, "report", str(grid), "--format", "md")
+    assert code == 0
+    assert f"| {grid} | grid | – | {named} and 1 more |" in shown
+
+
 class TestCommand:
     def test_it_writes_one_file_and_prints_tables(
         self,
@@ -474,6 +618,9 @@ def test_a_hundred_runs_take_twenty_seconds_and_ten_megabytes(
     import time
 
     many_runs.main(tmp_path / "outputs", 100, bare=False)
+    for run in sorted((tmp_path / "outputs").glob("*/*"))[:20]:
+        shutil.copytree(run, run / "evals" / "test_eval.episodes=600")
+        assert (run / "metrics.jsonl").stat().st_size > 10_000
     start = time.perf_counter()
     assert answer(capsys, "report", f"{tmp_path}/outputs", "--output", f"{tmp_path}/x.html")[0] == 0
     assert time.perf_counter() - start < 20
