@@ -48,7 +48,12 @@ def leading(rows: Sequence[Row]) -> tuple[bool, str]:
         found.append(difference)
     sign = 1 if rises(best.first.results) else -1
     for row, one, p in zip(rivals, found, statistics.holm([one.p for one in found]), strict=True):
-        if p >= LEVEL or one.mean * sign <= 0:
+        if one.mean * sign < 0:
+            return False, (
+                f"No row is in bold: on the {one.tasks:,} tasks that both met, {row.label} is better than "
+                f"{best.label}."
+            )
+        if p >= LEVEL:
             corrected = f", p = {p:.2g} when corrected for {len(found)} other rows" if len(found) > 1 else ""
             return False, (
                 f"No row is in bold: on the {one.tasks:,} tasks that both met, {best.label} and {row.label} "
@@ -72,11 +77,11 @@ def between(a: Row, b: Row) -> Difference | str:
         return f"{a.label} and {b.label} share {len(shared)} tasks"
     scores = [row.scores_on(shared) for row in (a, b)]
     trained = [trains(row, one) for row, one in zip((a, b), scores, strict=True)]
-    few = any(trains and len(one) < FEWEST_SEEDS for trains, one in zip(trained, scores, strict=True))
+    few = any(learns and len(one) < FEWEST_SEEDS for learns, one in zip(trained, scores, strict=True))
     if few:
         sides = [one.mean(0)[None] for one in scores]
     else:
-        sides = [one if trains else one[:1] for trains, one in zip(trained, scores, strict=True)]
+        sides = [one if learns else one[:1] for learns, one in zip(trained, scores, strict=True)]
     found = statistics.over_seeds(*sides)
     low, high = found.interval
     return Difference((low + high) / 2, (high - low) / 2, found.p, len(shared), few)

@@ -149,7 +149,7 @@ def estimate(values: Sequence[dict[str, Any]], scores: Array | None) -> Estimate
     spread = statistics.stdev(means) if len(means) > 1 else None
     from metalearn.report.statistics import FEWEST_SEEDS, mean_over_seeds  # scipy takes most of a second
 
-    if spread is None or len(means) < FEWEST_SEEDS or scores is None:
+    if spread is None or len(means) < FEWEST_SEEDS or scores is None or scores.shape[1] < 2:
         return Estimate(statistics.fmean(means), over_tasks, "tasks", spread)
     low, high = mean_over_seeds(scores).interval
     return Estimate(statistics.fmean(means), (high - low) / 2, "tasks and seeds", spread)

@@ -226,6 +226,25 @@ def test_seeds_that_met_different_tasks_have_no_mean_per_task(tmp_path: Path) ->
     assert [row.estimate.over for row in table.rows if row.estimate] == ["tasks and seeds", "tasks"]
 
 
+def test_a_row_that_leads_by_tasks_of_its_own_is_not_bold(tmp_path: Path) -> None:
+    for number, values in enumerate(([0.1, 0.2, 0.3, 1.0, 1.0, 1.0], [0.4, 0.45, 0.6])):
+        for seed in range(2):  # that score alike: nothing to train
+            write_result(tmp_path / f"{number}-{seed}", {"accuracy": values}, seed=seed, order=number)
+    [table] = tables(collected([str(tmp_path)]).reported)
+    assert (table.leads, table.reason) == (
+        False,
+        "No row is in bold: on the 3 tasks that both met, maml algo.order=1 is better than "
+        "maml algo.order=0.",
+    )
+
+
+def test_seeds_of_a_single_task_have_no_interval_over_seeds(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_result(tmp_path / str(seed), {"accuracy": [0.5 + seed / 10]}, seed=seed)
+    [table] = tables(collected([str(tmp_path)]).reported)
+    assert [row.estimate.over for row in table.rows if row.estimate] == ["tasks"]
+
+
 def test_what_compare_calls_one_method_is_one_row_and_what_it_tells_apart_are_two(tmp_path: Path) -> None:
     def run(name: str, seed: int, env: dict[str, Any], **changes: Any) -> None:
         folder = write_result(tmp_path / name, {"accuracy": [0.5, 0.6]}, seed=seed, **changes)
