@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 LARGEST = 10**300  # whole number that is still a float
@@ -20,9 +20,9 @@ def problem_of(results: dict[str, Any]) -> str:
 
 def is_number(value: Any) -> bool:
     """Whether a value is a number or null, which stands for one that JSON cannot write."""
-    if isinstance(value, int):
-        return not isinstance(value, bool) and abs(value) < LARGEST
-    return isinstance(value, (float, type(None)))
+    if isinstance(value, float) or value is None:
+        return True
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def _problems(results: dict[str, Any]) -> Iterator[str]:
@@ -45,7 +45,9 @@ def _problems(results: dict[str, Any]) -> Iterator[str]:
     if not isinstance(results["primary"], str) or results["primary"] not in results["metrics"]:
         yield "primary is none of its metrics"
     for name, value in results["metrics"].items():
-        if not isinstance(value, dict) or not all(is_number(value.get(key, "")) for key in ("mean", "ci95")):
+        if not (
+            isinstance(value, dict) and is_number(value.get("mean", "")) and is_number(value.get("ci95", ""))
+        ):
             yield f"metrics.{name} is no mean with ci95"
     for name, form in results.get("formats", {}).items():
         if not isinstance(form, dict) or not _is_format(form):
@@ -64,5 +66,10 @@ def _is_format(form: dict[str, Any]) -> bool:
 
 
 def _is_deep(value: Any, left: int) -> bool:
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return not left or any(_is_deep(part, left - 1) for part in parts)
+    if not isinstance(value, (dict, list)):
+        return False
+    return not left or any(_is_deep(part, left - 1) for part in _parts(value))
+
+
+def _parts(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
