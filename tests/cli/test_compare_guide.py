@@ -23,6 +23,10 @@ def test_the_commands_of_the_page_run(
     monkeypatch.chdir(tmp_path)
     text = PAGE.read_text(encoding="utf-8")
     [mark] = re.findall(r"^<!-- test: .* -->$", text, flags=re.MULTILINE)
+    [numbers] = re.findall(
+        r"^<!-- compare: measured -->\n(.*?)^<!-- /compare -->$", text, re.DOTALL | re.MULTILINE
+    )
+    assert "A − B" in numbers
     blocks = re.findall(r"^```bash\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
     commands = [shlex.split(line) for block in blocks for line in block.splitlines()]
     assert all(word in mark and any(word in words for words in commands) for word in REPLACED)
