@@ -23,7 +23,8 @@ def run(args: argparse.Namespace) -> int:
 
     --json prints metric, higher_is_better, paired, methods (label, folders, seeds, trains, tasks, mean, ci95,
     variance), pairs (a, b, difference, these_models, unpaired, over_seeds, no_interval_over_seeds,
-    seeds_paired, enough), differ, unlike, left_out and png; accuracies are fractions, and docs/guide/compare.md has every key.
+    seeds_paired, enough), differ, unlike, left_out and png; accuracies are fractions, and
+    docs/guide/compare.md has every key.
     """
     asked = args.png is not None or not args.json
     picture = Path(args.png or PICTURE)
