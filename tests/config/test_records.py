@@ -81,7 +81,7 @@ def test_without_any_record_it_comes_at_the_end_of_the_block(name: str) -> None:
         ("about:\r  title: x\r", "seed: 1\r"),
         ("about:\n  title: x \u2028  paper: y\n", "# the rest\nseed: 1\n"),
         ("about:\n  title: |\n    many\u2028    words\x85    folded\n", "\n# the rest\nseed: 1\n"),
-        ("# of\r# me\x85about:\n  deviation: >-\n    many\r    words\n\n", "# the rest\nseed: 1\n"),
+        ("# of\r# me\x85about:\n  deviation: >-\n    many\r    words\n", "\n# the rest\nseed: 1\n"),
     ],
 )
 def test_comments_layout_and_line_ends_stay(head: str, tail: str) -> None:
