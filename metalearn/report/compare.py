@@ -194,7 +194,7 @@ def _pair(a: Side, b: Side, higher: bool, paired: bool) -> Pair:
     return Pair(
         a,
         b,
-        difference=a.mean - b.mean,
+        difference=float(statistics.differences(a.by_task, b.by_task).mean()) if paired else a.mean - b.mean,
         unpaired=Unpaired(welch.interval, welch.p, holm_p=welch.p),
         overlap=low.mean + low.ci95 >= high.mean - high.ci95,
         paired=_paired(a, b, higher) if paired else None,

@@ -61,6 +61,18 @@ def test_tasks_are_paired_by_what_they_are(two: list[str]) -> None:
     assert sum((pair.paired.wins, pair.paired.ties, pair.paired.losses)) == 300
 
 
+def test_a_task_on_which_both_diverged_alike_leaves_the_others_what_they_are(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    low, high = (list(rng.uniform(0.1, 0.2, 200) + shift) for shift in (0.0, 0.01))
+    write_result(tmp_path / "a", {"mse": [*low, 1e5]})
+    write_result(tmp_path / "b", {"mse": [*high, 1e5 + 0.01]}, order=1)
+    [pair] = compare([str(tmp_path)]).pairs
+    assert pair.paired is not None
+    assert pair.paired.ties == 1
+    assert pair.difference == pytest.approx(sum(pair.paired.t) / 2, rel=1e-9)
+    assert pair.difference == pytest.approx((np.array(low) - np.array(high)).sum() / 201)
+
+
 def test_a_task_that_was_drawn_twice_is_paired_with_its_own_repetition(tmp_path: Path) -> None:
     names = ["x", "y", "x"]
     write_result(tmp_path / "a", {"accuracy": [0.2, 0.4, 1.0]}, tasks=names)

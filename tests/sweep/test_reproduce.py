@@ -199,7 +199,7 @@ class TestAnotherCommit:
             step(trainer)
             with torch.no_grad():
                 for parameter in trainer.algorithm.parameters():
-                    parameter += 3.0
+                    parameter.add_(3.0)
 
         with monkeypatch.context() as patch:
             patch.setattr(Trainer, "train_step", broken)
