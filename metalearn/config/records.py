@@ -28,7 +28,7 @@ LINE_END = re.compile("\r\n|[\r\n\x85\u2028\u2029]")  # as PyYAML and str.splitl
 
 def recorded(about: Mapping[str, Any], tier: str) -> dict[str, Any] | None:
     """The record of a tier: {seeds, steps, minutes, date, commit, machine, runs, plan, figures: {name: {mean,
-    ci95, std, episodes}}}, or, for smoke, {torch, cpu, capability, date, commit, losses: {variant: [loss, …]}}.
+    ci95, std, episodes}}}, or, for smoke, {torch, cpu, capability, date, commit, losses: {variant: [loss]}}.
     """
     found = (about.get(KEY) or {}).get(tier)
     return dict(found) if found else None
