@@ -1,4 +1,6 @@
-"""Which results are of one method: those that differ by nothing but the seed; and what methods are called."""
+"""Which results are of one method: those that differ by nothing but the seed; whether seeds matter to it; and
+what methods are called.
+"""
 
 from __future__ import annotations
 
@@ -107,6 +109,33 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def trains(method: Method, scores: Sequence[Mapping[Any, float]]) -> bool:
+    """Whether another seed could have scored otherwise: not where nothing was trained, and all seeds score
+    alike on every task that they were judged on, whichever of those are compared. scores: by task, of each.
+    """
+    if any(_was_trained(result) for result in method.results):
+        return True
+    first = scores[0]
+    return any(first.get(task, value) != value for one in scores[1:] for task, value in one.items())
+
+
+def _was_trained(judged: Judgement) -> bool:
+    """As results.json says; that of an older run does not, and then the newest weights of a run that was to
+    take steps say so, if they are those of step 0.
+    """
+    if "trains_on" in judged.results:
+        return judged.results["trains_on"] is not None
+    asked = dict(leaves(read_yaml(judged.run_dir / "config.yaml"))).get("trainer.outer_steps")
+    newest = judged.results["protocol"].get("checkpoint") in ("best", "last")
+    return not (judged.results["step"] == 0 and newest and asked)
+
+
+def same_runs(a: Method, b: Method) -> bool:
+    """Whether each model of one is also the model, of that seed, of the other."""
+    first, second = ([result.run_dir.resolve() for result in method.results] for method in (a, b))
+    return first == second
 
 
 def differing(methods: Sequence[Facts]) -> dict[str, list[str]]:
