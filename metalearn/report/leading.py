@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from metalearn.report import statistics
+from metalearn.report.methods import was_trained
 from metalearn.report.rows import Array, Row
 from metalearn.report.statistics import FEWEST_SEEDS
 from metalearn.rundir.listing import rises
@@ -88,13 +89,8 @@ def between(a: Row, b: Row) -> Difference | str:
 
 
 def trains(row: Row, scores: Array) -> bool:
-    """Whether another seed could have scored otherwise; the rule of `metalearn.report.compare`."""
-    if len(scores) > 1:
-        return statistics.varies(scores)
-    results, trainer = row.first.results, row.first.config.get("trainer")
-    asked = trainer.get("outer_steps") if isinstance(trainer, dict) else None
-    newest = results["protocol"].get("checkpoint") in ("best", "last")
-    return not (results["step"] == 0 and newest and asked)
+    """Whether another seed could have scored otherwise, as `metalearn.report.methods.trains` says it."""
+    return any(was_trained(member.judged) for member in row.members) or statistics.varies(scores)
 
 
 def of_models(a: Row, b: Row, found: Difference) -> str:

@@ -115,13 +115,13 @@ def trains(method: Method, scores: Sequence[Mapping[Any, float]]) -> bool:
     """Whether another seed could have scored otherwise: not where nothing was trained, and all seeds score
     alike on every task that they were judged on, whichever of those are compared. scores: by task, of each.
     """
-    if any(_was_trained(result) for result in method.results):
+    if any(was_trained(result) for result in method.results):
         return True
     first = scores[0]
     return any(first.get(task, value) != value for one in scores[1:] for task, value in one.items())
 
 
-def _was_trained(judged: Judgement) -> bool:
+def was_trained(judged: Judgement) -> bool:
     """As results.json says; that of an older run does not, and then the newest weights of a run that was to
     take steps say so, if they are those of step 0.
     """

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 from metalearn.config.compose import compose
 from metalearn.config.records import recorded, rounded
 from metalearn.config.saved import read_saved
-from metalearn.config.schema import hint, leaves
+from metalearn.config.schema import hint
 from metalearn.errors import ConfigError, MetalearnError
 from metalearn.report import verdict
+from metalearn.report.tables import facts_of
 from metalearn.report.verdict import Measured, Ours, Published
 from metalearn.rundir.reader import (
     format_of,
@@ -247,7 +248,7 @@ def verdicts(
     theirs = verdict.published(
         figure.get("published"),
         figure.get("published_protocol") or {},
-        facts_of(job, results[0]),
+        facts_of(read_saved(job.folder), results[0]),
         new,
         higher_is_better=form.get("higher_is_better"),
     )
@@ -275,23 +276,6 @@ def of_record(record: Mapping[str, Any] | None, name: str) -> Measured | None:
     return Measured(
         found["mean"], found["ci95"], found.get("std"), tuple(record["seeds"]), record.get("plan")
     )
-
-
-def facts_of(job: Job, results: Mapping[str, Any]) -> dict[str, Any]:
-    """What a published figure's protocol is compared with: the protocol of the result, then the dials of
-    method, data, optimizer and trainer by their own names.
-    """
-    cfg = read_saved(job.folder)
-    dials = dict(
-        leaves(
-            {
-                key: value
-                for group in ("data", "optimizer", "algo", "trainer")
-                for key, value in cfg[group].items()
-            }
-        )
-    )
-    return {**dials, "eval_episodes": results["episodes"], **results["protocol"]}
 
 
 def of_itself(found: FigureVerdicts, jobs: Sequence[Job]) -> FigureVerdicts:
