@@ -103,8 +103,25 @@ def test_a_changed_figure_is_noticed(tmp_path: Path) -> None:
     assert text != document("README.md")
     page = results_page(tmp_path)
     assert "| `mine` | inductive | – | not measured yet | – | – | 0, 1, 2 |" in page
-    assert "| 2026-11-22 | 0123456789 |" in page
-    assert "Measured on: a machine." in page
+    assert "| 2026-11-22 | 0123456789 | 1 |" in page
+    assert "\nMachines: 1: a machine.\n" in page
+
+
+def test_the_page_of_results_keeps_dirty_and_further_commits_and_says_what_was_typed(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    for name, commit, machine in (
+        ("a", "ee7c195554-dirty", "one"),
+        ("b", "ee7c195554 0123456789abcdef-dirty", "other"),
+        ("c", "null", "null"),
+    ):
+        changed = RECIPE.replace("0123456789abcdef", commit).replace("a machine", machine)
+        (tmp_path / "experiment" / f"{name}.yaml").write_text(changed)
+    page = results_page(tmp_path)
+    assert "| ee7c195554-dirty | 1 |" in page
+    assert "| ee7c195554, 0123456789-dirty | 2 |" in page
+    assert "| typed before records existed | – |" in page
+    assert "Machines: 1: one; 2: other." in page
+    assert "nobody types" not in page
 
 
 def test_ci_runs_the_second_command_of_the_readme() -> None:

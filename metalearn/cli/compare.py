@@ -8,6 +8,8 @@ from pathlib import Path
 
 from metalearn.errors import ConfigError
 
+PICTURE = "compare.png"
+
 
 def run(args: argparse.Namespace) -> int:
     """Say whether methods differ, on the tasks that all of them were judged on.
@@ -20,10 +22,12 @@ def run(args: argparse.Namespace) -> int:
     metalearn compare RUN_A/evals/test_data.way=20 RUN_B/evals/test_data.way=20
 
     --json prints metric, higher_is_better, paired, methods (label, folders, seeds, trains, tasks, mean, ci95,
-    variance), pairs (a, b, difference, these_models, unpaired, over_seeds, no_interval_over_seeds, enough),
-    differ, unlike, left_out and png; accuracies are fractions, and docs/guide/compare.md has every key.
+    variance), pairs (a, b, difference, these_models, unpaired, over_seeds, no_interval_over_seeds,
+    seeds_paired, enough), differ, unlike, left_out and png; accuracies are fractions, and
+    docs/guide/compare.md has every key.
     """
-    picture = Path(args.png)
+    asked = args.png is not None or not args.json
+    picture = Path(args.png or PICTURE)
     if picture.suffix.lower() != ".png" or picture.is_dir():
         raise ConfigError(f"--png {picture} is no name of a picture; expected a file that ends in .png")
     from metalearn.report.compare import as_json, compare
@@ -31,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
 
     found = compare(args.names, metric=args.metric, common=args.common, anyway=args.anyway)
     left_out = []
-    if found.paired:
+    drawn = found.paired and asked
+    if drawn:
         from metalearn.report.scatter import scatter
 
         try:
@@ -41,10 +46,10 @@ def run(args: argparse.Namespace) -> int:
                 f"--png {picture} cannot be written: {error.strerror or error}; choose another file"
             ) from error
     if args.json:
-        print(json.dumps({**as_json(found), "png": str(picture) if found.paired else None}, indent=1))
+        print(json.dumps({**as_json(found), "png": str(picture) if drawn else None}, indent=1))
         return 0
     print(text(found))
-    if found.paired:
+    if drawn:
         print(f"\n{picture} has every task as a point{undrawn(found, left_out)}")
     return 0
 
@@ -63,5 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.add_argument(
-        "--png", metavar="FILE", default="compare.png", help="picture of every task (default: %(default)s)"
+        "--png",
+        metavar="FILE",
+        help=f"picture of every task (default: {PICTURE}, and none with --json)",
     )

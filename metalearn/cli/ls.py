@@ -13,7 +13,8 @@ from tqdm import tqdm
 from metalearn.cli.arguments import add_config_dir
 from metalearn.config.schema import closest
 from metalearn.errors import ConfigError, raise_if
-from metalearn.report.tables import grid, published
+from metalearn.report.recipes import USUAL
+from metalearn.report.tables import grid, published, unit_of
 from metalearn.rundir import listing
 from metalearn.rundir.choices import GROUPS, NAMED_IN_RESULTS
 from metalearn.rundir.listing import ListedRun
@@ -113,11 +114,16 @@ def figures(about: dict[str, Any]) -> tuple[str, str]:
     figure = headline(about)
     if figure is None:
         return (published(about["published"]) if about.get("published") else ""), ""
-    records = [record.get("figures") or {} for record in (about.get("measured") or {}).values()]
-    found = next((record[figure["name"]] for record in records if figure["name"] in record), None)
-    measured = "" if found is None else f"{found['mean']} ± {found['ci95']}"
-    name = figure["name"]
-    return ("" if figure.get("published") is None else f"{figure['published']} {name}"), measured
+    unit, name = unit_of(dict(figure)), figure["name"]
+    of_tiers = {
+        tier: record["figures"][name]
+        for tier, record in (about.get("measured") or {}).items()
+        if name in (record.get("figures") or {})
+    }
+    tier = USUAL if USUAL in of_tiers else next(iter(of_tiers), None)
+    measured = "" if tier is None else f"{of_tiers[tier]['mean']} ± {of_tiers[tier]['ci95']}{unit}"
+    measured += f" ({tier})" if tier not in (None, USUAL) else ""
+    return ("" if figure.get("published") is None else f"{figure['published']}{unit} {name}"), measured
 
 
 def folder_and_filters(words: Sequence[str]) -> tuple[Path, list[str]]:

@@ -38,12 +38,14 @@ def run(args: argparse.Namespace) -> int:
     if args.record:
         for one in recipes:
             records.require_writable(one.path)
-    report = Report(args)
+    report = Report(args, recipes)
     elsewhere = contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext()
-    with elsewhere, listening(echo):
-        for one in recipes:
-            report.take(one)
-        report.record()
+    try:
+        with elsewhere, listening(echo):
+            for one in recipes:
+                report.take(one)
+    finally:
+        report.print_json()
     return report.end()
 
 
@@ -66,6 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--record", action="store_true", help="write what was measured into the YAML of the recipe"
     )
+    parser.add_argument(
+        "--reuse",
+        action="store_true",
+        help="judge finished runs, whatever commit they are of; without it another commit is trained anew",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     add_config_dir(parser)
 
@@ -85,6 +92,8 @@ def chosen(args: argparse.Namespace) -> list[Recipe]:
         raise ConfigError(
             "--seeds is not for --tier smoke, which compares the first steps of the recipe's own seed"
         )
+    if args.reuse and args.tier == "smoke":
+        raise ConfigError("--reuse is not for --tier smoke, which keeps no run")
     found = [
         recipe(name, overrides, args.config_dir) for name in dict.fromkeys(options if args.all else names)
     ]
@@ -97,15 +106,19 @@ def chosen(args: argparse.Namespace) -> list[Recipe]:
 class Report:
     """What became of each recipe, said as it comes."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        from metalearn.rundir.environment import commit
+    def __init__(self, args: argparse.Namespace, recipes: list[Recipe]) -> None:
+        from metalearn.sweep.provenance import DIRTY, code_now
 
-        self.args = args
-        self.commit = commit()  # before a record changes a file
+        self.args, self.recipes = args, recipes
+        self.now = code_now()  # once, before a record changes a file
+        if args.record and self.now.endswith(DIRTY):
+            say_error(
+                f"warning: files of this checkout differ from its commit; the record will say {self.now}, "
+                "which nobody can have again: commit first, then record"
+            )
         self.done: list[Reproduction | Smoke] = []
         self.skipped: dict[str, str] = {}
         self.failed: dict[str, MetalearnError] = {}
-        self.to_record: list[tuple[Recipe, Reproduction | Smoke]] = []
 
     def take(self, one: Recipe) -> None:
         """Run a recipe. Of all of them, one without data or figures is passed over, and one that fails stops
@@ -139,7 +152,7 @@ class Report:
         if self.args.record:
             if isinstance(found, Reproduction):
                 refuse_not_finite(found)
-            self.to_record.append((one, found))
+            self.keep(one, found)
 
     def made(self, one: Recipe) -> Reproduction | Smoke:
         if self.args.tier == "smoke":
@@ -148,14 +161,7 @@ class Report:
             return smoke(one.name, one.about, one.words, one.config_dir)
         from metalearn.sweep.reproduce import reproduce
 
-        return reproduce(one, self.args.tier, self.args.seeds)
-
-    def record(self) -> None:
-        """Write what is to be recorded: after the last run, since a changed file makes the commit of the next
-        run a dirty one.
-        """
-        for one, found in self.to_record:
-            self.keep(one, found)
+        return reproduce(one, self.args.tier, self.args.seeds, now=self.now, reuse=self.args.reuse)
 
     def keep(self, one: Recipe, found: Reproduction | Smoke) -> None:
         """Write the record; an equal one of the smoke tier, on an equal machine, stays as it is."""
@@ -165,16 +171,19 @@ class Report:
             if found.exact and found.verdict != FAIL:
                 echo(f"{one.name}: no number changed")
                 return
-            record = record_of(found, self.commit)
+            record = record_of(found, self.now)
         else:
             record = found.record
         records.write(one.path, self.args.tier, record)
         echo(f"{one.name}: recorded in {one.path}; scripts/readme renews the tables")
 
-    def end(self) -> int:
-        """The exit code, after the document that --json asks for. DataError if nothing was run."""
-        if self.args.json:
+    def print_json(self) -> None:
+        """The document that --json asks for, of what was done if this is cut short."""
+        if self.args.json and (self.done or self.skipped or self.failed):
             print(json.dumps(in_json(self.as_json()), indent=1))
+
+    def end(self) -> int:
+        """The exit code. DataError if nothing was run."""
         if self.failed:
             return next(iter(self.failed.values())).exit_code
         if not self.done:
@@ -186,11 +195,13 @@ class Report:
         return int(fails and not self.args.record)
 
     def as_json(self) -> dict[str, Any]:
+        ended = {*self.skipped, *self.failed, *(found.recipe for found in self.done)}
         return {
             "tier": self.args.tier,
             "recipes": [found.as_json() for found in self.done],
             "skipped": self.skipped,
             "failed": {name: str(error) for name, error in self.failed.items()},
+            "not_done": [one.name for one in self.recipes if one.name not in ended],
         }
 
 
@@ -218,7 +229,8 @@ def lines(found: Reproduction) -> Iterator[str]:
     for one in found.figures:
         seeds = f"{len(one.measured.seeds)} seed{'s' * (len(one.measured.seeds) > 1)}"
         yield f"  {one.name}: {shown(one.measured, one.unit)}, {one.episodes} tasks, {seeds}"
-        yield f"    ours {one.ours.verdict}: {ours_line(one)}"
+        code = f"run of commit {found.record['commit']}, today's is {found.commit_now}"
+        yield f"    ours {one.ours.verdict}: {ours_line(one)}; {code}"
         figure = "" if one.figure is None else f": {one.figure} {one.unit}"
         reason = f"; {one.published.reason}" if one.published.reason else ""
         yield f"    published {one.published.verdict}{figure}{reason}"

@@ -6,9 +6,12 @@ Writing replaces the lines of one tier's record and no other byte of the file.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +19,16 @@ import yaml
 
 from metalearn.config.loader import packaged_folder
 from metalearn.errors import ConfigError
-from metalearn.files import MISTAKES, replace_file
+from metalearn.files import MISTAKES, sync_folder, write_synced
 
 KEY = "measured"
 COMMENT = " # written by metalearn reproduce --record"
+LINE_END = re.compile("\r\n|[\r\n\x85\u2028\u2029]")  # as PyYAML and str.splitlines count what YAML may hold
 
 
 def recorded(about: Mapping[str, Any], tier: str) -> dict[str, Any] | None:
-    """The record of a tier: {seeds, steps, minutes, date, commit, machine, plan, figures: {name: {mean, ci95,
-    std, episodes}}}, or, for smoke, {torch, cpu, capability, date, commit, losses: {variant: [loss, …]}}.
+    """The record of a tier: {seeds, steps, minutes, date, commit, machine, runs, plan, figures: {name: {mean,
+    ci95, std, episodes}}}, or, for smoke, {torch, cpu, capability, date, commit, losses: {variant: [loss]}}.
     """
     found = (about.get(KEY) or {}).get(tier)
     return dict(found) if found else None
@@ -38,6 +42,7 @@ def require_writable(path: Path) -> None:
             f"{path} belongs to an installed metalearn; --record works in a checkout (pip install -e .), or "
             "for a recipe of your own with --config-dir"
         )
+    path = path.resolve()  # a link's own folder is not written
     # root may write what nobody else may, and would not be told by os.access
     may = path.stat().st_mode & 0o222 and os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
     if not may:
@@ -47,19 +52,72 @@ def require_writable(path: Path) -> None:
 def write(path: Path, tier: str, record: Mapping[str, Any]) -> bool:
     """Put a tier's record into the recipe's YAML; whether its bytes changed. ConfigError for a file that
     cannot be written, or whose `about:` block cannot be changed line by line.
+
+    A link stays a link, and the file keeps its mode. Who writes another record meanwhile waits.
     """
     try:
-        before = path.read_bytes().decode("utf-8")
-        after = with_record(before, tier, record)
-        if others(before, tier) != others(after, tier):
-            raise ValueError("something else than the record would change; write `about:` without aliases")
-        if after != before:
-            replace_file(path, after.encode("utf-8"))
+        with alone(path.resolve()) as real:
+            before = real.read_bytes().decode("utf-8")
+            after = with_record(before, tier, record)
+            if others(before, tier) != others(after, tier):
+                raise ValueError(
+                    "something else than the record would change; write `about:` without aliases"
+                )
+            if outside(before, tier) != outside(after, tier):
+                raise ValueError("a byte of another line would change; write `about:` as a plain block")
+            if after != before:
+                replace(real, after.encode("utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
     except (*MISTAKES, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: the record has no place: {' '.join(str(error).split())}") from error
     return after != before
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[Path]:
+    """Within, no other process of ours writes a record of this folder; the lock leaves nothing there."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield path
+    finally:
+        os.close(folder)
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file anew, with the mode that it has: every reader sees the old content or the new."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write_synced(temporary, content)
+        temporary.chmod(path.stat().st_mode & 0o7777)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def outside(text: str, tier: str) -> tuple[str, str]:
+    """What stands before a tier's record, and what stands behind it, without the line ends between them.
+
+    Where it is the only record, the line `measured:` belongs to it.
+    """
+    lines = text.splitlines(keepends=True)
+    about = entry_of(yaml.compose(text, Loader=yaml.SafeLoader), "about")
+    assert about is not None
+    measured = entry_of(about[1], KEY)
+    place = last_line(about[1]) + 1
+    first, end = place, place
+    if measured is not None:
+        old = entry_of(measured[1], tier)
+        if not is_block(measured[1]) or [key.value for key, _ in measured[1].value] == [tier]:
+            first, end = measured[0].start_mark.line, last_line(measured[1]) + 1
+        elif old is not None:
+            first, end = old[0].start_mark.line, last_line(old[1]) + 1
+        else:
+            first = end = last_line(measured[1]) + 1
+    return "".join(lines[:first]).rstrip("\r\n"), "".join(lines[end:])
 
 
 def with_record(text: str, tier: str, record: Mapping[str, Any]) -> str:
@@ -115,19 +173,19 @@ def last_line(node: Any) -> int:
         buffer = node.start_mark.buffer
         assert buffer is not None
         written = buffer[: node.end_mark.index].rstrip("\0").rstrip()
-        return int(written.count("\n"))
+        return len(LINE_END.findall(written))
     return int(node.end_mark.line)
 
 
 def replaced(text: str, first: int, end: int, new: list[str]) -> str:
     """A text with other lines in place of those from `first` up to `end`, with the line ends that it has."""
     lines = text.splitlines(keepends=True)
-    newline = "\r\n" if "\r\n" in text else "\n"
+    newline = next((end for end in ("\r\n", "\n", "\r") if end in text), "\n")
     content = [f"{line}{newline}" for line in new]
     head, tail = lines[:first], lines[end:]
-    if head and not head[-1].endswith("\n"):
+    if head and not LINE_END.search(head[-1]):
         head[-1] += newline
-    if not tail and not text.endswith("\n"):
+    if not tail and lines and not LINE_END.search(lines[-1]):
         content[-1] = content[-1].removesuffix(newline)
     return "".join([*head, *content, *tail])
 

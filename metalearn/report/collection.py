@@ -12,11 +12,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metalearn.errors import ConfigError, DataError
+from metalearn.report.methods import Facts, facts_from
 from metalearn.rundir import reader
 from metalearn.rundir.reader import Line
-from metalearn.rundir.registry import Judgement, Scores, expanded, judged_folders, scores
+from metalearn.rundir.registry import (
+    Judgement,
+    Scores,
+    cells_in_words,
+    distinct,
+    expanded,
+    judged_folders,
+    scores,
+)
 
 TASK_ID = "task_sha256"
+LONGEST_HEAD = 1 << 20  # letters
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,12 @@ class Reported:
     @property
     def is_evaluation(self) -> bool:
         return self.judged.folder != self.judged.run_dir
+
+    @functools.cached_property
+    def facts(self) -> Facts:
+        """What its method is; a run without a configuration is a method of its own."""
+        found = facts_from(self.config, self.env, self.results)
+        return found if self.config else Facts(found.choices, {**found.science, "folder": str(self.folder)})
 
     @property
     def value(self) -> dict[str, Any]:
@@ -75,7 +91,7 @@ class Reported:
         if "data_sha256" not in results["protocol"]:
             missing.append("data_sha256 in its protocol")
         missing += [] if table.is_file() else [table.name]
-        if table.is_file() and TASK_ID not in columns(table):
+        if table.is_file() and TASK_ID not in columns(self.judged):
             missing.append(f"{TASK_ID} in {table.name}")
         predictions = self.file("predictions", "safetensors")
         missing += [] if predictions.is_file() else [predictions.name]
@@ -109,23 +125,24 @@ def collected(words: Sequence[str]) -> Collection:
     paths = expanded(words)
     if not paths:
         raise ConfigError(f"{' '.join(words)} matches files only; name folders of runs")
-    folders = dict.fromkeys(folder for path in paths for folder in judged_folders(path))
+    folders = [folder for path in paths for folder in judged_folders(path)]
     for folder in list(folders):
         if folder.parent.name != "evals":
             inside = sorted((folder / "evals").glob("*/results.json"))
-            folders |= dict.fromkeys(path.parent for path in inside)
-    found = [_reported(folder) for folder in folders]
+            folders += [path.parent for path in inside]
+    found = [_reported(folder) for folder in distinct(folders)]
     return Collection(
         [one for one in found if isinstance(one, Reported)],
         [one for one in found if isinstance(one, Pending)],
     )
 
 
-def columns(path: Path) -> list[str]:
-    """The head of a table; empty for a file that is none."""
+def columns(judged: Judgement) -> list[str]:
+    """The head of the table of tasks; empty for a file that is none."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return next(csv.reader(file), [])
+        judged.refuse_outside(judged.csv)
+        with judged.csv.open(encoding="utf-8", newline="") as file:
+            return next(csv.reader([file.readline(LONGEST_HEAD)]), [])
     except (OSError, ValueError, csv.Error):
         return []
 
@@ -139,14 +156,14 @@ def _reported(folder: Path) -> Reported | Pending:
         return Pending(folder, "damaged", None, str(error))
     if results is None:
         return _pending(folder)
-    if not all(isinstance(results[name], int) for name in ("episodes", "step", "seed")):
-        return Pending(folder, "damaged", None, "results.json counts no tasks, no steps or has no seed")
     config = _lenient(lambda: reader.read_yaml(run_dir / "config.yaml"))
     env = _lenient(lambda: reader.read_json(run_dir / "env.json"))
     return Reported(Judgement(folder, run_dir, results), config, env, _words(run_dir))
 
 
 def _pending(folder: Path) -> Pending:
+    if cells := cells_in_words(folder):
+        return Pending(folder, "grid", None, cells)
     now = reader.state(folder)
     try:
         lines = reader.read_metrics(folder)

@@ -15,7 +15,7 @@ import numpy as np
 
 from metalearn.errors import ConfigError
 from metalearn.report import statistics
-from metalearn.report.methods import Method, leaves, methods_of
+from metalearn.report.methods import Method, methods_of, same_runs, trains
 from metalearn.report.pairing import (
     aligned,
     numbered,
@@ -26,7 +26,7 @@ from metalearn.report.pairing import (
 )
 from metalearn.report.statistics import FEWEST_SEEDS, Array, Interval, OverSeeds
 from metalearn.rundir import registry
-from metalearn.rundir.reader import Format, format_of, read_yaml
+from metalearn.rundir.reader import Format, format_of
 
 LEVEL = 0.05  # of p
 
@@ -58,12 +58,17 @@ class Side(NamedTuple):
 
 
 class Paired(NamedTuple):
-    """What the differences per task say of these trained models. wins: tasks on which the first is better."""
+    """What the differences per task say of these trained models. wins: tasks on which the first is better.
+
+    p: of the t test, as is the interval t. holm_p: the same corrected for the number of pairs.
+    """
 
     t: Interval
+    p: float
+    holm_p: float
     bootstrap: Interval
     wilcoxon_p: float
-    holm_p: float
+    wilcoxon_holm_p: float
     effect_size: float | None
     wins: int
     ties: int
@@ -71,22 +76,32 @@ class Paired(NamedTuple):
     tasks_needed: int | None
 
 
+class Unpaired(NamedTuple):
+    """What Welch's test says of these trained models, as if no task were shared."""
+
+    t: Interval
+    p: float
+    holm_p: float
+
+
 @dataclass(frozen=True)
 class Pair:
-    """The first method minus the second. unpaired: Welch's interval, as if no task were shared.
+    """The first method minus the second. overlap: whether the two methods' own 95% intervals do.
 
-    overlap: whether the two methods' own 95% intervals do. over_seeds: None for the reason in why_not.
+    over_seeds: None for the reason in why_not. seeds_paired: whether the two are evaluations of the same
+    runs, so that seed s of one is seed s of the other.
     """
 
     a: Side
     b: Side
     difference: float
-    unpaired: Interval
+    unpaired: Unpaired
     overlap: bool
     paired: Paired | None
     over_seeds: OverSeeds | None
     over_seeds_holm: float | None
     why_not: str
+    seeds_paired: bool
 
 
 @dataclass(frozen=True)
@@ -126,13 +141,17 @@ def compare(
     if unlike and not anyway:
         raise ConfigError(refusal(methods, unlike))
     tasks = [[numbered(one.tasks) for one in results] for results in scores]
+    whole = [
+        [dict(zip(names, one.values, strict=True)) for one, names in zip(*both, strict=True)]
+        for both in zip(scores, tasks, strict=True)
+    ]
     shared = None if unlike else shared_tasks(methods, tasks, common=common, anyway=anyway)
     sides, left_out = [], {}
-    for method, results, names in zip(methods, scores, tasks, strict=True):
+    for method, results, names, values in zip(methods, scores, tasks, whole, strict=True):
         own = shared if shared is not None else shared_tasks([method], [names], common=common, anyway=False)
         assert own is not None
         matrix = np.array([aligned(*pair, own) for pair in zip(results, names, strict=True)])
-        sides.append(Side(method, matrix, _trains(method, matrix)))
+        sides.append(Side(method, matrix, trains(method, values)))
         for result, one in zip(method.results, names, strict=True):
             if len(one) > len(own):
                 left_out[str(result.folder)] = len(one) - len(own)
@@ -155,20 +174,6 @@ def _one_method(method: Method) -> str:
     return f"{what}, and a comparison needs two methods; name the runs of another one, too"
 
 
-def _trains(method: Method, scores: Array) -> bool:
-    """Whether another seed could have scored otherwise.
-
-    Not where all seeds score alike on every task, or where there was nothing to train: the newest weights of
-    a run that was to take steps are those of step 0.
-    """
-    if len(scores) > 1:
-        return statistics.varies(scores)
-    judged = method.results[0]
-    asked = dict(leaves(read_yaml(judged.run_dir / "config.yaml"))).get("trainer.outer_steps")
-    newest = judged.results["protocol"].get("checkpoint") in ("best", "last")
-    return not (judged.results["step"] == 0 and newest and asked)
-
-
 def _higher_is_better(metric: str, results: dict[str, Any]) -> bool:
     """As results.json says; that of an older run says nothing, and then the name decides."""
     declared = (results.get("formats") or {}).get(metric) or {}
@@ -178,21 +183,25 @@ def _higher_is_better(metric: str, results: dict[str, Any]) -> bool:
 def _pair(a: Side, b: Side, higher: bool, paired: bool) -> Pair:
     low, high = sorted((a, b), key=lambda side: side.mean)
     why_not = _why_not(a, b)
+    both = paired and same_runs(a.method, b.method)
     over = None
-    if not why_not:
+    if not why_not and both:
+        over = statistics.mean_over_seeds(a.scores - b.scores)
+    elif not why_not:
         rows = [side.scores if side.trains else side.scores[:1] for side in (a, b)]
         over = (statistics.over_seeds if paired else statistics.over_seeds_unpaired)(*rows)
     welch = statistics.over_seeds_unpaired(a.by_task[None], b.by_task[None])
     return Pair(
         a,
         b,
-        difference=a.mean - b.mean,
-        unpaired=welch.interval,
+        difference=float(statistics.differences(a.by_task, b.by_task).mean()) if paired else a.mean - b.mean,
+        unpaired=Unpaired(welch.interval, welch.p, holm_p=welch.p),
         overlap=low.mean + low.ci95 >= high.mean - high.ci95,
         paired=_paired(a, b, higher) if paired else None,
         over_seeds=over,
         over_seeds_holm=over.p if over else None,
         why_not=why_not,
+        seeds_paired=both,
     )
 
 
@@ -210,29 +219,35 @@ def _is_few(side: Side) -> bool:
 
 def _paired(a: Side, b: Side, higher: bool) -> Paired:
     values = statistics.differences(a.by_task, b.by_task)
+    scale = statistics.magnitudes(a.by_task, b.by_task)
     better, worse = int((values > 0).sum()), int((values < 0).sum())
-    p = statistics.wilcoxon_p(values)
+    p, ranks_p = statistics.t_p(values), statistics.wilcoxon_p(statistics.tied(values, scale))
     return Paired(
         statistics.t_interval(values),
-        statistics.bootstrap_interval(values),
-        wilcoxon_p=p,
+        p=p,
         holm_p=p,
-        effect_size=statistics.effect_size(values),
+        bootstrap=statistics.bootstrap_interval(values),
+        wilcoxon_p=ranks_p,
+        wilcoxon_holm_p=ranks_p,
+        effect_size=statistics.effect_size(values, scale),
         wins=better if higher else worse,
         ties=len(values) - better - worse,
         losses=worse if higher else better,
-        tasks_needed=statistics.tasks_needed(values),
+        tasks_needed=statistics.tasks_needed(values, scale),
     )
 
 
 def _corrected(pairs: list[Pair]) -> list[Pair]:
-    """With p corrected for the number of pairs."""
-    tests = iter(statistics.holm([pair.paired.wilcoxon_p for pair in pairs if pair.paired]))
-    seeds = iter(statistics.holm([pair.over_seeds.p for pair in pairs if pair.over_seeds]))
+    """With every p corrected for the number of pairs, whether or not each of them has such a p."""
+    of_t = iter(statistics.holm([pair.paired.p for pair in pairs if pair.paired], len(pairs)))
+    ranks = iter(statistics.holm([pair.paired.wilcoxon_p for pair in pairs if pair.paired], len(pairs)))
+    welch = iter(statistics.holm([pair.unpaired.p for pair in pairs]))
+    seeds = iter(statistics.holm([pair.over_seeds.p for pair in pairs if pair.over_seeds], len(pairs)))
     return [
         replace(
             pair,
-            paired=pair.paired and pair.paired._replace(holm_p=next(tests)),
+            paired=pair.paired and pair.paired._replace(holm_p=next(of_t), wilcoxon_holm_p=next(ranks)),
+            unpaired=pair.unpaired._replace(holm_p=next(welch)),
             over_seeds_holm=next(seeds) if pair.over_seeds else None,
         )
         for pair in pairs
@@ -240,18 +255,28 @@ def _corrected(pairs: list[Pair]) -> list[Pair]:
 
 
 def enough(pair: Pair) -> bool:
-    """Whether what was measured says that the methods differ: over seeds, where a method has any. Of more
-    than two methods, p must be below 0.05 when corrected for the number of pairs, too.
+    """Whether what was measured says that the methods differ: over seeds, where a method depends on any.
+
+    The interval leaves out 0, and its own p, corrected for the number of pairs, is below 0.05.
     """
-    if pair.over_seeds is not None:
-        return not pair.over_seeds.interval.holds(0.0) and (pair.over_seeds_holm or 0.0) < LEVEL
-    if pair.a.trains or pair.b.trains:
+    if pair.over_seeds is None and (pair.a.trains or pair.b.trains):
         return False
-    if pair.paired is None:
-        return not pair.unpaired.holds(0.0)
-    return not pair.paired.t.holds(0.0) and (
-        pair.paired.holm_p < LEVEL or pair.paired.holm_p == pair.paired.wilcoxon_p
-    )
+    return not decisive(pair).holds(0.0) and corrected_p(pair) < LEVEL
+
+
+def decisive(pair: Pair) -> Interval:
+    """The interval by which it is decided whether methods differ."""
+    if pair.over_seeds is not None:
+        return pair.over_seeds.interval
+    return (pair.paired or pair.unpaired).t
+
+
+def corrected_p(pair: Pair) -> float:
+    """p of the same t, by Holm's method."""
+    if pair.over_seeds is not None:
+        assert pair.over_seeds_holm is not None
+        return pair.over_seeds_holm
+    return (pair.paired or pair.unpaired).holm_p
 
 
 def as_json(found: Comparison) -> dict[str, Any]:
@@ -289,7 +314,13 @@ def _pair_json(pair: Pair) -> dict[str, Any]:
         "b": pair.b.label,
         "difference": pair.difference,
         "these_models": paired and {**paired._asdict(), "t": [*paired.t], "bootstrap": [*paired.bootstrap]},
-        "unpaired": {"welch": [*pair.unpaired], "intervals_overlap": pair.overlap},
+        "unpaired": {
+            "welch": [*pair.unpaired.t],
+            "p": pair.unpaired.p,
+            "holm_p": pair.unpaired.holm_p,
+            "intervals_overlap": pair.overlap,
+        },
+        "seeds_paired": pair.seeds_paired,
         "over_seeds": over
         and {
             "t": [*over.interval],

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from metalearn.report import statistics
-from metalearn.report.compare import Comparison, Pair, Paired, Side, enough
+from metalearn.report.compare import Comparison, Pair, Paired, Side, decisive, enough
 from metalearn.report.statistics import Components, Interval, OverSeeds
 from metalearn.report.tables import grid
 from metalearn.rundir.reader import Format
@@ -103,13 +103,15 @@ def _pair(found: Comparison, pair: Pair) -> str:
         rows += _paired(form, pair.paired)
         verdict = "overlap: they cannot tell the two apart" if pair.overlap else "do not overlap"
         rows.append(("unpaired intervals", verdict))
-        rows.append(("Welch's unpaired 95% CI", between(form, pair.unpaired)))
+        rows.append(("Welch's unpaired 95% CI", between(form, pair.unpaired.t)))
     else:
-        rows.append(("Welch's unpaired 95% CI", between(form, pair.unpaired)))
+        rows.append(("Welch's unpaired 95% CI", between(form, pair.unpaired.t)))
+        rows.append(("Welch's p", p_value(pair.unpaired.p)))
         rows.append(("unpaired intervals", "overlap" if pair.overlap else "do not overlap"))
     parts = ["these trained models, over tasks\n" + _aligned(rows)]
     if pair.over_seeds:
-        parts.append("over seeds and tasks\n" + _aligned(_over_seeds(found, pair, pair.over_seeds)))
+        how = "; seeds are paired, as both are of the same runs" if pair.seeds_paired else ""
+        parts.append(f"over seeds and tasks{how}\n" + _aligned(_over_seeds(found, pair, pair.over_seeds)))
     return "\n\n".join(parts)
 
 
@@ -122,6 +124,7 @@ def _paired(form: Format, paired: Paired) -> list[tuple[str, str]]:
     size, needed = paired.effect_size, paired.tasks_needed
     return [
         ("95% CI, paired t", between(form, paired.t)),
+        ("paired t p", p_value(paired.p)),
         ("95% CI, paired bootstrap", between(form, paired.bootstrap)),
         ("Wilcoxon signed-rank p", f"{p_value(paired.wilcoxon_p)} (zeros as Pratt ranks them)"),
         ("effect size d_z", "not finite" if size is None else f"{size:+.3f} (mean / standard deviation)"),
@@ -162,32 +165,38 @@ def _pairs(found: Comparison) -> list[str]:
     """The numbers of more than two methods, one pair a line."""
     form, letters = found.form, dict(zip(map(id, found.sides), _letters(found.sides), strict=True))
     head = ["pair", "difference", "95% CI over tasks"]
-    rows = [[*head, *(["p (Holm)", "d_z", "win / tie / loss", "tasks needed"] if found.paired else [])]]
+    own = ["Wilcoxon p (Holm)", "d_z", "win / tie / loss", "tasks needed"] if found.paired else []
+    rows = [[*head, "p (Holm)", *own]]
     seeds = [["pair", "95% CI over seeds and tasks", "df", "p (Holm)", "variance of the difference"]]
     for pair in found.pairs:
         name = f"{letters[id(pair.a)]} − {letters[id(pair.b)]}"
-        interval = pair.paired.t if pair.paired else pair.unpaired
-        rows.append([name, signed(form, pair.difference) + unit(form), between(form, interval)])
+        test = pair.paired or pair.unpaired
+        rows.append([name, signed(form, pair.difference) + unit(form), between(form, test.t)])
+        rows[-1].append(p_value(test.holm_p))
         if pair.paired:
             rows[-1] += _paired_cells(pair.paired)
         if pair.over_seeds:
             over = pair.over_seeds
             p = p_value(pair.over_seeds_holm if pair.over_seeds_holm is not None else over.p)
-            seeds.append([name, between(form, over.interval), f"{over.df:.1f}", p, _shares(over.parts)])
+            interval = between(form, over.interval) + (" (seeds paired)" if pair.seeds_paired else "")
+            seeds.append([name, interval, f"{over.df:.1f}", p, _shares(over.parts)])
         else:
             seeds.append([name, f"none: {pair.why_not}", "", "", ""])
-    test = "paired t; Wilcoxon signed-rank p" if found.paired else "Welch's t"
+    kind = "paired t; Wilcoxon signed-rank p beside it" if found.paired else "Welch's t"
     count = len(found.pairs)
-    said = f"these trained models, over tasks ({test}, corrected for {count} pairs; p of Holm's method)"
-    if not found.paired:
-        said = f"these trained models, over tasks ({test})"
-    return [f"{said}\n{grid(rows, right=(1, 2, 3, 4, 5, 6)[: len(rows[0]) - 1])}", grid(seeds)]
+    said = f"these trained models, over tasks ({kind}; p corrected for {count} pairs by Holm's method)"
+    return [f"{said}\n{grid(rows, right=tuple(range(1, len(rows[0]))))}", grid(seeds)]
 
 
 def _paired_cells(paired: Paired) -> list[str]:
     size = "not finite" if paired.effect_size is None else f"{paired.effect_size:+.3f}"
     needed = "–" if paired.tasks_needed is None else f"{paired.tasks_needed:,}"
-    return [p_value(paired.holm_p), size, f"{paired.wins:,} / {paired.ties:,} / {paired.losses:,}", needed]
+    return [
+        p_value(paired.wilcoxon_holm_p),
+        size,
+        f"{paired.wins:,} / {paired.ties:,} / {paired.losses:,}",
+        needed,
+    ]
 
 
 def _sentences(found: Comparison) -> list[str]:
@@ -207,13 +216,14 @@ def _verdict(found: Comparison, pair: Pair) -> str:
     if pair.over_seeds is not None:
         if enough(pair):
             return f"Over seeds and tasks, {better} is better."
-        holds = pair.over_seeds.interval.holds(0.0)
+        holds = decisive(pair).holds(0.0)
         why = "the interval over seeds holds 0" if holds else "p is too large for so many pairs"
         return f"With {_count(pair)} this is not enough to say which is better: {why}."
     if not pair.a.trains and not pair.b.trains:
         if enough(pair):
             return f"On tasks like these, {better} is better; {pair.why_not}."
-        return f"These tasks are not enough to say which is better; {pair.why_not}."
+        few = "" if decisive(pair).holds(0.0) else " (p is too large for so many pairs)"
+        return f"These tasks are not enough to say which is better{few}; {pair.why_not}."
     return (
         f"This says something of these trained models, and nothing of other seeds: {pair.why_not}.\n"
         f"With {_count(pair)} this is not enough to say which method is better."

@@ -6,6 +6,7 @@ T tasks, W labels of a task, R queries of all tasks.
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections import Counter
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from metalearn.report.leaderboard import Row
+from metalearn.report.rows import Row
 from metalearn.rundir.listing import rises
+from metalearn.rundir.registry import MAX_TABLE
 
 Array = np.ndarray[Any, Any]
 NEEDED = ("task", "label", "probability", "classes")
@@ -58,7 +60,12 @@ def confused(row: Row) -> list[Pair] | str:
     count: Counter[tuple[str, str]] = Counter()
     found: list[Predictions] = []
     for member in row.members:
-        read = predictions(member.file("predictions", "safetensors"))
+        path = member.file("predictions", "safetensors")
+        try:
+            member.judged.refuse_outside(path)
+        except ValueError as error:
+            return f"{path.name} is not read: {error}"
+        read = predictions(path)
         if isinstance(read, str):
             return read
         found.append(read)
@@ -105,8 +112,8 @@ def worst_parts(row: Row) -> list[Part]:
     """The classes and groups on which the first run of a row is worst, by kind; empty without a breakdown."""
     path = row.first.file("breakdown", "csv")
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            found = [_part(line) for line in csv.DictReader(file)]
+        text = row.first.judged.read(path, MAX_TABLE).decode("utf-8")
+        found = [_part(line) for line in csv.DictReader(io.StringIO(text, newline=""))]
     except (OSError, ValueError, LookupError, TypeError, csv.Error):
         return []
     higher = rises(row.first.results)

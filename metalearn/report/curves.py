@@ -17,7 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from metalearn.report.leaderboard import Row, Table
+from metalearn.report.leaderboard import Table
+from metalearn.report.rows import Row
 from metalearn.report.style import style
 from metalearn.rundir.reader import adaptation_curve
 

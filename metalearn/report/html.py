@@ -7,10 +7,11 @@ from typing import Any
 
 from metalearn.report import confusion, curves, provenance
 from metalearn.report.collection import Collection, Reported
-from metalearn.report.leaderboard import Row, Table, duration, tables
+from metalearn.report.leaderboard import Table, shown_apart, tables
 from metalearn.report.page import page
 from metalearn.report.pictures import Album
 from metalearn.report.protocol import headings, own_facts, remaining_facts, sentence
+from metalearn.report.rows import Row, duration
 from metalearn.report.tables import natural
 from metalearn.rundir.reader import shown
 
@@ -20,6 +21,7 @@ MOST_DRAWN = 20  # tables with figures; a figure takes a tenth of a second
 
 def report(collection: Collection) -> str:
     """The whole page."""
+    collection = shown_apart(collection)
     found, album = tables(collection.reported), Album()
     titles = headings([table.results for table in found])
     return page(

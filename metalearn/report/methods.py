@@ -1,15 +1,17 @@
-"""Which results are of one method: those that differ by nothing but the seed; and what methods are called."""
+"""Which results are of one method: those that differ by nothing but the seed; whether seeds matter to it; and
+what methods are called.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from metalearn.errors import ConfigError, DataError
+from metalearn.rundir import registry
 from metalearn.rundir.choices import GROUPS, chosen
 from metalearn.rundir.reader import read_json, read_yaml
-from metalearn.rundir.registry import Judgement
+from metalearn.rundir.registry import Judgement, canonical
 
 # Keys of config.yaml from which no number follows but by rounding, or that say which tasks were judged; what
 # the protocol says of those is compared instead.
@@ -20,11 +22,7 @@ FREE = (
 )
 # … but for these
 BOUND = ("device.precision", "eval.val_episodes", "eval.seed", "eval.monitor")
-# Of a protocol: which tasks were judged, and how many. Whether they are shared is told by task_sha256.
-TASK_FACTS = (
-    *("eval_seed", "eval_seeds", "episodes", "tasks", "num_classes"),
-    *("ci_target", "ci_rule", "ci_reached"),
-)
+TASK_FACTS = registry.TASK_FACTS
 NAMING = tuple(group for group in GROUPS if group not in ("device", "logger", "experiment"))
 MOST_LETTERS = 48  # of a label
 NONE = "–"
@@ -56,7 +54,7 @@ def methods_of(judged: Sequence[Judgement]) -> tuple[list[Method], dict[str, lis
     found: dict[str, tuple[Facts, list[Judgement]]] = {}
     for result in judged:
         facts = facts_of(result)
-        key = json.dumps(facts.science, sort_keys=True, default=str)
+        key = canonical(facts.science)
         found.setdefault(key, (facts, []))[1].append(result)
     groups = [sorted(results, key=lambda result: result.results["seed"]) for _, results in found.values()]
     for results in groups:
@@ -84,11 +82,16 @@ def facts_of(judged: Judgement) -> Facts:
         raise DataError(f"{judged.run_dir} cannot be read ({error}); restore it from a backup") from error
     if not isinstance(cfg, dict):
         raise DataError(f"{path} is not the configuration of a run; restore it from a backup")
+    return facts_from(cfg, env, judged.results)
+
+
+def facts_from(cfg: Mapping[str, Any], env: Mapping[str, Any], results: Mapping[str, Any]) -> Facts:
+    """Of config.yaml, env.json and results.json."""
     places = env.get("locations")
     moved = {*places} if isinstance(places, dict) else set()
     science = {key: value for key, value in leaves(cfg) if key not in moved and not is_free(key)}
     science["data_sha256"] = env.get("data_sha256")  # of what it was trained on, wherever that lies
-    protocol = judged.results["protocol"]
+    protocol = results["protocol"]
     science |= {f"protocol.{name}": value for name, value in protocol.items() if name not in TASK_FACTS}
     return Facts(chosen(cfg), science)
 
@@ -106,6 +109,33 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def trains(method: Method, scores: Sequence[Mapping[Any, float]]) -> bool:
+    """Whether another seed could have scored otherwise: not where nothing was trained, and all seeds score
+    alike on every task that they were judged on, whichever of those are compared. scores: by task, of each.
+    """
+    if any(was_trained(result) for result in method.results):
+        return True
+    first = scores[0]
+    return any(first.get(task, value) != value for one in scores[1:] for task, value in one.items())
+
+
+def was_trained(judged: Judgement) -> bool:
+    """As results.json says; that of an older run does not, and then the newest weights of a run that was to
+    take steps say so, if they are those of step 0.
+    """
+    if "trains_on" in judged.results:
+        return judged.results["trains_on"] is not None
+    asked = dict(leaves(read_yaml(judged.run_dir / "config.yaml"))).get("trainer.outer_steps")
+    newest = judged.results["protocol"].get("checkpoint") in ("best", "last")
+    return not (judged.results["step"] == 0 and newest and asked)
+
+
+def same_runs(a: Method, b: Method) -> bool:
+    """Whether each model of one is also the model, of that seed, of the other."""
+    first, second = ([result.run_dir.resolve() for result in method.results] for method in (a, b))
+    return first == second
 
 
 def differing(methods: Sequence[Facts]) -> dict[str, list[str]]:
@@ -142,7 +172,7 @@ def _repeats(key: str, values: Sequence[str], found: Mapping[str, Any]) -> bool:
 def shown(value: Any) -> str:
     if isinstance(value, str):
         return value
-    return json.dumps(value, default=str).replace('"', "").replace(" ", "")
+    return canonical(value).replace('"', "").replace(" ", "")
 
 
 def labels(differ: Mapping[str, Sequence[str]], groups: Sequence[Sequence[Judgement]]) -> list[str]:

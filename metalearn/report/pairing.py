@@ -38,6 +38,8 @@ def shared_tasks(
 
     tasks: of each result of each method.
     """
+    for method, results in zip(methods, tasks, strict=True):
+        _refuse_unlike_seeds(method, results, common=common)
     every = [one for results in tasks for one in results]
     sets = [{*one} for one in every]
     both = sets[0].intersection(*sets[1:])
@@ -61,6 +63,19 @@ def shared_tasks(
     if len(both) < 2:
         raise ConfigError("1 task is shared, from which no interval follows; judge more (eval.episodes)")
     return [task for task in every[0] if task in both]
+
+
+def _refuse_unlike_seeds(method: Method, tasks: Sequence[list[Task]], *, common: bool) -> None:
+    """The seeds of a method are one table of scores, which nothing stands in for, not even --anyway."""
+    first = {*tasks[0]}
+    both = first.intersection(*tasks[1:])
+    if (common and both) or all({*one} == first for one in tasks):
+        return
+    way = ", or compare on the tasks that all results share with --common" if both else ""
+    raise ConfigError(
+        f"seeds of {method.label} met different tasks, of which they share {len(both):,}; name runs that "
+        f"were judged on the same{way}"
+    )
 
 
 def primary_of(methods: Sequence[Method]) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from metalearn.report.collection import Collection
-from metalearn.report.leaderboard import Row, Table, duration, tables
+from metalearn.report.leaderboard import Table, shown_apart, tables
 from metalearn.report.markup import Grid, written
 from metalearn.report.protocol import headings, sentence
+from metalearn.report.rows import Row, duration
 
 RESULT = 1  # column of the primary metric
 
 
 def report(collection: Collection, form: str) -> str:
     """One table per protocol, and, in Markdown, the runs without a result."""
+    collection = shown_apart(collection)
     found = tables(collection.reported)
     make = _for_programs if form == "csv" else _for_people
     titles = headings([table.results for table in found])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import warnings
-from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 
-from metalearn.report.leaderboard import Row
 from metalearn.report.page import picture
+from metalearn.report.rows import Row
+from metalearn.rundir.registry import MAX_PICTURE
 
 WIDEST = 1000  # pixels
 COLOURS = 128
@@ -41,7 +41,7 @@ class Album:
         what = "The tasks on which it is worst" if path == worst else "Some tasks"
         caption = f"{what}, seed {row.seeds[0]}: supports, queries and predictions."
         try:
-            content = shrunk(path)
+            content = shrunk(row.first.judged.read(path, MAX_PICTURE))
         except MISTAKES as error:
             return Shown("", f"{path} cannot be shown: {' '.join(str(error).split())[:200]}")
         if len(content) > self.left:
@@ -50,11 +50,11 @@ class Album:
         return Shown(picture(content), caption)
 
 
-def shrunk(path: Path) -> bytes:
+def shrunk(content: bytes) -> bytes:
     """A PNG at most WIDEST pixels wide, with few colours. Raises one of MISTAKES for a file that is none."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path, formats=["PNG"]) as image:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             small = image.convert("RGB")
     if small.width > WIDEST:
         small = small.resize(

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from metalearn.rundir.registry import comparable_facts
+from metalearn.rundir.registry import protocol_facts
 
 MOST_WORDS, MOST_LETTERS = 3, 16  # of what tells two headings apart
 SAID = ("data", "split", "way", "shot", "query_shot", "transductive", "cross_domain", "trained_on")
@@ -19,8 +19,8 @@ def headings(several: Sequence[dict[str, Any]]) -> list[str]:
     plain = [heading(results) for results in several]
     found = []
     for results, own in zip(several, plain, strict=True):
-        facts = comparable_facts(results)
-        alike = [comparable_facts(other) for other, text in zip(several, plain, strict=True) if text == own]
+        facts = protocol_facts(results)
+        alike = [protocol_facts(other) for other, text in zip(several, plain, strict=True) if text == own]
         names = [name for name in facts if any(other.get(name) != facts[name] for other in alike)]
         words = [_in_words(name, facts[name]) for name in names[:MOST_WORDS]]
         found.append(f"{own} ({', '.join(words)})" if words else own)
@@ -69,7 +69,7 @@ def sentence(results: dict[str, Any]) -> str:
         )
     elif protocol.get("shot") is not None:
         parts.append(f"Each task is learned from {protocol['shot']} examples")
-    if "transductive" in protocol and "transductive" in comparable_facts(results):
+    if "transductive" in protocol and "transductive" in protocol_facts(results):
         parts.append(
             "The queries of a task are seen together (transductive)"
             if protocol["transductive"]
@@ -82,7 +82,7 @@ def sentence(results: dict[str, Any]) -> str:
 
 def remaining_facts(results: dict[str, Any]) -> list[tuple[str, str]]:
     """(name, value) of every further fact that all rows of a table share."""
-    facts = comparable_facts(results)
+    facts = protocol_facts(results)
     return [
         (_said(name), as_text(value))
         for name, value in sorted(facts.items())
@@ -92,7 +92,7 @@ def remaining_facts(results: dict[str, Any]) -> list[tuple[str, str]]:
 
 def own_facts(results: dict[str, Any]) -> list[tuple[str, str]]:
     """(name, value) of the facts in which the rows of a table may differ."""
-    shared = comparable_facts(results)
+    shared = protocol_facts(results)
     return [
         (_said(name), as_text(value))
         for name, value in sorted(results["protocol"].items())

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from metalearn.report.collection import Reported
-from metalearn.report.leaderboard import Row, settings, shown_value
+from metalearn.report.methods import shown
+from metalearn.report.rows import Row
 from metalearn.report.tables import natural
 
 # Words between the parts of an evaluation's folder, such as test_data.way=20_data.shot=5.
@@ -96,14 +97,14 @@ def typed(one: Reported) -> list[str]:
 
 
 def changes(first: Row, row: Row) -> list[Change]:
-    """The settings in which a row differs from the first row of its table."""
-    before, after = settings(first.first.config), settings(row.first.config)
+    """The facts in which the method of a row differs from that of the first row of its table."""
+    before, after = first.first.facts.science, row.first.facts.science
     keys: Sequence[str] = sorted({**before, **after}, key=natural)
     return [
         Change(
             key,
-            shown_value(before[key]) if key in before else None,
-            shown_value(after[key]) if key in after else None,
+            shown(before[key]) if key in before else None,
+            shown(after[key]) if key in after else None,
         )
         for key in keys
         if before.get(key) != after.get(key) or (key in before) != (key in after)

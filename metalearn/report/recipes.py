@@ -7,6 +7,7 @@ unit in which people read them.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,13 +21,15 @@ from metalearn.rundir.reader import read_yaml
 USUAL = "cpu"  # the tier of a recipe as it stands
 INTRODUCTION = """# Results
 
-Made by `metalearn report {words} --format md`; nobody types a figure. Intervals are over test tasks; *SD* is
-the standard deviation over seeds, where there are several. *Minutes* are those of training with validation,
-of one seed. *Transductive* means that the queries of a task are normalised together, so that they influence
-each other; *inductive* that each stands alone. A recipe is measured again with `metalearn reproduce NAME`."""
+Made by `metalearn report {words} --format md` from what `metalearn reproduce --record` wrote. Of figures
+that were *typed before records existed* neither commit nor machine is known. Intervals are over test tasks;
+*SD* is the standard deviation over seeds, where there are several. *Minutes* are those of training with
+validation, of one seed. A commit that ends in *-dirty* had further changes. *Transductive* means that the
+queries of a task are normalised together, so that they influence each other; *inductive* that each stands
+alone. A recipe is measured again with `metalearn reproduce NAME`."""
 HEAD = (
     *("Recipe", "Figure", "Published", "Measured ± 95% CI", "SD", "Tasks"),
-    *("Seeds", "Steps", "Minutes", "Date", "Commit", "Command"),
+    *("Seeds", "Steps", "Minutes", "Date", "Commit", "Machine", "Command"),
 )
 SHORT = (
     "Recipe",
@@ -39,6 +42,8 @@ SHORT = (
     "Minutes",
     "Command",
 )
+TYPED = "typed before records existed"
+SHA = re.compile(r"\b([0-9a-f]{10})[0-9a-f]+\b")
 RIGHT = ("Published", "Measured ± 95% CI", "SD", "Tasks", "Steps", "Minutes")
 
 
@@ -65,10 +70,14 @@ def recipes_of(paths: Iterable[Path]) -> list[Recipe]:
 
 
 def is_recipe(path: Path) -> bool:
-    """Whether a path is a YAML, or a folder of YAMLs and not of runs."""
-    if path.is_dir():
-        return not (path / "config.yaml").exists() and any(path.glob("[!_]*.yaml"))
-    return path.suffix == ".yaml"
+    """Whether a path is a YAML, or a folder in which every YAML is one with figures."""
+    if not path.is_dir():
+        return path.suffix == ".yaml"
+    inside = sorted(path.glob("[!_]*.yaml"))
+    try:
+        return bool(inside) and all(map(_recipe, inside))
+    except ConfigError:
+        return False
 
 
 def _recipe(path: Path) -> Recipe:
@@ -106,6 +115,8 @@ def _figure(
     value, unit = _mapping(record["figures"].get(one["name"])), unit_of(dict(one))
     name = str(one["name"]) + (f" ({tier})" if tier != USUAL else "")
     measured = f"{value['mean']} ± {value.get('ci95')}{unit}" if "mean" in value else "not measured yet"
+    typed = "mean" in value and record.get("commit") is None and record.get("machine") is None
+    machine = str(record.get("machine") or "")
     cells = {
         "Recipe": f"`{recipe.name}`",
         "Figure": name,
@@ -115,10 +126,16 @@ def _figure(
         "Tasks": cell(value.get("episodes")),
         "Seeds": ", ".join(map(str, record.get("seeds") or [])) or "–",
         **{key.capitalize(): cell(record.get(key)) for key in ("steps", "minutes", "date")},
-        "Commit": str(record.get("commit") or "–")[:10],
+        "Commit": TYPED if typed else commits(record.get("commit")),
+        "Machine": machine or "–",
         "Command": f"`{_command(recipe.name, tier, one)}`",
     }
-    return Figure(cells, headline, str(record.get("machine") or ""))
+    return Figure(cells, headline, machine)
+
+
+def commits(words: Any) -> str:
+    """Each by its first ten letters, dirty ones as such."""
+    return ", ".join(SHA.sub(r"\1", str(words)).split()) if words else "–"
 
 
 def _command(name: str, tier: str, one: Mapping[str, Any]) -> str:
@@ -149,13 +166,22 @@ def grid_of(found: Sequence[Figure], head: Sequence[str] = HEAD) -> Grid:
 def results(recipes: Sequence[Recipe], form: str, words: str) -> str:
     """Every figure of the recipes; as Markdown a whole page, which says how it was made from these words."""
     found = [one for recipe in recipes for one in figures(recipe)]
-    grid = grid_of(found)
-    if form != "md":
-        plain = [[text.strip("`") for text in row] for row in grid.rows]
-        return written([grid._replace(rows=plain)], form)
+    if form == "csv":
+        return written([plain(grid_of(found))], form)
     machines = list(dict.fromkeys(one.machine for one in found if one.machine))
-    note = f"\nMeasured on: {'; '.join(machines)}.\n" if machines else ""
-    return f"{INTRODUCTION.format(words=words)}\n\n{written([grid], form)}{note}"
+    numbers = {machine: str(number) for number, machine in enumerate(machines, 1)}
+    numbered = [one._replace(cells={**one.cells, "Machine": numbers.get(one.machine, "–")}) for one in found]
+    listed = "; ".join(f"{number}: {machine}" for machine, number in numbers.items())
+    note = f"Machines: {listed}." if machines else ""
+    grid = grid_of(numbered)
+    if form == "tex":
+        return written([plain(grid)._replace(note=note)], form)
+    return f"{INTRODUCTION.format(words=words)}\n\n{written([grid], form)}" + (f"\n{note}\n" if note else "")
+
+
+def plain(grid: Grid) -> Grid:
+    """Without the marks of Markdown."""
+    return grid._replace(rows=[[text.strip("`") for text in row] for row in grid.rows])
 
 
 def extract(recipes: Sequence[Recipe]) -> Grid:

@@ -21,7 +21,7 @@ POWER = 0.8
 RESAMPLES = 4_999
 LARGEST_BATCH = 4_000_000  # resampled scores held at once
 FEWEST_SEEDS = 3  # below, an interval over seeds would say more of its quantile than of the seeds
-FLOAT32 = 2.0**-20  # share of the largest score up to which differences of float32 scores are equal
+FLOAT32 = 2.0**-20  # share of a score below which float32 says nothing of it
 FIRST_LOOK, LOOK_EVERY = 200, 100  # of `eval.ci_target`, in tasks
 
 
@@ -89,12 +89,47 @@ def bootstrap_interval(values: Array, *, seed: int = 0, resamples: int = RESAMPL
 
 
 def differences(a: Array, b: Array) -> Array:
-    """a − b of (n,) scores on a grid far below what they mean, so that equal differences are equal.
+    """a − b of (n,) scores: exactly 0 on each task where float32 does not tell the two apart."""
+    values = np.asarray(a - b)
+    return np.where(np.abs(values) <= FLOAT32 * magnitudes(a, b), 0.0, values)
 
-    0.8 − 0.6 and 1.0 − 0.8 are two numbers to a computer, and a test by ranks would not see their tie.
+
+def magnitudes(a: Array, b: Array) -> Array:
+    """Of the larger of two scores, task by task: the unit of what is too small to be a difference there."""
+    return np.asarray(np.maximum(np.abs(a), np.abs(b)))
+
+
+def tied(values: Array, scale: Array) -> Array:
+    """(n,) differences in which those that are equal but for float32 are equal, for tests by ranks.
+
+    0.8 − 0.6 and 1.0 − 0.8 are two numbers to a computer, and ranks would not see their tie. scale: of the
+    scores behind each, as `magnitudes` gives it. Sizes in a row are one where the least of them is meant.
     """
-    step = FLOAT32 * max(float(np.abs(a).max()), float(np.abs(b).max()))
-    return np.round((a - b) / step) * step if step else a - b
+    size = np.abs(values)
+    equal, first, unit = size.copy(), -np.inf, 0.0
+    for index in np.argsort(size, kind="stable"):
+        if size[index] - first > FLOAT32 * min(unit, scale[index]):
+            first, unit = size[index], scale[index]
+        equal[index] = first
+    return np.asarray(np.sign(values) * equal)
+
+
+def is_constant(values: Array, scale: Array) -> bool:
+    """Whether (n,) differences are all the same one, but for float32."""
+    return bool((np.abs(values - np.median(values)) <= FLOAT32 * scale).all())
+
+
+def t_p(values: Array) -> float:
+    """Two-sided p of the t test that the mean of (n,) values is 0; it is below 0.05 where 0 is outside of
+    `t_interval`.
+    """
+    return p_of(float(values.mean()), standard_error(values), len(values) - 1)
+
+
+def p_of(difference: float, standard_error: float, df: float) -> float:
+    if standard_error == 0.0:
+        return float(difference == 0.0)
+    return 2.0 * float(stats.t.sf(abs(difference) / standard_error, df))
 
 
 def wilcoxon_p(values: Array) -> float:
@@ -106,30 +141,36 @@ def wilcoxon_p(values: Array) -> float:
     return float(stats.wilcoxon(values, zero_method="pratt").pvalue)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p corrected for their number (Holm 1979), in the order given."""
+def holm(p_values: Sequence[float], count: int | None = None) -> list[float]:
+    """p corrected (Holm 1979) for the number of questions, in the order given. count: of all questions, if
+    some have no p; their number otherwise.
+    """
+    count = len(p_values) if count is None else count
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     corrected, largest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        largest = max(largest, min(1.0, (count - rank) * p_values[index]))
         corrected[index] = largest
     return corrected
 
 
-def effect_size(values: Array) -> float | None:
-    """d_z, mean over standard deviation of differences (Cohen 1988); None where all are equal, but not 0."""
-    mean, std = float(values.mean()), float(values.std(ddof=1))
-    if std == 0.0:
-        return 0.0 if mean == 0.0 else None
-    return mean / std
+def effect_size(values: Array, scale: Array | None = None) -> float | None:
+    """d_z, mean over standard deviation of differences (Cohen 1988); None where all are equal, but not 0.
+
+    scale: of the scores behind each, as `magnitudes` gives it; of the differences themselves, if None.
+    """
+    mean = float(values.mean())
+    if is_constant(values, np.abs(values) if scale is None else scale):
+        return None if values.any() else 0.0
+    return mean / float(values.std(ddof=1))
 
 
-def tasks_needed(values: Array) -> int | None:
+def tasks_needed(values: Array, scale: Array | None = None) -> int | None:
     """Tasks with which a 95% interval leaves 0 out with 80% power, if these differences are typical; None
-    for a mean of 0, which no number of tasks tells from 0.
+    for a mean of 0, which no number of tasks tells from 0. scale: as in `effect_size`.
     """
     mean, std = float(values.mean()), float(values.std(ddof=1))
-    if mean == 0.0:
+    if abs(mean) <= FLOAT32 * float(np.median(np.abs(values) if scale is None else scale)):
         return None
     z = float(stats.norm.ppf(UPPER) + stats.norm.ppf(POWER))
     return max(2, math.ceil((z * std / mean) ** 2))
@@ -158,11 +199,6 @@ def components(scores: Array) -> Components:
     )
 
 
-def varies(scores: Array) -> bool:
-    """Whether (K, n) scores differ between seeds at all; those of a method with nothing to train do not."""
-    return bool((scores != scores[0]).any())
-
-
 def over_seeds(a: Array, b: Array) -> OverSeeds:
     """The difference of the means of (K_A, n) and (K_B, n) scores of the same tasks, over seeds and tasks.
 
@@ -177,7 +213,9 @@ def over_seeds(a: Array, b: Array) -> OverSeeds:
 
 
 def mean_over_seeds(scores: Array) -> OverSeeds:
-    """The mean of (K, n) scores of one method, K >= 2, over seeds and tasks; p is that it is 0."""
+    """The mean of (K, n) scores of one method, K >= 2, over seeds and tasks; p is that it is 0. Of (K, n)
+    differences, where both sides of each are of one run, so that seeds are paired as tasks are.
+    """
     return _over_seeds(float(scores.mean()), [scores], [scores.mean(0)])
 
 
@@ -196,13 +234,12 @@ def _over_seeds(difference: float, sides: Sequence[Array], by_task: Sequence[Arr
     also_seeds = satterthwaite([*seeds, *((kept * term, degrees) for term, degrees in tasks)])
     variance, df = max(also_seeds, satterthwaite(tasks), key=lambda term: half_width(*term))
     error = math.sqrt(variance)
-    p = 2.0 * float(stats.t.sf(abs(difference) / error, df)) if error else float(difference == 0.0)
     parts = Components(
         sum(max(0.0, mean - rest) for (mean, _), rest in zip(seeds, rests, strict=True)),
         kept * alone,
         sum(rests),
     )
-    return OverSeeds(around(difference, error, df), error, df, p, parts)
+    return OverSeeds(around(difference, error, df), error, df, p_of(difference, error, df), parts)
 
 
 def satterthwaite(terms: Sequence[tuple[float, float]]) -> tuple[float, float]:

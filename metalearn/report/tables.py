@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metalearn.errors import DataError
+from metalearn.report import verdict
+from metalearn.report.methods import leaves
 from metalearn.rundir.reader import (
     read_metrics,
     read_results,
@@ -133,7 +135,7 @@ def beside(run_dir: Path, eval_dir: Path) -> str:
 
 
 class PublishedFigure(NamedTuple):
-    """short: 98.7 %. full: with what it is of."""
+    """short: 98.7 %. full: with what it is of, and with the facts in which its protocol was another."""
 
     short: str
     full: str
@@ -155,24 +157,51 @@ def published_figures(
 ) -> tuple[list[PublishedFigure], dict[str, Any]]:
     """Those of the recipe, or else of the algorithm, with the block that names their paper.
 
-    A figure says of which method, data, ways and shots it is; beside another number it would be no measure.
+    A figure says of which method, data, ways, shots and metric it is; beside another number it would be no
+    measure. Of several those are left whose protocols are nearest.
     """
     recipe = (config.get("about") or {}) if results.get("experiment") else {}
-    known = [
-        PublishedFigure(value := f"{figure['published']}{unit_of(figure)}", f"{figure['name']} {value}")
-        for figure in recipe.get("figures") or []
-        if figure.get("published") and comparable({**recipe, **figure}, results)
-    ]
-    about = recipe if known else (config.get("algo") or {}).get("about") or {}
-    if not known and about.get("published") and comparable(about["published"], results):
+    facts = facts_of(config, results)
+    found = []
+    for figure in recipe.get("figures") or []:
+        if figure.get("published") and comparable({**recipe, **figure}, results):
+            value = f"{figure['published']}{unit_of(figure)}"
+            found.append((value, f"{figure['name']} {value}", unlike(figure, facts)))
+    about = recipe if found else (config.get("algo") or {}).get("about") or {}
+    if not found and about.get("published") and comparable(about["published"], results):
         figure = about["published"]
         unit = str(figure.get("unit", "")).partition(" ")[0]
-        known.append(PublishedFigure(f"{figure['value']} {unit}".strip(), published(figure)))
-    return known, about
+        found.append((f"{figure['value']} {unit}".strip(), published(figure), unlike(figure, facts)))
+    nearest = min((len(other) for *_, other in found), default=0)
+    return [
+        PublishedFigure(
+            f"{short} (other protocol)" if other else short,
+            f"{full}, other protocol: {', '.join(other)}" if other else full,
+        )
+        for short, full, other in found
+        if len(other) == nearest
+    ], about
+
+
+def unlike(figure: dict[str, Any], facts: dict[str, Any]) -> list[str]:
+    """What is known of a published figure's protocol and was otherwise here: 'outer_steps 60000'."""
+    known = figure.get("published_protocol") or {}
+    return [f"{name} {verdict.shown(value)}" for name, value in known.items() if facts.get(name) != value]
+
+
+def facts_of(config: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
+    """What a published figure's protocol is compared with: the protocol of the result, then the dials of
+    method, data, optimizer and trainer by their own names.
+    """
+    groups = [config.get(group) for group in ("data", "optimizer", "algo", "trainer")]
+    dials = {key: value for group in groups if isinstance(group, dict) for key, value in leaves(group)}
+    return {**dials, "eval_episodes": results["episodes"], **results["protocol"]}
 
 
 def comparable(figure: dict[str, Any], results: dict[str, Any]) -> bool:
-    """Whether a result is of the method, data, ways and shots of a published figure."""
+    """Whether a result is of the method, data, ways, shots and metric of a published figure."""
+    if figure.get("metric", results["primary"]) != results["primary"]:
+        return False
     facts = {**results["protocol"], "algo": results.get("algo"), "data": results.get("data")}
     return all(figure.get(key) == facts.get(key) for key in PLACE)
 

@@ -103,6 +103,9 @@ def published(
 ) -> Published:
     """REACHED where the 95% interval of the new figure, over tasks and seeds, reaches the published one.
 
+    From three seeds on it is by t with Satterthwaite's degrees of freedom, as that of `metalearn compare`;
+    with fewer, it is of these models, over tasks only, and the reason says so.
+
     protocol: what is known of the published figure. facts: the same and more of the new one.
     higher_is_better: None if nothing says so. A published figure's own interval is not counted.
     """
@@ -119,12 +122,25 @@ def published(
         return Published(NOT_COMPARABLE, "the recipe does not say how the figure was measured")
     if higher_is_better is None:
         return Published(NOT_COMPARABLE, "nothing says whether more of this metric is better")
-    half = Z * math.hypot(new.ci95 / Z, (new.std or 0.0) / math.sqrt(len(new.seeds)))
+    half, of_what = interval(new)
     gap = new.mean - figure if higher_is_better else figure - new.mean
     worse = "less" if higher_is_better else "more"
     if gap + half + SLACK * max(1.0, abs(figure)) >= 0:
-        return Published(REACHED, f"within {half:.3g} of it" if gap < 0 else "or better")
-    return Published(BELOW, f"{-gap:.3g} {worse} than published, more than the interval of {half:.3g}")
+        return Published(REACHED, (f"within {half:.3g} of it" if gap < 0 else "or better") + of_what)
+    return Published(
+        BELOW, f"{-gap:.3g} {worse} than published, more than the interval of {half:.3g}{of_what}"
+    )
+
+
+def interval(new: Measured) -> tuple[float, str]:
+    """The half-width of the 95% interval of a figure, and what is to be said of it."""
+    from metalearn.report.statistics import FEWEST_SEEDS, half_width, satterthwaite  # scipy is slow to load
+
+    count = len(new.seeds)
+    if new.std is None or count < FEWEST_SEEDS:
+        return new.ci95, ", of these models, over tasks only"
+    over_both = satterthwaite([(new.std**2 / count, count - 1), ((new.ci95 / Z) ** 2, math.inf)])
+    return max(new.ci95, half_width(*over_both)), ""
 
 
 def shown(value: Any) -> str:

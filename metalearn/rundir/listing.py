@@ -7,7 +7,6 @@ only the key that is asked for, and only where the others do not have it.
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from metalearn.errors import DataError
 from metalearn.rundir.choices import GROUPS, KEY, NAMED_IN_RESULTS
 from metalearn.rundir.config_text import ABSENT, value_of
 from metalearn.rundir.reader import names_of, read_results, state, state_of
-from metalearn.rundir.registry import comparable_facts
+from metalearn.rundir.registry import protocol_key
 
 OF_A_RESULT = ("split", "primary", "episodes", "step")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
@@ -160,7 +159,7 @@ def best_of_each_protocol(runs: Iterable[ListedRun]) -> list[ListedRun]:
     for run in runs:
         if run.results is None or run.mean is None:
             continue
-        key = json.dumps([run.results["primary"], comparable_facts(run.results)], sort_keys=True, default=str)
+        key = protocol_key(run.results)
         if key not in best or run.goodness > best[key].goodness:
             best[key] = run
     return list(best.values())

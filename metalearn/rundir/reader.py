@@ -13,6 +13,7 @@ from metalearn import files
 from metalearn.errors import ConfigError, DataError
 from metalearn.rundir.checkpoint_files import located
 from metalearn.rundir.choices import chosen
+from metalearn.rundir.result_shape import is_number, problem_of
 
 Line = dict[str, Any]  # one line of metrics.jsonl
 TIMED = ("data", "step", "eval", "save")
@@ -48,11 +49,6 @@ def measurement(text: str, path: Path, number: int) -> Line:
     raise DataError(f"{path}, line {number} is no measurement; restore the file from a backup")
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value is a number or null, which stands for one that JSON cannot write."""
-    return isinstance(value, (int, float, type(None))) and not isinstance(value, bool)
-
-
 def read_json(path: Path) -> dict[str, Any] | None:
     """The mapping in a JSON file, None when the file is absent."""
     if not path.exists():
@@ -69,20 +65,11 @@ def read_results(path: Path) -> dict[str, Any] | None:
         results = read_json(path)
         if results is None:
             return None
-        numbers = [
-            number for value in results["metrics"].values() for number in (value["mean"], value["ci95"])
-        ]
-        words = [results["primary"], results["split"]]
-        counts = [results["episodes"], results["step"], results["seed"]]
-        forms = (results.get("formats") or {}).values()  # older runs have none
-        words += [form["unit"] for form in forms]
-        good = all(map(is_number, numbers + counts)) and all(isinstance(word, str) for word in words)
-        good = good and all(isinstance(form["percent"], bool) for form in forms)
-        if good and results["primary"] in results["metrics"] and isinstance(results["protocol"], dict):
+        reason = problem_of(results)
+        if not reason:
             return results
-        reason = "its entries are none of a result"
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else str(error)
+    except (OSError, ValueError) as error:
+        reason = str(error)
     raise DataError(f"{path} is not the result of a run ({reason}); restore it from a backup")
 
 
@@ -159,7 +146,7 @@ def wall_seconds(lines: list[Line]) -> dict[str, float]:
     """Seconds spent on each of data, step, eval and save, summed over a run's lines and so over its
     restarts.
     """
-    return {part: sum(float(line.get(f"time_{part}", 0.0)) for line in lines) for part in TIMED}
+    return {part: sum(float(line.get(f"time_{part}") or 0.0) for line in lines) for part in TIMED}
 
 
 class Format(NamedTuple):
@@ -203,7 +190,7 @@ def adaptation_curve(results: dict[str, Any]) -> list[tuple[int, float, float]]:
     found = [
         (int(name.removeprefix(stem)), value)
         for name, value in results["metrics"].items()
-        if name.startswith(stem)
+        if name.startswith(stem) and name.removeprefix(stem).isdecimal()
     ]
     return [(step, value["mean"], value["ci95"]) for step, value in sorted(found, key=lambda pair: pair[0])]
 

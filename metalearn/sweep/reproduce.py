@@ -1,7 +1,7 @@
 """A recipe trained and judged again, and its figures held against what it gave before and what was published.
 
-Every seed has a run of its own under outputs/reproduce/NAME/TIER, which is not trained again once it is
-finished, and goes on where it was stopped.
+Every seed has a run of its own under outputs/reproduce/NAME/TIER, which goes on where it was stopped. Once it
+is finished it is not trained again by the same code; another commit has a run of its own.
 """
 
 from __future__ import annotations
@@ -9,25 +9,25 @@ from __future__ import annotations
 import logging
 import statistics
 from collections.abc import Mapping, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from metalearn.config.compose import compose
 from metalearn.config.records import recorded, rounded
 from metalearn.config.saved import read_saved
-from metalearn.config.schema import hint, leaves, show
+from metalearn.config.schema import hint
 from metalearn.errors import ConfigError, MetalearnError
 from metalearn.report import verdict
+from metalearn.report.tables import facts_of
 from metalearn.report.verdict import Measured, Ours, Published
 from metalearn.rundir.reader import (
     format_of,
-    read_json,
     read_metrics,
     read_results,
     wall_seconds,
 )
 from metalearn.sweep.jobs import Job, is_left, machine_check, readable
+from metalearn.sweep.provenance import code_now, folder_for, is_recorded, made, plan_of, provenance
 from metalearn.sweep.recipes import Recipe
 
 log = logging.getLogger(__name__)
@@ -62,13 +62,14 @@ class FigureVerdicts(NamedTuple):
 
 
 class Reproduction(NamedTuple):
-    """record: what `about.measured` is to say of this tier from now on."""
+    """record: what `about.measured` is to say of this tier from now on. commit_now: of the code of today."""
 
     recipe: str
     tier: str
     folders: list[Path]
     figures: list[FigureVerdicts]
     record: dict[str, Any]
+    commit_now: str
 
     @property
     def verdict(self) -> str:
@@ -84,16 +85,26 @@ class Reproduction(NamedTuple):
             "verdict": self.verdict,
             "folders": [str(folder) for folder in self.folders],
             **{key: value for key, value in self.record.items() if key != "figures"},
+            "commit_now": self.commit_now,
             "figures": [figure.as_json() for figure in self.figures],
         }
 
 
-def reproduce(recipe: Recipe, tier: str, num_seeds: int | None = None) -> Reproduction:
+def reproduce(
+    recipe: Recipe,
+    tier: str,
+    num_seeds: int | None = None,
+    *,
+    now: str | None = None,
+    reuse: bool = False,
+) -> Reproduction:
     """Train what is left of a recipe, judge all of its figures, and give both verdicts on each.
 
-    num_seeds: as many as are recorded, at least one, if None. Raises StoppedError for a run that was stopped
-    or failed.
+    num_seeds: as many as are recorded, at least one, if None. now: the code of today, as it was before a
+    record changed a file. reuse: finished runs count whatever code they are of. Raises StoppedError for a run
+    that was stopped or failed.
     """
+    now = now or code_now()
     figures = recipe.about.get("figures") or []
     if not figures:
         raise ConfigError(
@@ -101,9 +112,10 @@ def reproduce(recipe: Recipe, tier: str, num_seeds: int | None = None) -> Reprod
             f"metalearn reproduce {recipe.name} --tier smoke"
         )
     record = recorded(recipe.about, tier)
-    jobs = planned(recipe, tier, num_seeds or (len(record["seeds"]) if record else 1))
+    num_seeds = num_seeds or (len(record["seeds"]) if record else 1)
+    jobs = planned(recipe, tier, num_seeds, now, reuse=reuse)
     every = [job for seed in jobs.values() for job in seed.values()]
-    train_all(every)
+    trained = train_all(every)
     results = {
         figure["name"]: [
             judged(seed[tuple(figure.get("train") or ())], figure, recipe) for seed in jobs.values()
@@ -112,18 +124,22 @@ def reproduce(recipe: Recipe, tier: str, num_seeds: int | None = None) -> Reprod
     }
     firsts = [next(iter(seed.values())) for seed in jobs.values()]
     plan = plan_of(every)
+    facts = provenance(firsts, every, trained, now)
+    itself = record is not None and not trained and is_recorded(facts, tuple(jobs), record)
     found = []
     for figure in figures:
         first = jobs[next(iter(jobs))][tuple(figure.get("train") or ())]
-        found.append(verdicts(figure, results[figure["name"]], first, tuple(jobs), plan, record))
-    return Reproduction(
-        recipe.name, tier, [job.folder for job in every], found, record_of(firsts, tuple(jobs), plan, found)
-    )
+        own = verdicts(figure, results[figure["name"]], first, tuple(jobs), plan, record)
+        found.append(of_itself(own, every) if itself else own)
+    new = record_of(firsts, tuple(jobs), plan, found, facts)
+    return Reproduction(recipe.name, tier, [job.folder for job in every], found, new, now)
 
 
-def planned(recipe: Recipe, tier: str, num_seeds: int) -> dict[int, dict[tuple[str, ...], Job]]:
-    """The runs of a recipe, by seed and by what a figure trains differently. ConfigError if a folder holds
-    another run.
+def planned(
+    recipe: Recipe, tier: str, num_seeds: int, now: str, *, reuse: bool = False
+) -> dict[int, dict[tuple[str, ...], Job]]:
+    """The runs of a recipe, by seed and by what a figure trains differently, for the code of `now`.
+    ConfigError if a folder holds another run.
     """
     words = recipe.for_tier(tier)
     ways = dict.fromkeys(tuple(figure.get("train") or ()) for figure in recipe.about["figures"])
@@ -142,7 +158,7 @@ def planned(recipe: Recipe, tier: str, num_seeds: int) -> dict[int, dict[tuple[s
                 all_words,
                 [*own, f"seed={seed}"],
                 cfg if cfg["seed"] == seed else compose(all_words, recipe.config_dir),
-                ROOT / recipe.name / tier / name,
+                folder_for(ROOT / recipe.name / tier / name, now, reuse=reuse),
             )
             changes = job.changes_by_hand() if job.has_begun else []
             if changes:
@@ -154,15 +170,15 @@ def planned(recipe: Recipe, tier: str, num_seeds: int) -> dict[int, dict[tuple[s
     return jobs
 
 
-def train_all(jobs: Sequence[Job]) -> None:
-    """Train or go on with every run that is not finished, one after the other."""
+def train_all(jobs: Sequence[Job]) -> list[Job]:
+    """Train or go on with every run that is not finished, one after the other; those that were not."""
     left = [job for job in jobs if is_left(job, retry_failed=True) or job.state == "running"]
     for job in jobs:
         if job not in left:
             log.info(f"{job.folder} is finished, of {made(job)}")
     prebuilt = machine_check(left, len(jobs))
     if not left:
-        return
+        return []
     from metalearn.run import slurm
     from metalearn.sweep.launching import begin_or_go_on
 
@@ -173,6 +189,7 @@ def train_all(jobs: Sequence[Job]) -> None:
             raise StoppedError(
                 f"{job.folder} was stopped with exit code {code}; the same command goes on from there", code
             )
+    return left
 
 
 def judged(job: Job, figure: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
@@ -231,7 +248,7 @@ def verdicts(
     theirs = verdict.published(
         figure.get("published"),
         figure.get("published_protocol") or {},
-        facts_of(job, results[0]),
+        facts_of(read_saved(job.folder), results[0]),
         new,
         higher_is_better=form.get("higher_is_better"),
     )
@@ -261,62 +278,30 @@ def of_record(record: Mapping[str, Any] | None, name: str) -> Measured | None:
     )
 
 
-def facts_of(job: Job, results: Mapping[str, Any]) -> dict[str, Any]:
-    """What a published figure's protocol is compared with: the protocol of the result, then the dials of
-    method, data, optimizer and trainer by their own names.
-    """
-    cfg = read_saved(job.folder)
-    dials = dict(
-        leaves(
-            {
-                key: value
-                for group in ("data", "optimizer", "algo", "trainer")
-                for key, value in cfg[group].items()
-            }
-        )
-    )
-    return {**dials, "eval_episodes": results["episodes"], **results["protocol"]}
-
-
-def plan_of(jobs: Sequence[Job]) -> str:
-    """How the runs were computed, on which bits depend."""
-    found = []
-    for job in jobs:
-        device = {key: value for key, value in read_saved(job.folder)["device"].items() if key != "name"}
-        hardware = env_of(job).get("hardware") or {}
-        facts = {**device, "threads": hardware.get("threads"), "device": hardware.get("device")}
-        found.append(" ".join(f"{key}={show(value)}" for key, value in facts.items()))
-    return "; ".join(dict.fromkeys(found))
-
-
-def env_of(job: Job) -> dict[str, Any]:
-    return read_json(job.folder / "env.json") or {}
-
-
-def made(job: Job) -> str:
-    """When and by which commit a finished run was made."""
-    from metalearn.rundir.environment import commit_of
-
-    day = date.fromtimestamp((job.folder / "results.json").stat().st_mtime).isoformat()
-    return f"{day}, commit {commit_of(env_of(job)) or 'unknown'}"
+def of_itself(found: FigureVerdicts, jobs: Sequence[Job]) -> FigureVerdicts:
+    """A run that is held against itself passes, whatever the code gives now."""
+    if found.ours.verdict != verdict.PASS:
+        return found
+    folders = " and ".join(str(job.folder) for job in jobs)
+    reason = f"this is the recorded run, which says nothing new; move or remove {folders} to train it again"
+    return found._replace(ours=Ours(verdict.INCONCLUSIVE, reason, found.ours.difference))
 
 
 def record_of(
-    jobs: Sequence[Job], seeds: tuple[int, ...], plan: str, found: Sequence[FigureVerdicts]
+    jobs: Sequence[Job],
+    seeds: tuple[int, ...],
+    plan: str,
+    found: Sequence[FigureVerdicts],
+    facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The record that these runs make. jobs: one run of each seed."""
-    from metalearn.rundir.environment import commit_of
-
-    envs = [env_of(job) for job in jobs]
+    """The record that these runs make. jobs: one run of each seed. facts: their `provenance`."""
     lines = [[line for line in read_metrics(job.folder) if line["split"] in ("train", "val")] for job in jobs]
     trained = any(line["split"] == "train" for line in lines[0])
     return {
         "seeds": list(seeds),
         "steps": jobs[0].cfg["trainer"]["outer_steps"] if trained else 0,
         "minutes": round(statistics.fmean(sum(wall_seconds(of).values()) for of in lines) / 60, 1),
-        "date": max(made(job) for job in jobs)[:10],
-        "commit": " ".join(dict.fromkeys(commit_of(env) or "unknown" for env in envs)),
-        "machine": "; ".join(dict.fromkeys(machine_of(env) for env in envs)),
+        **facts,
         "plan": plan,
         "figures": {
             one.name: {
@@ -326,9 +311,3 @@ def record_of(
             for one in found
         },
     }
-
-
-def machine_of(env: Mapping[str, Any]) -> str:
-    hardware, versions = env.get("hardware") or {}, env.get("versions") or {}
-    names = [hardware.get("gpu") or hardware.get("cpu"), f"torch {versions.get('torch')}"]
-    return ", ".join(str(name) for name in names)

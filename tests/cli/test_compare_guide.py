@@ -39,3 +39,12 @@ def test_the_commands_of_the_page_run(
     assert re.search(r"^A +algo\.order=1 +0, 1, 2 ", all_seeds, flags=re.MULTILINE)
     assert "over seeds and tasks\n  95% CI, t" in all_seeds
     assert (tmp_path / "compare.png").is_file()
+
+
+def test_the_page_shows_what_its_commands_answered() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    [numbers] = re.findall(
+        r"^<!-- compare: measured -->\n(.*?)^<!-- /compare -->$", text, re.DOTALL | re.MULTILINE
+    )
+    assert "A − B" in numbers
+    assert "over seeds and tasks" in numbers

@@ -139,6 +139,9 @@ def test_ten_thousand_runs_are_listed_in_three_seconds(
 ) -> None:
     many_runs.main(tmp_path, 10_000, bare=True)
     for words, limit in (([], 3.0), (["algo=maml", "way=5"], 3.0), (["optimizer.lr=0.002"], 12.0)):
-        start = time.process_time()  # on a busy machine only this is ours
-        assert len(listed(capsys, tmp_path, *words)) > 10
-        assert time.process_time() - start < limit, words
+        spent = []
+        for _ in range(3):  # others on the machine only ever add to it
+            start = time.perf_counter()
+            assert len(listed(capsys, tmp_path, *words)) > 10
+            spent.append(time.perf_counter() - start)
+        assert min(spent) < limit, (words, spent)

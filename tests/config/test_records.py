@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,10 @@ def test_without_any_record_it_comes_at_the_end_of_the_block(name: str) -> None:
         ("about:\n  figures:\n  - {name: a}\n  - name: b\n    unit: mae\n", "seed: 1\n"),
         ("seed: 1\nabout:\n  title: x\n  ranges: {}\n", ""),
         ("about:\r\n  title: x\r\n", "seed: 1\r\n"),
+        ("about:\r  title: x\r", "seed: 1\r"),
+        ("about:\n  title: x \u2028  paper: y\n", "# the rest\nseed: 1\n"),
+        ("about:\n  title: |\n    many\u2028    words\x85    folded\n", "\n# the rest\nseed: 1\n"),
+        ("# of\r# me\x85about:\n  deviation: >-\n    many\r    words\n", "\n# the rest\nseed: 1\n"),
     ],
 )
 def test_comments_layout_and_line_ends_stay(head: str, tail: str) -> None:
@@ -91,6 +97,43 @@ def test_comments_layout_and_line_ends_stay(head: str, tail: str) -> None:
 def test_a_file_without_its_last_line_end_stays_one() -> None:
     after = records.with_record("about:\n  title: x", "cpu", {"seeds": [0]})
     assert after == f"about:\n  title: x\n  measured:{records.COMMENT}\n    cpu:\n      seeds: [0]"
+
+
+def test_a_link_stays_a_link_and_the_file_keeps_its_mode(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    path, link = tmp_path / "kept" / "mine.yaml", tmp_path / "mine.yaml"
+    path.write_text("about:\n  title: x\n")
+    path.chmod(0o664)
+    link.symlink_to(path)
+    records.require_writable(link)
+    assert records.write(link, "cpu", RECORD)
+    assert link.is_symlink()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o664
+    assert yaml.safe_load(path.read_text())["about"]["measured"]["cpu"]["seeds"] == [0, 1, 2]
+    assert sorted(file.name for file in tmp_path.rglob("*")) == ["kept", "mine.yaml", "mine.yaml"]
+
+
+def test_records_that_are_written_at_once_are_all_kept(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("about:\n  title: x\nseed: 1\n")
+    tiers = [f"tier{number}" for number in range(12)]
+    with ThreadPoolExecutor(12) as pool:  # each with a lock of its own, as processes have
+        assert all(pool.map(lambda tier: records.write(path, tier, RECORD), tiers))
+    assert sorted(yaml.safe_load(path.read_text())["about"]["measured"]) == sorted(tiers)
+
+
+def test_a_line_that_is_not_of_the_record_is_not_taken_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong with the count of lines."""
+    path = tmp_path / "mine.yaml"
+    text = records.with_record("about:\n  title: x\n# mine\nseed: 1\n", "cpu", RECORD)
+    path.write_text(text)
+    right = records.replaced
+    monkeypatch.setattr(records, "replaced", lambda text, first, end, new: right(text, first, end + 1, new))
+    with pytest.raises(ConfigError, match="a byte of another line would change; write `about:` as a plain"):
+        records.write(path, "cpu", {"seeds": [0]})
+    assert path.read_text() == text
 
 
 def test_an_older_record_of_another_length_goes_whole() -> None:

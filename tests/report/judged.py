@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 PROTOCOL = {"data": "glyphs", "split": "test", "way": 5, "shot": 1, "query_shot": 1, "transductive": True}
-OWN = ["checkpoint", "order"]
+OWN = ["adaptation_steps", "checkpoint", "order"]
 FORMATS = {
     "accuracy": {"higher_is_better": True, "percent": True, "unit": ""},
     "accuracy_inductive": {"higher_is_better": True, "percent": True, "unit": ""},
@@ -59,6 +59,13 @@ def write_result(
     (folder / "config.yaml").write_text(yaml.safe_dump(cfg))
     (folder / "env.json").write_text(json.dumps({"locations": {}, "data_sha256": "ab"}))
     (folder / "status.json").write_text(json.dumps({"status": "finished", "exit_code": 0}))
+    return folder
+
+
+def untrained(folder: Path) -> Path:
+    """The same run, of a method that has nothing to train."""
+    path = folder / "results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"trains_on": None}))
     return folder
 
 

@@ -12,10 +12,10 @@ from PIL import Image
 
 from metalearn.errors import ConfigError
 from metalearn.report import statistics
-from metalearn.report.compare import as_json, compare, enough
+from metalearn.report.compare import LEVEL, as_json, compare, enough
 from metalearn.report.compare_text import text
 from metalearn.report.scatter import scatter
-from tests.report.judged import names_of, write_result
+from tests.report.judged import PROTOCOL, names_of, untrained, write_evaluation, write_result
 
 RNG = np.random.default_rng(0)
 DIFFICULTY = RNG.normal(1.5, 1.0, 300)
@@ -61,6 +61,18 @@ def test_tasks_are_paired_by_what_they_are(two: list[str]) -> None:
     assert sum((pair.paired.wins, pair.paired.ties, pair.paired.losses)) == 300
 
 
+def test_a_task_on_which_both_diverged_alike_leaves_the_others_what_they_are(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    low, high = (list(rng.uniform(0.1, 0.2, 200) + shift) for shift in (0.0, 0.01))
+    write_result(tmp_path / "a", {"mse": [*low, 1e5]})
+    write_result(tmp_path / "b", {"mse": [*high, 1e5 + 0.01]}, order=1)
+    [pair] = compare([str(tmp_path)]).pairs
+    assert pair.paired is not None
+    assert pair.paired.ties == 1
+    assert pair.difference == pytest.approx(sum(pair.paired.t) / 2, rel=1e-9)
+    assert pair.difference == pytest.approx((np.array(low) - np.array(high)).sum() / 201)
+
+
 def test_a_task_that_was_drawn_twice_is_paired_with_its_own_repetition(tmp_path: Path) -> None:
     names = ["x", "y", "x"]
     write_result(tmp_path / "a", {"accuracy": [0.2, 0.4, 1.0]}, tasks=names)
@@ -100,7 +112,9 @@ def test_what_shares_no_task_is_compared_unpaired_if_asked_for(tmp_path: Path) -
     from scipy import stats
 
     welch = stats.ttest_ind([0.2, 0.4, 1.0, 0.8], [0.0, 0.2], equal_var=False).confidence_interval()
-    assert found.pairs[0].unpaired == pytest.approx((welch.low, welch.high))
+    assert found.pairs[0].unpaired.t == pytest.approx((welch.low, welch.high))
+    p = stats.ttest_ind([0.2, 0.4, 1.0, 0.8], [0.0, 0.2], equal_var=False).pvalue
+    assert found.pairs[0].unpaired.p == found.pairs[0].unpaired.holm_p == pytest.approx(p)
     assert "unpaired: the methods were not judged alike" in text(found)
 
 
@@ -190,6 +204,37 @@ def test_two_seeds_give_no_interval_over_seeds(tmp_path: Path) -> None:
     assert "With 2 seeds this is not enough to say which method is better." in text(found)
 
 
+class TestTheSameRuns:
+    @pytest.fixture
+    def evaluated_twice(self, tmp_path: Path) -> list[str]:
+        """Three runs whose seeds differ by far more than one adaptation step from three."""
+        for seed, own in enumerate((-0.4, 0.0, 0.4)):
+            run_dir = tmp_path / f"seed-{seed}"
+            write_result(run_dir, {"accuracy": accuracies(own, seed)}, seed=seed)
+            for steps in (1, 3):
+                protocol = {**PROTOCOL, "checkpoint": "best", "order": 2, "adaptation_steps": steps}
+                scores = {"accuracy": accuracies(own + 0.4 * (steps > 1), seed)}
+                folder = run_dir / "evals" / f"steps-{steps}"
+                write_evaluation(folder, scores, names_of(300), seed, protocol)
+        return [str(tmp_path / "*" / "evals" / "*")]
+
+    def test_seeds_are_paired(self, evaluated_twice: list[str]) -> None:
+        found = compare(evaluated_twice)
+        [pair] = found.pairs
+        assert pair.seeds_paired
+        assert pair.over_seeds == statistics.mean_over_seeds(pair.a.scores - pair.b.scores)
+        apart = statistics.over_seeds(pair.a.scores, pair.b.scores)
+        assert apart.interval.holds(0.0)
+        assert enough(pair)
+        assert as_json(found)["pairs"][0]["seeds_paired"] is True
+        assert "over seeds and tasks; seeds are paired, as both are of the same runs\n" in text(found)
+
+    def test_of_other_runs_they_are_not(self, seeds: list[str]) -> None:
+        found = compare(seeds)
+        assert not found.pairs[0].seeds_paired
+        assert "over seeds and tasks\n" in text(found)
+
+
 class TestNothingToTrain:
     def test_one_result_stands_beside_three_seeds(self, tmp_path: Path) -> None:
         for seed in range(3):
@@ -205,13 +250,39 @@ class TestNothingToTrain:
 
     def test_seeds_that_all_score_alike_are_none(self, tmp_path: Path) -> None:
         for seed in range(2):
-            write_result(tmp_path / f"a{seed}", {"accuracy": accuracies(1.0, 0)}, seed=seed)
-            write_result(tmp_path / f"b{seed}", {"accuracy": accuracies(0.0, 1)}, seed=seed, order=1)
+            for name, shift, order in (("a", 1.0, 2), ("b", 0.0, 1)):
+                scores = {"accuracy": accuracies(shift, order)}
+                untrained(write_result(tmp_path / f"{name}{seed}", scores, seed=seed, order=order))
         found = compare([str(tmp_path)])
         assert found.pairs[0].why_not == "neither method depends on its seed"
         assert text(found).endswith(
             "On tasks like these, algo.order=2 is better; neither method depends on its seed."
         )
+
+    def test_random_weights_that_nothing_trains_do_depend_on_the_seed(self, tmp_path: Path) -> None:
+        for seed in range(2):
+            untrained(write_result(tmp_path / f"a{seed}", {"accuracy": accuracies(0, seed)}, seed=seed))
+        untrained(write_result(tmp_path / "b", {"accuracy": accuracies(0, 9)}, order=1))
+        assert [side.trains for side in compare([str(tmp_path)]).sides] == [True, False]
+
+    def test_trained_seeds_that_score_alike_are_seeds(self, tmp_path: Path) -> None:
+        """100% everywhere: three models that were trained, of which nobody knows that a fourth would be."""
+        for seed in range(3):
+            write_result(tmp_path / f"a{seed}", {"accuracy": [1.0] * 40}, seed=seed)
+            write_result(tmp_path / f"b{seed}", {"accuracy": [1.0, 0.8] * 20}, seed=seed, order=1)
+        found = compare([str(tmp_path)])
+        assert [side.trains for side in found.sides] == [True, True]
+        assert found.pairs[0].over_seeds is not None
+
+    def test_tasks_that_are_left_out_say_whether_seeds_matter(self, tmp_path: Path) -> None:
+        """Random weights, alike on the two easy tasks that the other method met."""
+        for seed in range(2):
+            scores = {"accuracy": [1.0, 1.0, 0.2 + 0.2 * seed, 0.6]}
+            untrained(write_result(tmp_path / f"a{seed}", scores, seed=seed))
+        untrained(write_result(tmp_path / "b", {"accuracy": [0.8, 1.0]}, order=1))
+        found = compare([str(tmp_path)], common=True)
+        assert found.sides[0].scores.tolist() == [[1.0, 1.0], [1.0, 1.0]]
+        assert [side.trains for side in found.sides] == [True, False]
 
     def test_weights_of_before_the_first_step_do_depend_on_the_seed(self, tmp_path: Path) -> None:
         write_result(tmp_path / "a", {"accuracy": [0.2, 0.4]}, step=0, protocol={"checkpoint": "step-000000"})
@@ -226,9 +297,11 @@ def test_models_that_score_alike_on_every_task_are_a_tie(tmp_path: Path) -> None
     told = as_json(found)["pairs"][0]["these_models"]
     assert told == {
         "t": [0.0, 0.0],
+        "p": 1.0,
+        "holm_p": 1.0,
         "bootstrap": [0.0, 0.0],
         "wilcoxon_p": 1.0,
-        "holm_p": 1.0,
+        "wilcoxon_holm_p": 1.0,
         "effect_size": 0.0,
         "wins": 0,
         "ties": 3,
@@ -251,11 +324,15 @@ class TestSeveralMethods:
         found = compare(four)
         assert len(found.pairs) == 6
         tests = [pair.paired for pair in found.pairs if pair.paired]
-        assert [test.holm_p for test in tests] == statistics.holm([test.wilcoxon_p for test in tests])
+        assert [test.holm_p for test in tests] == statistics.holm([test.p for test in tests])
+        ranks = statistics.holm([test.wilcoxon_p for test in tests])
+        assert [test.wilcoxon_holm_p for test in tests] == ranks
+        welch = statistics.holm([pair.unpaired.p for pair in found.pairs])
+        assert [pair.unpaired.holm_p for pair in found.pairs] == welch
         over = [pair.over_seeds.p for pair in found.pairs if pair.over_seeds]
         assert [pair.over_seeds_holm for pair in found.pairs] == statistics.holm(over)
         shown = text(found)
-        assert "corrected for 6 pairs" in shown
+        assert "p corrected for 6 pairs by Holm's method" in shown
         for name in ("A − B", "B − C", "C − D"):
             assert shown.count(name) == 3  # over tasks, over seeds, and what follows
 
@@ -269,6 +346,31 @@ class TestSeveralMethods:
         one_of_six = replace(found.pairs[0], over_seeds_holm=0.06)
         assert not enough(one_of_six)
         assert text(replace(found, pairs=[one_of_six])).endswith("p is too large for so many pairs.")
+
+    @pytest.mark.parametrize("anyway", [False, True])
+    def test_p_is_corrected_for_every_pair_that_is_told(self, anyway: bool, tmp_path: Path) -> None:
+        """Three methods without seeds: the smallest p would do alone, and does not as one of three."""
+        rest = np.random.default_rng(0).standard_normal((4, 400))
+        rest = (rest - rest.mean(1, keepdims=True)) / rest.std(1, ddof=1, keepdims=True)
+        for order, shift in ((1, 0.0), (2, 0.105), (3, 0.05)):
+            scores = {"mse": list(5.0 + shift + rest[order] * (order > 1))}
+            tasks = names_of(400, first=1000 * order if anyway else 0)
+            untrained(write_result(tmp_path / f"{order}", scores, order=order, tasks=tasks))
+        found = compare([str(tmp_path)], anyway=anyway)
+        pair = found.pairs[0]
+        assert 0.03 < (pair.paired or pair.unpaired).p < LEVEL
+        told = {(pair.a.label[-1], pair.b.label[-1]): enough(pair) for pair in found.pairs}
+        assert told == {("1", "2"): False, ("1", "3"): False, ("2", "3"): False}
+        assert enough(compare([str(tmp_path / "1"), str(tmp_path / "2")], anyway=anyway).pairs[0])
+
+    def test_the_largest_p_is_corrected_for_pairs_that_have_none(self, tmp_path: Path) -> None:
+        for order, count in ((1, 3), (2, 3), (3, 1)):
+            for seed in range(count):
+                scores = {"accuracy": accuracies(0.3 * order, 10 * order + seed)}
+                write_result(tmp_path / f"{order}_{seed}", scores, order=order, seed=seed)
+        pair = compare([str(tmp_path)]).pairs[0]
+        assert pair.over_seeds is not None
+        assert pair.over_seeds_holm == min(1.0, 3 * pair.over_seeds.p)
 
     def test_at_most_six_pairs_are_drawn(self, four: list[str], tmp_path: Path) -> None:
         for seed in range(3):
@@ -303,6 +405,7 @@ def test_json_has_no_number_that_json_lacks(seeds: list[str]) -> None:
             "unpaired",
             "over_seeds",
             "no_interval_over_seeds",
+            "seeds_paired",
             "enough",
         )
     }

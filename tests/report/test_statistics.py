@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from metalearn.engine.evaluate import EvalSpec, looks, summarise
 from metalearn.report import statistics
 from metalearn.report.statistics import Components, Interval
 from tests.report import simulation
@@ -34,11 +35,59 @@ class TestPaired:
         statistics.bootstrap_interval(values)
         assert time.process_time() - began < 0.5
 
-    def test_equal_differences_of_fractions_are_ties(self) -> None:
-        found = statistics.differences(np.array([0.8, 1.0, 0.6]), np.array([0.6, 0.8, 0.6]))
-        assert found[0] == found[1] != 0.0
-        assert found[2] == 0.0
-        assert 0.8 - 0.6 != 1.0 - 0.8
+    @pytest.mark.parametrize("kind", [np.float32, np.float64])
+    def test_equal_differences_of_fractions_are_ties(self, kind: type) -> None:
+        """Of float32 as of decimals: a small difference of large scores is the hardest."""
+        a = np.array([0.8, 1.0, 0.6, 0.4, 1.0, 0.9])
+        b = np.array([0.6, 0.8, 0.6, 0.6, 0.99, 0.89])
+        if kind is np.float32:
+            a, b = a.astype(kind).astype(float), b.astype(kind).astype(float)
+        values = statistics.differences(a, b)
+        assert values[2] == 0.0
+        assert len({*np.abs(values)}) > 3
+        found = statistics.tied(values, statistics.magnitudes(a, b))
+        assert found[0] == found[1] == -found[3] != 0.0
+        assert found[4] == found[5] != 0.0
+        assert len({*np.abs(found)}) == 3
+        assert found == pytest.approx(values, rel=1e-4)
+
+    def test_one_diverged_task_leaves_the_differences_of_all_others(self) -> None:
+        rng = np.random.default_rng(0)
+        a, b = 0.02 + 0.01 * rng.random(300), 0.01 + 0.01 * rng.random(300)
+        alone = statistics.differences(a, b)
+        a, b = np.append(a, 1e5), np.append(b, 1e5 + 0.01)  # which float32 does not tell apart
+        values = statistics.differences(a, b)
+        assert values[:-1].tolist() == alone.tolist() == (a - b)[:-1].tolist()
+        assert values[-1] == 0.0
+        assert statistics.t_interval(values).low > 0.0
+        assert statistics.wilcoxon_p(statistics.tied(values, statistics.magnitudes(a, b))) < 1e-20
+
+    def test_ranks_of_what_is_not_equal_stay(self) -> None:
+        values = np.random.default_rng(0).standard_normal(2000)
+        found = statistics.tied(values, np.ones(2000))
+        assert found == pytest.approx(values, abs=1e-6)
+        assert statistics.wilcoxon_p(found) == pytest.approx(statistics.wilcoxon_p(values), rel=1e-3)
+
+    @pytest.mark.parametrize("step", [0.2, 0.01])
+    def test_the_same_difference_but_for_float32_has_no_size(self, step: float) -> None:
+        exact = np.linspace(0.5, 1.0, 11)
+        a, b = (side.astype(np.float32).astype(float) for side in (exact, exact - step))
+        values, scale = statistics.differences(a, b), statistics.magnitudes(a, b)
+        assert values.std() > 0.0
+        assert statistics.effect_size(values, scale) is None
+        assert statistics.tasks_needed(values, scale) == 2
+
+    def test_differences_that_cancel_are_told_from_0_by_no_number_of_tasks(self) -> None:
+        values = np.array([0.1, 0.2, -0.3, 0.1 + 0.2, -0.3])
+        assert values.mean() != 0.0
+        assert statistics.tasks_needed(values) is None
+
+    def test_p_of_t_is_below_a_twentieth_where_the_interval_leaves_0_out(self) -> None:
+        rng = np.random.default_rng(0)
+        for _ in range(50):
+            values = rng.standard_normal(20) + 0.4
+            assert (statistics.t_p(values) < 0.05) != statistics.t_interval(values).holds(0.0)
+        assert (statistics.t_p(np.zeros(4)), statistics.t_p(np.ones(4))) == (1.0, 0.0)
 
     def test_differences_of_tiny_scores_are_kept(self) -> None:
         found = statistics.differences(np.array([3e-9, 1e-9]), np.array([1e-9, 2e-9]))
@@ -77,6 +126,9 @@ class TestPaired:
         assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
         assert statistics.holm([0.7, 0.9]) == [1.0, 1.0]
         assert statistics.holm([]) == []
+
+    def test_holm_counts_questions_that_have_no_p(self) -> None:
+        assert statistics.holm([0.01, 0.02], 3) == pytest.approx([0.03, 0.04])
 
     def test_so_many_tasks_resolve_a_difference_in_four_of_five_repetitions(self) -> None:
         rng = np.random.default_rng(3)
@@ -159,6 +211,25 @@ class TestCoverage:
         assert found.reached == 1.0
         assert 200 < found.mean_tasks < 2500
 
+    @pytest.mark.parametrize("target", [0.001, 0.01, 0.02])
+    def test_it_ends_where_the_engine_ends(self, target: float) -> None:
+        """As `evaluate` takes tasks: before every look, those of `looks`."""
+        spec = EvalSpec(
+            *("test", 0, 650, 2, "best", None, None, False, None, False), seeds=1, ci_target=target, grid=None
+        )
+        rng = np.random.default_rng(0)
+        for _ in range(20):
+            scores = rng.binomial(5, rng.uniform(0.5, 1.0), spec.total) / 5
+            ended = next(
+                (
+                    tasks.stop
+                    for tasks in looks(spec)
+                    if summarise(scores[: tasks.stop].tolist())["ci95"] <= target
+                ),
+                spec.total,
+            )
+            assert statistics.stops_after(scores, target) == ended
+
     def test_a_target_that_is_not_reached_ends_with_the_last_task(self) -> None:
         found = simulation.sequential(simulation.LOGITS["hard"], 0.001, 2, most=450)
         assert (found.mean_tasks, found.reached) == (450, 0.0)
@@ -171,6 +242,14 @@ class TestCoverage:
         assert ours.width < 14 * max(1.0, spread)  # no interval is right by holding everything
         if spread >= 1.0:  # the same bound finds out the interval that forgets the seeds
             assert tasks_alone.share < 0.8, tasks_alone
+
+    @pytest.mark.parametrize(("seeds", "spread"), [(3, 0.0), (3, 2.0), (10, 2.0)])
+    def test_intervals_of_the_same_runs(self, seeds: int, spread: float) -> None:
+        ours, apart = simulation.same_runs(seeds, spread, 300)
+        assert 0.93 <= ours.share, ours
+        if spread:  # what both have in common is no reason for doubt
+            assert ours.width < 0.7 * apart.width
+            assert ours.share <= 0.985 < apart.share
 
     def test_the_plain_bootstrap_is_too_sure_of_few_seeds(self) -> None:
         _, plain, _ = simulation.over_seeds(3, 2.0, 300, resamples=200)

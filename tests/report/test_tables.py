@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -102,6 +103,48 @@ def test_a_recipes_figures_stand_under_runs_of_their_own_protocol_only(
     config["choices"] |= names
     results |= {**names, "protocol": {**results["protocol"], **sizes}}
     assert tables.published_line(config, results).partition("\n")[0] == line
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"metric": "accuracy"}, "published: 5-way 1-shot 98.7 % (Finn et al. 2017)"),
+        ({"metric": "accuracy_inductive"}, ""),
+        (
+            {"published_protocol": {"outer_steps": 200, "transductive": True, "query_shot": 15}},
+            "published: 5-way 1-shot 98.7 % (Finn et al. 2017)",
+        ),
+        (
+            {"published_protocol": {"outer_steps": 60000, "transductive": False, "way": 5}},
+            "published: 5-way 1-shot 98.7 %, other protocol: outer_steps 60000, transductive false "
+            "(Finn et al. 2017)",
+        ),
+    ],
+)
+def test_a_published_figure_names_the_facts_in_which_it_is_of_another_protocol(
+    changes: dict[str, Any], line: str, run_dir: Path
+) -> None:
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    results = json.loads((run_dir / "results.json").read_text())
+    config["about"]["figures"][0] |= changes
+    assert tables.published_line(config, results).partition("\n")[0] == line
+    [*short] = [figure.short for figure in tables.published_figures(config, results)[0]]
+    assert short == ([f"98.7 %{' (other protocol)' * ('other' in line)}"] if line else [])
+
+
+def test_of_the_figures_of_a_recipe_the_nearest_protocol_stands_beside_a_result(run_dir: Path) -> None:
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    results = json.loads((run_dir / "results.json").read_text())
+    own = config["about"]["figures"][0]
+    own["published_protocol"] = {"outer_steps": 60000, "transductive": True}
+    config["about"]["figures"].append(
+        {**own, "name": "alone", "published_protocol": {"outer_steps": 60000, "transductive": False}}
+    )
+    assert "alone" not in tables.published_line(config, results)
+    results["protocol"]["transductive"] = False
+    assert tables.published_line(config, results).startswith(
+        "published: alone 98.7 %, other protocol: outer_steps 60000 ("
+    )
 
 
 def test_no_figure_in_a_yaml_of_ours_is_unverified_or_without_its_place() -> None:

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from metalearn.cli import main as cli
+from metalearn.config import records
 from metalearn.engine.trainer import Trainer
 from metalearn.rundir.checkpoints import CheckpointStore
 from metalearn.sweep.smoke import as_it_was
 
+COMMIT, LATER = "0123456789", "abcdef0123"
 TINY = """# @package _global_
 # A few steps on sinusoids.
 about:
@@ -51,8 +54,35 @@ def restored() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def checkout() -> Iterator[dict[str, str]]:
+    """What git says of this checkout, whatever it is: a commit, of which no file differs."""
+    answers = {"rev-parse": COMMIT + 30 * "0", "status": ""}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("metalearn.rundir.environment._git", lambda *words: answers[words[0]])
+        yield answers
+
+
+@pytest.fixture
+def later(checkout: dict[str, str]) -> Iterator[str]:
+    """Another commit was made since."""
+    before = dict(checkout)
+    checkout["rev-parse"] = LATER + 30 * "0"
+    yield LATER
+    checkout.update(before)
+
+
+@pytest.fixture
+def dirty(checkout: dict[str, str]) -> Iterator[None]:
+    """A file was changed since."""
+    before = dict(checkout)
+    checkout["status"] = " M metalearn/algorithms/maml.py"
+    yield
+    checkout.update(before)
+
+
 @pytest.fixture(scope="module")
-def reproduced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reproduced(checkout: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder in which the recipe was reproduced and recorded once."""
     place = tmp_path_factory.mktemp("reproduced")
     write(place, TINY)
@@ -103,6 +133,7 @@ def test_the_record_says_what_was_measured_and_how(place: Path) -> None:
     }
     assert record["figures"]["before"]["mean"] != record["figures"]["adapted"]["mean"]
     assert (record["seeds"], record["steps"]) == ([0], 3)
+    assert (record["commit"], record["runs"]) == (COMMIT, ["seed-0"])
     assert "torch" in record["machine"]
     assert "plan=loop" in record["plan"]
     assert "threads=1" in record["plan"]
@@ -118,20 +149,25 @@ def test_a_finished_reproduction_is_judged_without_training(
     assert reproduce("tiny") == 0
     out = capsys.readouterr().out
     assert "outputs/reproduce/tiny/cpu/seed-0 is finished, of 20" in out
-    assert out.count("ours PASS: recorded ") == 3
-    assert "the same seed and plan" in out
+    assert out.count("ours INCONCLUSIVE: recorded ") == 3
+    assert (
+        out.count("this is the recorded run, which says nothing new; move or remove outputs/reproduce") == 3
+    )
+    assert out.count(f"; run of commit {COMMIT}, today's is {COMMIT}\n") == 3
     assert "published BELOW: 0.001 mse; " in out  # less is better
     assert "published REACHED: 100 mse; or better" in out
     assert "published NOT COMPARABLE: 9 mse; outer_steps 3 instead of 70000" in out
 
 
 def test_json_has_both_verdicts_with_their_numbers(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    place: Path, later: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    no_training(monkeypatch)
     assert reproduce("tiny", "--json") == 0
-    [found] = json.loads(capsys.readouterr().out)["recipes"]
+    told = json.loads(capsys.readouterr().out)
+    [found] = told["recipes"]
+    assert told["not_done"] == []
     assert (found["recipe"], found["tier"], found["verdict"], found["seeds"]) == ("tiny", "cpu", "PASS", [0])
+    assert (found["commit"], found["commit_now"]) == (later, later)
     figure = found["figures"][0]
     assert figure["ours"]["verdict"] == "PASS"
     assert abs(figure["ours"]["difference"]) < figure["ours"]["allowed"] < figure["ours"]["detectable"]
@@ -150,6 +186,120 @@ def test_another_figure_than_recorded_fails_and_may_become_the_record(
     assert reproduce("tiny", "--record") == 0
     assert measured(place)["cpu"]["figures"]["adapted"]["mean"] == right
     assert reproduce("tiny") == 0
+
+
+class TestAnotherCommit:
+    def test_it_is_trained_anew_beside_the_run_of_before(
+        self, place: Path, later: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Broken code is found out by its figures, and not hidden by the run that was recorded."""
+        step = Trainer.train_step
+
+        def broken(trainer: Trainer) -> None:
+            step(trainer)
+            with torch.no_grad():
+                for parameter in trainer.algorithm.parameters():
+                    parameter.add_(3.0)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "train_step", broken)
+            assert reproduce("tiny") == 1
+        out = capsys.readouterr().out
+        assert "ours FAIL: recorded " in out
+        assert out.count(f"; run of commit {later}, today's is {later}\n") == 3
+        assert runs() == ["seed-0", f"seed-0-{later}"]
+
+    def test_its_own_run_is_judged_again_without_training(
+        self, place: Path, later: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert reproduce("tiny") == 0
+        assert capsys.readouterr().out.count("ours PASS: recorded ") == 3
+        no_training(monkeypatch)
+        assert reproduce("tiny") == 0
+        out = capsys.readouterr().out
+        assert f"outputs/reproduce/tiny/cpu/seed-0-{later} is finished, of 20" in out
+        assert out.count("ours PASS: recorded ") == 3
+
+    def test_reuse_judges_the_run_of_before_and_names_both_commits(
+        self, place: Path, later: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        no_training(monkeypatch)
+        assert reproduce("tiny", "--reuse") == 0
+        out = capsys.readouterr().out
+        assert out.count("ours INCONCLUSIVE: ") == 3
+        assert out.count(f"; run of commit {COMMIT}, today's is {later}\n") == 3
+        assert runs() == ["seed-0"]
+
+    @pytest.mark.usefixtures("dirty")
+    def test_of_changed_files_no_run_is_the_same_code(
+        self, place: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for _ in range(2):
+            assert reproduce("tiny") == 0
+            assert capsys.readouterr().out.count("ours PASS: recorded ") == 3
+        assert runs() == ["seed-0", f"seed-0-{COMMIT}-dirty", f"seed-0-{COMMIT}-dirty-2"]
+
+    @pytest.mark.usefixtures("dirty")
+    def test_a_record_of_changed_files_is_warned_of(
+        self, place: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert reproduce("tiny", "--record") == 0
+        assert (
+            "warning: files of this checkout differ from its commit; the record will say "
+            f"{COMMIT}-dirty, which nobody can have again: commit first, then record"
+            in capsys.readouterr().err
+        )
+        assert measured(place)["cpu"]["commit"] == f"{COMMIT}-dirty"
+
+
+class TestSeveralRecords:
+    @pytest.fixture
+    def two(self, place: Path, checkout: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+        """A second recipe; a record that is written makes the checkout a dirty one, as in a clone."""
+        write(place, TINY.replace("outer_steps: 3,", "outer_steps: 2,"), "tiny2")
+        shutil.rmtree("outputs")
+        right = records.write
+
+        def dirtying(*words: Any) -> bool:
+            checkout["status"] = " M conf/experiment/tiny.yaml"
+            return right(*words)
+
+        monkeypatch.setattr(records, "write", dirtying)
+        yield place
+        checkout["status"] = ""
+
+    @pytest.mark.usefixtures("two")
+    def test_all_are_of_the_commit_at_the_start(
+        self, place: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert reproduce("tiny", "tiny2", "--record") == 0
+        assert [measured(place, name)["cpu"]["commit"] for name in ("tiny", "tiny2")] == [COMMIT, COMMIT]
+        assert "warning" not in capsys.readouterr().err
+
+    @pytest.mark.usefixtures("two")
+    def test_what_was_done_before_a_stop_is_recorded_and_told(
+        self, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        before = measured(place)["cpu"]["date"]
+        write(place, TINY)
+        step = Trainer.train_step
+
+        def stopped(trainer: Trainer) -> None:
+            step(trainer)
+            if trainer.settings.outer_steps == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        monkeypatch.setattr(Trainer, "train_step", stopped)
+        assert reproduce("tiny", "tiny2", "--record", "--json") == 143
+        assert measured(place)["cpu"]["date"] >= before
+        told = json.loads(capsys.readouterr().out)
+        assert [found["recipe"] for found in told["recipes"]] == ["tiny"]
+        assert told["not_done"] == ["tiny2"]
+        assert "measured" not in (place / "conf" / "experiment" / "tiny2.yaml").read_text()
+
+
+def runs() -> list[str]:
+    return sorted(path.name for path in Path("outputs/reproduce/tiny/cpu").iterdir())
 
 
 def test_other_seeds_than_recorded_are_inconclusive_and_three_have_a_spread(
@@ -209,7 +359,7 @@ def test_a_figure_that_is_trained_otherwise_has_a_run_of_its_own(
     path.write_text(path.read_text().replace("  tiers:\n", f"{slower}  tiers:\n"))
     assert reproduce("tiny", "--record") == 0
     out = capsys.readouterr().out
-    assert out.count("ours PASS") == 3
+    assert out.count("ours PASS") == 3  # a run was trained, and not all of them are recorded
     assert out.count("ours NO RECORD") == out.count("published NO PUBLISHED FIGURE\n") == 1
     assert sorted(path.name for path in Path("outputs/reproduce/tiny/cpu").iterdir()) == [
         "seed-0",
@@ -269,6 +419,7 @@ def test_the_first_steps_are_recorded_and_compared_and_leave_nothing(
         ([], "name a recipe, or take --all of them; recipes: glyphs_baseline, "),
         (["tiny", "--all"], "tiny and --all: name recipes, or take all of them"),
         (["tiny", "--seeds", "0"], "--seeds 0 must be at least 1"),
+        (["tiny", "--tier", "smoke", "--reuse"], "--reuse is not for --tier smoke, which keeps no run"),
         (["tiny", "--tier", "smoke", "--seeds", "2"], "--seeds is not for --tier smoke"),
         (
             ["glyphs_maml", "--tier", "paper"],
