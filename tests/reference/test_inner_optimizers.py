@@ -308,7 +308,7 @@ class TestInnerLoss:
         weights = dict(algorithm.named_parameters())
         prediction, _ = algorithm.network(task.support.x)
         expected = torch.nn.functional.cross_entropy(prediction, task.support.y, reduction="sum") / 2
-        torch.testing.assert_close(algorithm.task_inner_loss(weights, task, 0), expected)
+        torch.testing.assert_close(algorithm.task_inner_loss(weights, weights, task, 0), expected)
 
     def test_other_tasks_than_classification_have_no_classes(self) -> None:
         spec = TaskSpec("regression", Regression(), 1, InputSpec((1,)), 5, 5, 1)

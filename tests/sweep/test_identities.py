@@ -50,6 +50,7 @@ RECORDED = {
 # recipes that there were not then
 YOUNGER = {
     *(f"glyphs_{name}" for name in ("baseline", "maml", "pixel_nn", "proto_maml", "protonet", "reptile")),
+    *(f"glyphs_{name}" for name in ("anil", "boil", "t_net", "maml_pp", "imaml", "foml")),
     *(f"omniglot_{name}" for name in ("fomaml", "anil", "boil", "proto_maml", "meta_sgd", "meta_curvature")),
     *(f"omniglot_{name}" for name in ("t_net", "maml_pp", "cavia", "imaml", "foml")),
     *(f"sinusoid_{name}" for name in ("fomaml", "cavia", "joint", "meta_sgd", "meta_curvature")),
