@@ -35,8 +35,8 @@ class TaskLine(NamedTuple):
 
     name: str
     source: str | None
-    support: list[Mapping[str, Any]]
-    query: list[Mapping[str, Any]]
+    support: list[dict[str, Any]]
+    query: list[dict[str, Any]]
     place: str
 
 

@@ -191,7 +191,8 @@ def test_of_many_rivals_each_must_be_told_apart_by_a_corrected_p(tmp_path: Path)
             scores = [
                 0.5 - (0.0316 if number else 0.0) + (noise[task] if number else 0) for task in range(50)
             ]
-            write_result(tmp_path / f"{number}-{seed}", {"accuracy": scores}, seed=seed, order=number)
+            named = tmp_path / f"{number}-{seed}"
+            write_result(named, {"accuracy": scores}, seed=seed, order=number, step=0)
     [table] = tables(collected([str(tmp_path)]).reported)
     assert not table.leads
     assert "p = 0.063 when corrected for 2 other rows" in table.reason
@@ -228,8 +229,9 @@ def test_seeds_that_met_different_tasks_have_no_mean_per_task(tmp_path: Path) ->
 
 def test_a_row_that_leads_by_tasks_of_its_own_is_not_bold(tmp_path: Path) -> None:
     for number, values in enumerate(([0.1, 0.2, 0.3, 1.0, 1.0, 1.0], [0.4, 0.45, 0.6])):
-        for seed in range(2):  # that score alike: nothing to train
-            write_result(tmp_path / f"{number}-{seed}", {"accuracy": values}, seed=seed, order=number)
+        for seed in range(2):  # nothing to train
+            named = tmp_path / f"{number}-{seed}"
+            write_result(named, {"accuracy": values}, seed=seed, order=number, step=0)
     [table] = tables(collected([str(tmp_path)]).reported)
     assert (table.leads, table.reason) == (
         False,
