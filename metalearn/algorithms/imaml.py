@@ -10,7 +10,7 @@ Deviation: conjugate gradient stops where the curvature is small or negative (No
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,13 +33,28 @@ class IMAML(MAML):
         model: nn.Module,
         spec: TaskSpec,
         *,
+        inner_lr: float,
+        adaptation_steps: int,
+        eval_adaptation_steps: int,
+        order: int,
+        adapts: str | Sequence[str],
         proximal: float,
         solver: str,
         solver_steps: int,
         least_curvature: float,
-        **dials: Any,
     ) -> None:
-        super().__init__(model, spec, proximal=proximal, inner_loss="mean", warmup_steps=0, **dials)
+        super().__init__(
+            model,
+            spec,
+            inner_lr=inner_lr,
+            adaptation_steps=adaptation_steps,
+            eval_adaptation_steps=eval_adaptation_steps,
+            order=order,
+            adapts=adapts,
+            proximal=proximal,
+            inner_loss="mean",
+            warmup_steps=0,
+        )
         one_of("algo.order", self.order, (1,))  # the inner loop is not differentiated
         one_of("algo.solver", solver, ("cg", "neumann"))
         if proximal <= 0:
