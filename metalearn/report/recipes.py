@@ -18,6 +18,7 @@ from metalearn.report.markup import Grid, written
 from metalearn.report.tables import unit_of
 from metalearn.rundir.reader import read_yaml
 
+UNKNOWN = "not measured yet"
 USUAL = "cpu"  # the tier of a recipe as it stands
 INTRODUCTION = """# Results
 
@@ -114,7 +115,7 @@ def _figure(
 ) -> Figure:
     value, unit = _mapping(record["figures"].get(one["name"])), unit_of(dict(one))
     name = str(one["name"]) + (f" ({tier})" if tier != USUAL else "")
-    measured = f"{value['mean']} ± {value.get('ci95')}{unit}" if "mean" in value else "not measured yet"
+    measured = f"{value['mean']} ± {value.get('ci95')}{unit}" if "mean" in value else UNKNOWN
     typed = "mean" in value and record.get("commit") is None and record.get("machine") is None
     machine = str(record.get("machine") or "")
     cells = {
@@ -185,5 +186,6 @@ def plain(grid: Grid) -> Grid:
 
 
 def extract(recipes: Sequence[Recipe]) -> Grid:
-    """The headline of each recipe; of one that marks none, every figure."""
-    return grid_of([one for recipe in recipes for one in figures(recipe) if one.headline], SHORT)
+    """The headline of each recipe that was measured; of one that marks none, every figure."""
+    found = [one for recipe in recipes for one in figures(recipe) if one.headline]
+    return grid_of([one for one in found if one.cells["Measured ± 95% CI"] != UNKNOWN], SHORT)

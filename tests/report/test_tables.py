@@ -155,7 +155,7 @@ def test_no_figure_in_a_yaml_of_ours_is_unverified_or_without_its_place() -> Non
     for group in ("algo", "experiment"):
         for name, about in about_blocks(folder, group):
             figures = [{**about, **figure} for figure in about.get("figures", []) if figure["published"]]
-            for figure in [*figures, *([about["published"]] if "published" in about else [])]:
+            for figure in [*figures, *([about["published"]] if about.get("published") else [])]:
                 assert figure.keys() >= set(tables.PLACE), name
 
 

@@ -416,7 +416,7 @@ def test_the_first_steps_are_recorded_and_compared_and_leave_nothing(
     ("words", "sentence"),
     [
         (["tinny"], "experiment=tinny does not exist; did you mean tiny?"),
-        ([], "name a recipe, or take --all of them; recipes: glyphs_baseline, "),
+        ([], "name a recipe, or take --all of them; recipes: glyphs_anil, "),
         (["tiny", "--all"], "tiny and --all: name recipes, or take all of them"),
         (["tiny", "--seeds", "0"], "--seeds 0 must be at least 1"),
         (["tiny", "--tier", "smoke", "--reuse"], "--reuse is not for --tier smoke, which keeps no run"),
