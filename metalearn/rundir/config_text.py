@@ -86,6 +86,6 @@ def _read(lines: str) -> Any:
     if re.search(r"(?:^|[\s\[{,:-])[&*!]\S", lines):
         raise _UnusualError  # an anchor may lie elsewhere, or make a value of any size
     try:
-        return yaml.load(lines, Loader=yaml.SafeLoader)
+        return yaml.safe_load(lines)
     except MISTAKES as error:
         raise _UnusualError from error
